@@ -1,0 +1,173 @@
+"""Model configuration: frozen dataclasses, validated when built, saved whole into every checkpoint.
+
+Unknown keys, wrong types and impossible sizes are errors at construction, so that a config that exists is a
+config that works. `preset(name)` gives the three sizes the project ships.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mamba3_jepa.errors import UserError
+
+PresetName = Literal["small", "mini", "tiny"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Mamba3Config:
+    """One Mamba-3 layer; the names are the constructor arguments of `models.mamba3.Mamba3`."""
+
+    d_model: int = Field(gt=0)
+    d_state: int = Field(default=128, gt=0)
+    expand: int = Field(default=2, gt=0)
+    headdim: int = Field(default=64, gt=0)
+    ngroups: int = Field(default=1, gt=0)
+    rope_fraction: Literal[0.5, 1.0] = 0.5
+    a_activation: Literal["heavy_tail", "softplus"] = "heavy_tail"
+    is_mimo: bool = False
+    mimo_rank: int = Field(default=4, gt=0)
+    is_outproj_norm: bool = False
+    chunk_size: int = Field(default=64, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BackboneConfig:
+    """A pre-norm residual stack of `n_layers` equal Mamba-3 layers."""
+
+    n_layers: int = Field(gt=0)
+    layer: Mamba3Config
+
+    @property
+    def d_model(self) -> int:
+        return self.layer.d_model
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class VisionConfig:
+    """The X-Encoder: a V-JEPA 2 vision transformer. Sizes in pixels and frames."""
+
+    hidden_size: int = Field(default=1024, gt=0)
+    depth: int = Field(default=24, gt=0)
+    heads: int = Field(default=16, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    image_size: int = Field(default=256, gt=0)
+    patch_size: int = Field(default=16, gt=0)
+    tubelet_size: int = Field(default=2, gt=0)
+    frames: int = Field(default=64, gt=0)
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise UserError(f"vision: hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+
+    @property
+    def n_tokens(self) -> int:
+        """Visual tokens of one image (one tubelet)."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AngnConfig:
+    """Adaptive neural gating of the predictor's residual stream."""
+
+    enabled: bool = False
+    sparsity_weight: float = Field(default=0.01, ge=0)
+    context_reset_threshold: float = Field(default=0.3, ge=0, le=1)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """Everything that decides the shape and the meaning of the weights."""
+
+    preset: PresetName
+    vision: VisionConfig
+    predictor: BackboneConfig
+    y_encoder: BackboneConfig
+    y_decoder: BackboneConfig
+    prefix_tokens: int = Field(default=8, gt=0)
+    embed_dim: int = Field(default=1536, gt=0)
+    vocab_size: int = Field(default=32_000, gt=0)
+    max_query_tokens: int = Field(default=64, gt=1)
+    max_answer_tokens: int = Field(default=64, gt=1)
+    query_prompt: str = Field(default="Describe the image.", min_length=1)
+    angn: AngnConfig = Field(default_factory=AngnConfig)
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready dictionaries."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], source: str = "config") -> ModelConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: a key is unknown or missing, or a value has the wrong type; names `source` and the key.
+        """
+        try:
+            return _MODEL_CONFIG.validate_python(values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
+            )
+            raise UserError(f"{source}: not a valid model configuration: {problems}") from error
+
+
+_MODEL_CONFIG = TypeAdapter(ModelConfig)
+
+
+def _backbone(n_layers: int, d_model: int, d_state: int, headdim: int) -> BackboneConfig:
+    return BackboneConfig(
+        n_layers=n_layers, layer=Mamba3Config(d_model=d_model, d_state=d_state, headdim=headdim)
+    )
+
+
+def preset(name: PresetName) -> ModelConfig:
+    """The named size: `small` (full size), `mini` (learns on a laptop), `tiny` (seconds, for tests)."""
+    if name == "small":
+        return ModelConfig(
+            preset="small",
+            vision=VisionConfig(),
+            predictor=_backbone(12, 1024, 128, 64),
+            y_encoder=_backbone(12, 768, 64, 32),
+            y_decoder=_backbone(6, 512, 64, 32),
+        )
+    if name == "mini":
+        return ModelConfig(
+            preset="mini",
+            vision=VisionConfig(hidden_size=192, depth=2, heads=3, image_size=64, patch_size=8, frames=2),
+            predictor=_backbone(4, 128, 32, 32),
+            y_encoder=_backbone(2, 128, 32, 32),
+            y_decoder=_backbone(2, 128, 32, 32),
+            embed_dim=128,
+            vocab_size=1024,
+            max_query_tokens=32,
+            max_answer_tokens=32,
+        )
+    if name == "tiny":
+        return ModelConfig(
+            preset="tiny",
+            vision=VisionConfig(hidden_size=64, depth=2, heads=1, image_size=32, patch_size=8, frames=2),
+            predictor=_backbone(2, 64, 16, 16),
+            y_encoder=_backbone(2, 64, 16, 16),
+            y_decoder=_backbone(2, 64, 16, 16),
+            prefix_tokens=4,
+            embed_dim=32,
+            vocab_size=512,
+            max_query_tokens=32,
+            max_answer_tokens=32,
+        )
+    raise UserError(f"unknown preset {name!r}: choose small, mini or tiny")

@@ -1,0 +1,1 @@
+"""Losses, tasks and the loop that trains them."""
