@@ -1,0 +1,150 @@
+"""Checkpoints: one self-contained file, written whole or not at all, read without unpickling code.
+
+A checkpoint holds the weights (the frozen X-Encoder included, so that the file alone is enough), the model
+configuration, the tokenizer, where the data came from, the validation metrics, the settings of the run, and, in
+`phaseN_last.pt`, everything the loop needs to continue bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.errors import UserError
+
+FORMAT_VERSION = 1
+_REQUIRED = ("format_version", "phase", "config", "model", "tokenizer", "data", "metrics", "run", "trainer")
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        phase: 1, 2 or 3: the last phase that trained these weights.
+        config: shape and meaning of the weights.
+        model: state dict of `Mamba3Jepa`.
+        tokenizer: the tokenizer as JSON.
+        data: provenance of the training data (`synthetic`, `source`, sample counts).
+        metrics: validation metrics at the moment of saving.
+        run: settings of the run that wrote the file.
+        trainer: state of the training loop (optimizer, step, data position, RNG), or None when only the weights
+            were kept.
+    """
+
+    phase: int
+    config: ModelConfig
+    model: dict[str, Tensor]
+    tokenizer: str
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] | None = None
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`: a temporary file beside it, flushed to the disk, then renamed.
+
+    Raises:
+        UserError: the file cannot be written (disk full, no permission); what was at `path` is unchanged.
+    """
+    values: dict[str, Any] = {name: getattr(checkpoint, name) for name in _REQUIRED[1:] if name != "config"}
+    values["format_version"] = FORMAT_VERSION
+    values["config"] = asdict(checkpoint.config)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"could not write checkpoint {path}: {_write_failure(error)}. "
+            "Whatever was there before is unchanged; free some space or choose another --output-dir."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Args:
+        path: the `.pt` file.
+        phase: the phase, or phases, that are acceptable here; None for any.
+
+    Raises:
+        UserError: the file is missing, damaged, not one of ours, or of another phase; names the file and what was
+            expected.
+    """
+    path = Path(path)
+    values = _read(path)
+    if not isinstance(values, dict) or not set(_REQUIRED) <= set(values):
+        missing = sorted(set(_REQUIRED) - set(values)) if isinstance(values, dict) else list(_REQUIRED)
+        raise UserError(
+            f"{path} is not a Mamba3-JEPA checkpoint: it lacks {', '.join(missing)}. "
+            "Expected a file written by train_jepa.py, train_decoder.py or train_agent.py."
+        )
+    if values["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint format {values['format_version']}; this version reads format {FORMAT_VERSION}"
+        )
+    accepted = (phase,) if isinstance(phase, int) else phase
+    if accepted is not None and values["phase"] not in accepted:
+        wanted = " or ".join(str(number) for number in accepted)
+        raise UserError(f"{path} is a phase {values['phase']} checkpoint; phase {wanted} is needed here")
+    config = ModelConfig.from_dict(values["config"], source=str(path))
+    fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
+    return Checkpoint(config=config, **fields)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}" + (": it is a directory" if path.is_dir() else ""))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not compare the checksums itself
+        if damaged is not None:
+            raise UserError(f"{path} is damaged: the checksum of its entry {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"{path} is not a checkpoint, or was cut short ({path.stat().st_size} bytes): {_first_line(error)}"
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; a no-op where directories cannot be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_failure(error: BaseException) -> str:
+    """torch closes its archive on the way out of a failed write and reports that; the cause is behind it."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__context__
+    return behind.strerror or str(behind) if isinstance(behind, OSError) else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

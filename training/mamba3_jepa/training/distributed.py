@@ -1,0 +1,84 @@
+"""The only module that knows about ranks. With one process every function here does nothing.
+
+Letters: B local batch, G global batch, E embedding width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of training processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenate over ranks; the gradient of each slice is summed over the ranks that used it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        slices = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(slices, x.contiguous())
+        return torch.cat(slices)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        start = rank() * ctx.rows
+        return grad[start : start + ctx.rows]
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Rows of every rank, in rank order, differentiable: (B, ...) -> (G, ...).
+
+    The ranks may hold different numbers of rows (a skipped bad sample): shorter ones are padded for the transfer
+    and cut again afterwards.
+    """
+    if world_size() == 1:
+        return x
+    rows = [int(n) for n in all_gather_object(x.shape[0])]
+    longest = max(rows)
+    padded = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]) if x.shape[0] < longest else x
+    gathered = _AllGather.apply(padded)
+    if min(rows) == longest:
+        return gathered
+    return torch.cat([gathered[i * longest : i * longest + n] for i, n in enumerate(rows)])
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
+    """For each flag, whether it is set on at least one rank: all ranks then take the same decision."""
+    if world_size() == 1:
+        return flags
+    votes = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return tuple(bool(vote) for vote in votes.tolist())
+
+
+def sum_over_ranks(value: float, device: torch.device) -> float:
+    """The sum of `value` over ranks."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)

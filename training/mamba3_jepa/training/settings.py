@@ -1,0 +1,175 @@
+"""Settings of a training run: what the command line offers, with the text of its help.
+
+This module stays free of torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from mamba3_jepa.config import ModelConfig, PresetName, preset
+from mamba3_jepa.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+_Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+_Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What all phases share."""
+
+    data_dir: _Path = None
+    """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards. Without it: synthetic scenes."""
+    output_dir: Path = Path("checkpoints")
+    """Where checkpoints, metrics and plots go."""
+    epochs: _Int = None
+    """Passes over the training data."""
+    max_steps: _Int = None
+    """Stop after this many optimizer steps, whatever --epochs says."""
+    batch_size: _Int = None
+    """Samples per process and micro-batch."""
+    grad_accum: int = 1
+    """Micro-batches per optimizer step."""
+    lr: _Float = None
+    """Peak learning rate (linear warm-up, then cosine)."""
+    warmup_steps: _Int = None
+    """Warm-up length; default: 5% of all steps, at most 2,000."""
+    weight_decay: float = 0.05
+    """AdamW weight decay, on weight matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward and backward pass; weights stay in float32."""
+    compile: bool = False
+    """Compile the Mamba-3 layers (needs a C++ compiler on CPU). Slower to start, faster to run."""
+    cpu: bool = False
+    """Stay on the CPU even where there is a GPU."""
+    seed: int = 0
+    """Seed of the initial weights, the data order and the synthetic scenes."""
+    workers: _Int = None
+    """Data-loading processes per training process; default: the CPU cores there are to spare, at most 8."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """An unreadable image stops the run, or is skipped, counted and reported."""
+    val_fraction: float = 0.02
+    """Share of the data held out for validation (by hash), unless val.jsonl is there."""
+    val_samples: int = 2048
+    """Validate on at most this many held-out samples."""
+    synthetic_scenes: _Int = None
+    """Number of training scenes when the data is synthetic."""
+    log_every: int = 10
+    """Optimizer steps between lines in metrics.jsonl."""
+    eval_every: _Int = None
+    """Optimizer steps between validations; default: once per epoch."""
+    save_every: int = 500
+    """Optimizer steps between saves of the last checkpoint (it is also saved after every epoch)."""
+    resume: bool = False
+    """Continue the run in --output-dir from its last checkpoint, bit for bit."""
+    wandb: bool = False
+    """Log to Weights & Biases (needs: pip install wandb)."""
+    tensorboard: bool = False
+    """Log to TensorBoard files in --output-dir (needs: pip install tensorboard)."""
+
+    # Settings that may differ between a run and its continuation.
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
+        "output_dir workers log_every save_every resume wandb tensorboard cpu epochs max_steps".split()
+    )
+
+    def check(self) -> None:
+        """Raise UserError for values no run can have."""
+        positive = ("epochs", "max_steps", "batch_size", "grad_accum", "lr", "max_grad_norm", "val_samples",
+                    "synthetic_scenes", "log_every", "eval_every", "save_every")  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{_flag(name)} {value}: must be greater than 0")
+        for name in ("workers", "warmup_steps", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{_flag(name)} {value}: must not be negative")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+# What a preset implies where the command line is silent.
+_PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
+    "small": dict(epochs=50, batch_size=64, lr=3e-4, synthetic_scenes=20_000),
+    "mini": dict(epochs=10, batch_size=64, lr=2e-3, synthetic_scenes=8_000),
+    "tiny": dict(epochs=2, batch_size=16, lr=2e-3, synthetic_scenes=64, val_samples=96, workers=0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase1Settings(TrainSettings):
+    """Phase 1: train the Predictor, the Y-Encoder and the ANGN gates with InfoNCE; the X-Encoder stays frozen."""
+
+    output_dir: Path = Path("checkpoints/phase1")
+    """Where phase1_best.pt, phase1_last.pt, config.json, metrics.jsonl and the plots go."""
+    preset: PresetName = "small"
+    """Model size: small (full size: 50 epochs of batch 64), mini (learns on a laptop), tiny (for tests)."""
+    tiny: bool = False
+    """Short for --preset tiny."""
+    vit_checkpoint: _Path = None
+    """V-JEPA 2 weights for the X-Encoder: Meta's .pt/.pth, a transformers folder, or safetensors."""
+    random_vit: bool = False
+    """Let --preset small run with a random X-Encoder (tests and benchmarks only)."""
+    tokenizer: _Path = None
+    """A tokenizer.json to use; default: a byte-level BPE trained on the data's texts."""
+    temperature: float = 0.07
+    """Initial InfoNCE temperature (learned, kept within 0.01 and 1)."""
+    angn_enabled: bool = False
+    """Gate the Predictor's residual stream before every layer (ANGN)."""
+    angn_sparsity_weight: float = 0.01
+    """Weight of the gates' sparsity penalty in the loss."""
+    angn_reset_threshold: float = 0.3
+    """In inference, mean gate activity under this value is reported as a context reset."""
+
+    def resolved(self) -> Phase1Settings:
+        """A copy in which the preset has filled every value the command line left open.
+
+        Raises:
+            UserError: contradictory or impossible settings.
+        """
+        self.check()
+        name = "tiny" if self.tiny else self.preset
+        if self.tiny and self.preset not in ("small", "tiny"):
+            raise UserError(f"--tiny and --preset {self.preset} contradict each other; give one of them")
+        if not 0.01 <= self.temperature <= 1:
+            raise UserError(f"--temperature {self.temperature}: must lie between 0.01 and 1")
+        if self.random_vit and self.vit_checkpoint is not None:
+            raise UserError("--random-vit and --vit-checkpoint contradict each other; give one of them")
+        open_fields = {key: value for key, value in _PHASE1_DEFAULTS[name].items() if self._is_open(key)}
+        return dataclasses.replace(self, preset=name, tiny=False, **open_fields)
+
+    def _is_open(self, name: str) -> bool:
+        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+        return getattr(self, name) == default
+
+    def model_config(self) -> ModelConfig:
+        """The preset with this run's choices; vision and vocabulary are settled when the files are read."""
+        config = preset(self.preset)
+        angn = dataclasses.replace(
+            config.angn,
+            enabled=self.angn_enabled,
+            sparsity_weight=self.angn_sparsity_weight,
+            context_reset_threshold=self.angn_reset_threshold,
+        )
+        return config.replace(angn=angn)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

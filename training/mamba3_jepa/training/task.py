@@ -1,0 +1,60 @@
+"""What the loop asks of a phase. The three phases differ only behind this interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mamba3_jepa.config import ModelConfig
+
+
+class StepOutput(NamedTuple):
+    """What one forward pass returns: the scalar to minimise, and detached scalars worth logging."""
+
+    loss: Tensor
+    logged: dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class Validation:
+    """Result of a validation: flat metrics, the score that picks the best checkpoint (higher is better), and
+    sentences the user should read."""
+
+    metrics: dict[str, float]
+    score: float
+    warnings: list[str] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """One phase of training."""
+
+    phase: int
+    objective: nn.Module
+    """Takes a batch on the device and returns a StepOutput; its parameters with requires_grad are what trains."""
+    model: nn.Module
+    """What a checkpoint stores."""
+    config: ModelConfig
+    batches_per_epoch: int
+    """Micro-batches each process sees in one epoch."""
+
+    def batches(self, epoch: int, skip: int) -> Iterable[Any]:
+        """This process's micro-batches of `epoch`, without the first `skip`; the same for every call."""
+
+    def weights(self, batches: Sequence[Any]) -> list[float]:
+        """The factor of each micro-batch's loss in the step's loss."""
+
+    def after_step(self) -> None:
+        """Keep parameters where they belong after an optimizer step."""
+
+    def validate(self, device: torch.device) -> Validation:
+        """Measure the model on the held-out data; called on every rank, with the same result on all."""
+
+    def illustrate(self, device: torch.device) -> None:
+        """Leave pictures of what the model does now in the run's folder; called on the main process."""
+
+    def checkpoint_fields(self) -> dict[str, Any]:
+        """`tokenizer` and `data` of the checkpoint."""
