@@ -1,0 +1,72 @@
+"""InfoNCE against a loop that follows the definition, one row at a time."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from mamba3_jepa.training.losses import info_nce
+from mamba3_jepa.training.optim import build_optimizer, learning_rate
+
+
+def _by_definition(predicted: torch.Tensor, target: torch.Tensor, keys: list[int], temperature: float) -> float:
+    n = len(keys)
+    total = 0.0
+    for anchors, others in ((predicted, target), (target, predicted)):
+        for i in range(n):
+            positive = math.exp(float(anchors[i] @ others[i]) / temperature)
+            negatives = sum(
+                math.exp(float(anchors[i] @ others[j]) / temperature) for j in range(n) if keys[j] != keys[i]
+            )
+            total -= math.log(positive / (positive + negatives))
+    return total / (2 * n)
+
+
+def test_matches_the_definition_with_identical_texts() -> None:
+    torch.manual_seed(0)
+    predicted = F.normalize(torch.randn(7, 5, dtype=torch.float64), dim=-1)
+    target = F.normalize(torch.randn(7, 5, dtype=torch.float64), dim=-1)
+    for keys in ([1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 3, 2, 1, 4]):
+        loss = info_nce(predicted, target, torch.tensor(keys), torch.tensor(0.2)).loss
+        assert math.isclose(float(loss), _by_definition(predicted, target, keys, 0.2), rel_tol=1e-6)
+
+
+def test_identical_texts_are_not_negatives() -> None:
+    """Moving another sample of the same text closer must not change a row's loss."""
+    anchor = F.normalize(torch.randn(3, 4), dim=-1)
+    target = anchor.clone().requires_grad_()
+    keys = torch.tensor([5, 5, 5])
+    output = info_nce(anchor, target, keys, torch.tensor(0.07))
+    output.loss.backward()
+    assert float(output.loss.detach()) == 0.0
+    assert torch.equal(target.grad, torch.zeros_like(target))
+    assert float(output.accuracy) == 1.0
+
+
+def test_low_precision_does_not_reach_the_logits() -> None:
+    torch.manual_seed(1)
+    predicted = F.normalize(torch.randn(16, 64), dim=-1)
+    target = F.normalize(torch.randn(16, 64), dim=-1)
+    keys = torch.arange(16)
+    exact = info_nce(predicted, target, keys, torch.tensor(0.01)).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = info_nce(predicted, target, keys, torch.tensor(0.01)).loss
+    assert torch.equal(exact, mixed)
+
+
+def test_learning_rate_warms_up_then_falls() -> None:
+    rates = [learning_rate(i, peak=1.0, warmup_steps=10, total_steps=100) for i in range(101)]
+    assert rates[0] == 0.1
+    assert rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert math.isclose(rates[100], 0.05)
+    assert math.isclose(rates[55], 0.05 + 0.95 / 2)
+
+
+def test_weight_decay_touches_matrices_only() -> None:
+    module = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    decayed, free = build_optimizer(module, lr=1e-3, weight_decay=0.1).param_groups
+    assert [p.shape for p in decayed["params"]] == [torch.Size([2, 3])]
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    assert len(free["params"]) == 4
