@@ -1,0 +1,48 @@
+"""Strict loading of a state dict, with an error a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+
+from mamba3_jepa.errors import UserError
+
+_SHOWN = 4
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `module`; every key must be there, none may be left over, every shape must agree.
+
+    Args:
+        module: the module to fill.
+        state: tensors by name, as `module.state_dict()` names them.
+        source: where the tensors came from, for the error message.
+
+    Raises:
+        UserError: names the missing keys, the keys that have no place, and the shapes that differ.
+    """
+    expected = module.state_dict()
+    problems = [
+        f"{tensor_name}: expected shape {tuple(expected[tensor_name].shape)}, found {tuple(tensor.shape)}"
+        for tensor_name, tensor in state.items()
+        if tensor_name in expected and tensor.shape != expected[tensor_name].shape
+    ]
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected or problems:
+        parts = []
+        if missing:
+            parts.append(f"missing: {shorten(missing)}")
+        if unexpected:
+            parts.append(f"not expected: {shorten(unexpected)}")
+        if problems:
+            parts.append(shorten(problems, separator="; "))
+        raise UserError(f"{source}: the weights do not fit. " + ". ".join(parts))
+    module.load_state_dict(state)
+
+
+def shorten(names: Collection[str], separator: str = ", ") -> str:
+    """The first few of `names`, and how many more there are."""
+    shown = separator.join(list(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
