@@ -251,7 +251,8 @@ def test_wrong_folders(tmp_path: Path, encoder: VisionEncoder) -> None:
     wrong = [
         ("model_type", "vit", "model_type"),
         ("hidden_size", 128, "configuration says hidden_size 128"),
-        ("crop_size", -1, "image"),
+        ("hidden_size", "64", "configuration says hidden_size '64'"),
+        ("num_attention_heads", 0, "heads: "),
     ]
     for key, value, message in wrong:
         (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
