@@ -1,0 +1,151 @@
+"""Text to token ids and back: byte-level BPE with pad, bos and eos.
+
+Shapes: B texts, L the longest of them in tokens, bos and eos included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from mamba3_jepa.errors import UserError
+
+# `train` writes the first name of each; the others let tokenizers of other projects be used as they are.
+_SPECIAL_NAMES = {
+    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "bos": ("<bos>", "<s>", "[BOS]", "[CLS]", "<|bos|>", "<|startoftext|>", "<|begin_of_text|>"),
+    "eos": ("<eos>", "</s>", "[EOS]", "[SEP]", "<|eos|>", "<|endoftext|>", "<|end_of_text|>"),
+}
+MIN_VOCAB_SIZE = 256 + len(_SPECIAL_NAMES)  # every byte has a token, so no text is unknown
+
+
+class EncodedTexts(NamedTuple):
+    """A batch of token sequences, padded on the right.
+
+    ids: (B, L) int64, `pad_id` after the end; mask: (B, L) bool, True on valid tokens;
+    n_truncated: how many of the texts were longer than the limit.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    n_truncated: int
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` with known pad, bos and eos; every encoded text is `[bos] ... [eos]`.
+
+    The text never produces a special token: "<eos>" typed by somebody is encoded as five ordinary characters.
+    Instances pickle, so that data workers can hold one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer") -> None:
+        """Wraps `tokenizer`; `source` names it in messages.
+
+        Raises:
+            UserError: pad, bos or eos is missing.
+        """
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self.pad_id, self.bos_id, self.eos_id = _special_ids(tokenizer, source)
+        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+        """Learns at most `vocab_size` tokens from `texts`; the same texts give the same tokenizer.
+
+        Few or short texts give fewer tokens, so the result's `vocab_size` is what a model must be built with.
+
+        Raises:
+            UserError: `vocab_size` has no room for the 256 bytes and the special tokens.
+        """
+        if vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(
+                f"vocab_size {vocab_size} is too small: byte-level BPE needs at least {MIN_VOCAB_SIZE}"
+            )
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[names[0] for names in _SPECIAL_NAMES.values()],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> TextTokenizer:
+        """Reads a `tokenizer.json`.
+
+        Raises:
+            UserError: the file is missing, is not a tokenizer, or lacks pad, bos or eos.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
+        return cls.from_json(text, source=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "tokenizer") -> TextTokenizer:
+        """The inverse of `to_json`; `source` names the text in messages.
+
+        Raises:
+            UserError: not a tokenizer, or one without pad, bos or eos.
+        """
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the Rust library raises plain Exception for every malformed input
+            raise UserError(f"{source}: not a tokenizer.json of the `tokenizers` library: {error}") from error
+        return cls(tokenizer, source)
+
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a `tokenizer.json`."""
+        return self._tokenizer.to_str(pretty=False)
+
+    def __reduce__(self) -> tuple[Callable[[str], TextTokenizer], tuple[str]]:
+        return TextTokenizer.from_json, (self.to_json(),)
+
+    def encode(self, texts: Sequence[str], max_tokens: int) -> EncodedTexts:
+        """Encodes B texts to at most `max_tokens` tokens each; a truncated text keeps its eos."""
+        if max_tokens < 2:
+            raise ValueError(f"max_tokens must leave room for bos and eos, got {max_tokens}")
+        rows: list[list[int]] = []
+        n_truncated = 0
+        for text in texts:
+            body = self._tokenizer.encode(text, add_special_tokens=False).ids
+            n_truncated += len(body) > max_tokens - 2
+            rows.append([self.bos_id, *body[: max_tokens - 2], self.eos_id])
+        length = max(map(len, rows), default=0)
+        ids_bl = torch.full((len(rows), length), self.pad_id, dtype=torch.int64)
+        mask_bl = torch.zeros((len(rows), length), dtype=torch.bool)
+        for b, row in enumerate(rows):
+            ids_bl[b, : len(row)] = torch.tensor(row)
+            mask_bl[b, : len(row)] = True
+        return EncodedTexts(ids_bl, mask_bl, n_truncated)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """The text of one sequence of ids; special tokens are dropped."""
+        values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return self._tokenizer.decode(values, skip_special_tokens=True)
+
+
+def _special_ids(tokenizer: Tokenizer, source: str) -> list[int]:
+    ids = []
+    for role, names in _SPECIAL_NAMES.items():
+        found = next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
+        if found is None:
+            raise UserError(
+                f"{source}: the tokenizer has no {role} token; add one of {', '.join(names)} "
+                "to its vocabulary as a special token"
+            )
+        ids.append(found)
+    return ids
