@@ -1,0 +1,94 @@
+"""The Mamba-3 predictor: visual tokens and a query in, the embedding of the answer out.
+
+Shape letters: B batch, Nv visual tokens, Nq query tokens, L = Nv + Nq, D model width, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mamba3_jepa.config import BackboneConfig
+from mamba3_jepa.models.mamba3 import Mamba3Backbone
+from mamba3_jepa.models.pooling import l2_normalize, masked_mean
+
+# (layer index, residual stream (B, L, D), valid positions (B, L)) -> residual stream, as `Angn` is called
+MaskedGate = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class PredictorOutput(NamedTuple):
+    """embedding: (B, E), unit length; pooled: (B, D), the state the embedding was read from."""
+
+    embedding: Tensor
+    pooled: Tensor
+
+
+class Predictor(nn.Module):
+    """[visual ; query] -> Mamba-3 backbone -> mean over valid positions -> linear head -> unit length."""
+
+    def __init__(self, config: BackboneConfig, vision_dim: int, query_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.vision_proj = nn.Linear(vision_dim, config.d_model)
+        self.query_proj = nn.Linear(query_dim, config.d_model)
+        self.backbone = Mamba3Backbone(config)
+        self.pred_head = nn.Linear(config.d_model, embed_dim)
+
+    def forward(
+        self,
+        visual_tokens: Tensor,
+        has_image: Tensor,
+        query_tokens: Tensor,
+        query_mask: Tensor,
+        gate: MaskedGate | None = None,
+    ) -> PredictorOutput:
+        """Predict the embedding of the answer.
+
+        Args:
+            visual_tokens: (B, Nv, vision_dim); rows without an image are ignored. Nv may be 0.
+            has_image: (B,) bool.
+            query_tokens: (B, Nq, query_dim), padded on the right.
+            query_mask: (B, Nq) bool, True on valid tokens.
+            gate: applied to the residual stream before each layer.
+
+        Returns:
+            what each sample alone would give, whatever else is in the batch.
+        """
+        tokens, mask = self._sequence(visual_tokens, has_image, query_tokens, query_mask)
+        h = self.backbone(tokens, gate=None if gate is None else partial(_masked, gate, mask))
+        pooled = masked_mean(h, mask)
+        return PredictorOutput(self.embed(pooled), pooled)
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled state (B, D) -> embedding (B, E) of unit length."""
+        return l2_normalize(self.pred_head(pooled))
+
+    def _sequence(
+        self, visual_tokens: Tensor, has_image: Tensor, query_tokens: Tensor, query_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, D) and valid positions (B, L).
+
+        A sample without image has its query first and the unused visual positions behind it, where they are
+        padding on the right like any other. Every projection takes part in every batch, so each parameter has
+        a gradient (zero where nothing used it), as data-parallel training expects.
+        """
+        # Under autocast the projections give 16 bits; the residual stream keeps the parameters' precision.
+        dtype = self.pred_head.weight.dtype
+        visual = self.vision_proj(visual_tokens).to(dtype)
+        query = self.query_proj(query_tokens).to(dtype)
+        visual_mask = has_image.unsqueeze(1).expand(visual.shape[:2])
+        first = has_image.unsqueeze(1)
+        mask = torch.where(
+            first, torch.cat([visual_mask, query_mask], dim=1), torch.cat([query_mask, visual_mask], dim=1)
+        )
+        tokens = torch.where(
+            first.unsqueeze(2), torch.cat([visual, query], dim=1), torch.cat([query, visual], dim=1)
+        )
+        return tokens, mask
+
+
+def _masked(gate: MaskedGate, mask: Tensor, layer: int, h: Tensor) -> Tensor:
+    return gate(layer, h, mask)
