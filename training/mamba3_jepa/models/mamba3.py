@@ -245,7 +245,11 @@ class Mamba3Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         arguments = dataclasses.asdict(config.layer)
-        self.layers = nn.ModuleList(Mamba3(**arguments) for _ in range(config.n_layers))
+        layers = [Mamba3(**arguments) for _ in range(config.n_layers)]
+        with torch.no_grad():  # as the reference language model starts: the sum over layers has the size of one
+            for layer in layers:
+                layer.out_proj.weight.div_(math.sqrt(config.n_layers))
+        self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(RMSNorm(config.d_model) for _ in range(config.n_layers))
         self.final_norm = RMSNorm(config.d_model)
 
