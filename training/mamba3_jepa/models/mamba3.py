@@ -246,7 +246,8 @@ class Mamba3Backbone(nn.Module):
         super().__init__()
         arguments = dataclasses.asdict(config.layer)
         layers = [Mamba3(**arguments) for _ in range(config.n_layers)]
-        with torch.no_grad():  # as the reference language model: the sum over layers starts at the size of one
+        # As the reference language model starts: the sum of the layers' outputs has the size of one.
+        with torch.no_grad():
             for layer in layers:
                 layer.out_proj.weight.div_(math.sqrt(config.n_layers))
         self.layers = nn.ModuleList(layers)
