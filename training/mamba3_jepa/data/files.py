@@ -1,0 +1,223 @@
+"""Data as plain files: a manifest, or a folder of images each with a text file beside it."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mamba3_jepa.data.images import IMAGE_SUFFIXES, load_image
+from mamba3_jepa.data.records import Record, parse_record, read_text, resolve_inside
+from mamba3_jepa.data.sample import Kind, OnBadSample, Sample
+from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.errors import UserError
+
+CHECKED_RECORDS = (
+    100_000  # files of so many records are looked for when a manifest is opened (under a second)
+)
+
+_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE = 1, 2, 4, 8
+
+
+class ManifestSource:
+    """The records of `manifest.jsonl`, or of another file of its format in the data directory.
+
+    Opening reads the file once: every line is validated, and the files named by the first `CHECKED_RECORDS`
+    are looked for (unless bad samples are skipped). Only the place of each line is kept (25 bytes a record),
+    so that manifests of millions of lines cost little memory; a line is read again when its sample is asked
+    for.
+    """
+
+    synthetic = False
+
+    def __init__(
+        self, data_dir: str | Path, file: str = "manifest.jsonl", on_bad_sample: OnBadSample = "error"
+    ) -> None:
+        """
+        Raises:
+            UserError: a line is malformed, a file it names is missing, or there is no record at all.
+        """
+        self._root = Path(os.path.realpath(data_dir))
+        self._path = Path(data_dir) / file
+        self.name = str(self._path)
+        offsets, lines, hashes, flags = array("q"), array("q"), array("Q"), array("B")
+        digest = blake2b(digest_size=16)
+        for line_number, offset, line in self._read_lines():
+            digest.update(line)
+            if not line.strip():
+                continue
+            where = self._where(line_number)
+            record = parse_record(line, where)
+            if on_bad_sample == "error" and len(offsets) < CHECKED_RECORDS:
+                self._check_files(record, where)
+            offsets.append(offset)
+            lines.append(line_number)
+            hashes.append(stable_hash(record.group))
+            flags.append(_flags(record))
+        if not offsets:
+            raise UserError(f"{self.name}: the manifest has no records; expected one JSON object a line")
+        self.fingerprint = digest.hexdigest()
+        self._offsets = np.array(offsets, dtype=np.int64)
+        self._lines = np.array(lines, dtype=np.int64)
+        self._hashes = np.array(hashes, dtype=np.uint64)
+        self._flags = np.array(flags, dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def record(self, i: int) -> Record:
+        """Record i, read from the file again."""
+        with self._path.open("rb") as file:
+            file.seek(int(self._offsets[i]))
+            return parse_record(file.readline(), self._where(int(self._lines[i])))
+
+    def sample(self, i: int) -> Sample:
+        record = self.record(i)
+        where = self._where(int(self._lines[i]))
+        target = record.answer
+        if record.text_path is not None:
+            target = read_text(resolve_inside(self._root, record.text_path, where), where)
+        elif record.text is not None:
+            target = record.text.strip()
+        image = None
+        if record.image is not None:
+            image = partial(_load_inside, self._root, record.image, where)
+        return Sample(
+            image=image,
+            question=record.prompt,
+            target=target,
+            confused=record.confused,
+            tool_used=record.tool_used,
+            knowledge=record.knowledge,
+            meta={"origin": where, "image": record.image},
+        )
+
+    def group(self, i: int) -> str:
+        return self.record(i).group
+
+    def group_hashes(self) -> NDArray[np.uint64]:
+        return self._hashes
+
+    def indices(self, kind: Kind) -> NDArray[np.int64]:
+        target, prompt = (self._flags & _TARGET) > 0, (self._flags & _PROMPT) > 0
+        chosen = {
+            "all": np.ones(len(self), dtype=bool),
+            "target": target,
+            "caption": target & ~prompt,
+            "question": target & prompt,
+            "confused": (self._flags & _CONFUSED) > 0,
+            "knowledge": (self._flags & _KNOWLEDGE) > 0,
+        }
+        return np.flatnonzero(chosen[kind])
+
+    def _where(self, line_number: int) -> str:
+        return f"{self.name} line {line_number}"
+
+    def _read_lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Line number from 1, byte offset and content of every line."""
+        try:
+            with self._path.open("rb") as file:
+                offset = len(b"\xef\xbb\xbf") if file.read(3) == b"\xef\xbb\xbf" else 0
+                file.seek(offset)
+                for line_number, line in enumerate(file, start=1):
+                    yield line_number, offset, line
+                    offset += len(line)
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot read the manifest: {error.strerror}") from error
+
+    def _check_files(self, record: Record, where: str) -> None:
+        for field, relative in (("image", record.image), ("text", record.text_path)):
+            if relative is not None and not (self._root / relative).is_file():
+                raise UserError(
+                    f'{where}: field "{field}": there is no file {self._root / relative}; '
+                    "correct the path, or leave such records out with --on-bad-sample skip"
+                )
+
+
+def _flags(record: Record) -> int:
+    return (
+        _TARGET * (record.text is not None or record.answer is not None)
+        | _PROMPT * (record.prompt is not None)
+        | _CONFUSED * (record.confused is not None)
+        | _KNOWLEDGE * (record.knowledge is not None)
+    )
+
+
+def _load_inside(root: Path, relative: str, where: str) -> Image.Image:
+    path = resolve_inside(root, relative, where)
+    return load_image(path, name=f"{where}: {path}")
+
+
+class FolderSource:
+    """Image-text pairs `x.jpg` + `x.txt` anywhere under a directory, in the order of their paths."""
+
+    synthetic = False
+
+    def __init__(self, data_dir: str | Path, on_bad_sample: OnBadSample = "error") -> None:
+        """
+        Raises:
+            UserError: there is no image, or an image has no text (with "skip" it is left out and counted).
+        """
+        self._root = Path(os.path.realpath(data_dir))
+        self.name = str(data_dir)
+        self.n_left_out = 0
+        self._images: list[str] = []
+        for relative, has_text in _walk_images(self._root):
+            if has_text:
+                self._images.append(relative)
+            elif on_bad_sample == "error":
+                raise UserError(
+                    f"{self._root / relative}: the image has no text file {Path(relative).stem}.txt beside "
+                    "it; add it, write a manifest.jsonl, or leave such images out with --on-bad-sample skip"
+                )
+            else:
+                self.n_left_out += 1
+        if not self._images:
+            raise UserError(f"{self.name}: no image with a text file beside it")
+        digest = blake2b("\n".join(self._images).encode("utf-8", "surrogateescape"), digest_size=16)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sample(self, i: int) -> Sample:
+        relative = self._images[i]
+        where = str(Path(self.name) / relative)
+        text_path = resolve_inside(self._root, str(Path(relative).with_suffix(".txt")), where)
+        return Sample(
+            image=partial(_load_inside, self._root, relative, where),
+            target=read_text(text_path, where),
+            meta={"origin": where, "image": relative},
+        )
+
+    def group(self, i: int) -> str:
+        return self._images[i]
+
+    def group_hashes(self) -> NDArray[np.uint64]:
+        return np.fromiter(map(stable_hash, self._images), dtype=np.uint64, count=len(self))
+
+    def indices(self, kind: Kind) -> NDArray[np.int64]:
+        return np.arange(len(self) if kind in ("all", "target", "caption") else 0)
+
+
+def contains_images(data_dir: Path) -> bool:
+    """Whether there is any image file under a directory."""
+    return next(_walk_images(data_dir), None) is not None
+
+
+def _walk_images(root: Path) -> Iterator[tuple[str, bool]]:
+    """Relative path of every image, in sorted order, and whether a text file is beside it."""
+    for directory, folders, names in os.walk(root):
+        folders.sort()
+        present = set(names)
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                yield os.path.relpath(os.path.join(directory, name), root), f"{stem}.txt" in present

@@ -1,0 +1,190 @@
+"""One line of `manifest.jsonl`: three forms, checked strictly, and the paths in it.
+
+    {"image": "images/001.jpg", "text": "captions/001.txt"}                  an image and its caption
+    {"image": "images/002.jpg", "question": "What color?", "answer": "Blue"}  a question about an image
+    {"image": null, "query": "Hello", "confused": false, "tool_used": null}  a request, with or without image;
+                                                                  `answer` and `knowledge` are optional
+
+`text` is a path to a text file if it is a single line that ends in ".txt" without blanks around it; anything
+else is the text itself. A question without answer needs `confused`. Paths are relative to the data directory
+and may not leave it, neither by ".." nor through a symbolic link.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from mamba3_jepa.data.images import BadSampleError
+from mamba3_jepa.errors import UserError
+
+MAX_TEXT_BYTES = 1 << 20
+
+_EXPECTED = {
+    "image": "a path relative to the data directory, or null",
+    "text": "a caption, or the path of a .txt file",
+    "question": "a text",
+    "answer": "a text",
+    "query": "a text",
+    "confused": "true, false or null",
+    "tool_used": "the name of a tool, or null",
+    "knowledge": "a text, a list of finite numbers, or null",
+}
+
+
+class Record(BaseModel):
+    """The fields of one manifest line. `parse_record` also checks which of them go together."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    image: str | None
+    text: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    query: str | None = None
+    confused: bool | None = None
+    tool_used: str | None = None
+    knowledge: str | list[float] | None = None
+
+    @property
+    def prompt(self) -> str | None:
+        """The question or query; None for an image-text pair."""
+        return self.question if self.question is not None else self.query
+
+    @property
+    def text_path(self) -> str | None:
+        """The path in `text`, if that is what it holds."""
+        text = self.text
+        if text is None or not text.endswith(".txt") or text != text.strip() or len(text.splitlines()) != 1:
+            return None
+        return text
+
+    @property
+    def group(self) -> str:
+        """All questions about one image belong together; so do equal requests without image."""
+        return self.image if self.image is not None else self.prompt or ""
+
+
+def parse_record(line: bytes | str, where: str) -> Record:
+    """Parses and checks one line.
+
+    Args:
+        line: the JSON object.
+        where: file and line number, for messages: "data/manifest.jsonl line 3".
+
+    Raises:
+        UserError: names `where`, the field, what was expected and what was found.
+    """
+    try:
+        record = Record.model_validate_json(line)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error.errors()[0])}") from error
+    problem = _field_problem(record) or _combination_problem(record)
+    if problem:
+        raise UserError(f"{where}: {problem}")
+    return record
+
+
+def _explain(error: ErrorDetails) -> str:
+    if error["type"] == "json_invalid":
+        return f"not valid JSON ({error['msg']}); expected one JSON object on the line"
+    if not error["loc"]:
+        return f'expected a JSON object such as {{"image": ..., "text": ...}}, found {_found(error["input"])}'
+    field = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f'field "{field}" is missing: expected {_EXPECTED[field]}'
+    if error["type"] == "extra_forbidden":
+        return f'unknown field "{field}"; the fields are {", ".join(_EXPECTED)}: correct or remove it'
+    return f'field "{field}": expected {_EXPECTED[field]}, found {_found(error["input"])}'
+
+
+def _found(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _field_problem(record: Record) -> str | None:
+    for field in ("image", "text", "question", "answer", "query", "tool_used", "knowledge"):
+        value = getattr(record, field)
+        if value is not None and (not value or (isinstance(value, str) and not value.strip())):
+            return f'field "{field}" is empty: expected {_EXPECTED[field]}'
+    for field, path in (("image", record.image), ("text", record.text_path)):
+        if path is not None and leaves_directory(path):
+            return (
+                f'field "{field}": the path {path!r} leaves the data directory; '
+                "expected a path relative to it, without leading slash or '..' out of it"
+            )
+    return None
+
+
+def _combination_problem(record: Record) -> str | None:
+    heads = [name for name in ("text", "question", "query") if getattr(record, name) is not None]
+    if not heads:
+        return 'one of the fields "text", "question" or "query" is needed'
+    if len(heads) > 1:
+        return f'fields "{heads[0]}" and "{heads[1]}" exclude each other: write one line for each'
+    if record.text is not None:
+        if record.image is None:
+            return 'field "image": a "text" describes an image, but this is null'
+        for field in ("answer", "confused", "tool_used", "knowledge"):
+            if getattr(record, field) is not None:
+                return f'field "{field}" does not go with "text"; it belongs to "question" or "query"'
+    if record.question is not None and record.answer is None and record.confused is None:
+        return 'field "answer" is missing beside "question" (only a line with "confused" may leave it out)'
+    return None
+
+
+def leaves_directory(path: str) -> bool:
+    """Whether a relative path, by its letters alone, points outside the directory it is relative to."""
+    normal = os.path.normpath(path)
+    return os.path.isabs(path) or normal == ".." or normal.startswith(f"..{os.sep}") or "\0" in path
+
+
+def resolve_inside(root: Path, relative: str, where: str) -> Path:
+    """The real path of `root`/`relative`; `root` must be resolved already.
+
+    Raises:
+        UserError: symbolic links lead out of `root`.
+    """
+    path = Path(os.path.realpath(root / relative))
+    if not path.is_relative_to(root):
+        raise UserError(
+            f"{where}: {relative!r} leads out of the data directory to {path}; "
+            "copy the files in, or give the real directory as --data-dir"
+        )
+    return path
+
+
+def read_text(path: Path, where: str) -> str:
+    """The stripped text of a UTF-8 file.
+
+    Raises:
+        BadSampleError: missing, unreadable, empty or longer than `MAX_TEXT_BYTES`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise BadSampleError(f"{where}: cannot read the text file {path}: {error.strerror}") from error
+    return decode_text(content, f"{where}: {path}")
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """UTF-8 bytes to stripped text; `BadSampleError` if empty, too long, or not UTF-8."""
+    if len(content) > MAX_TEXT_BYTES:
+        raise BadSampleError(
+            f"{where}: the text is longer than {MAX_TEXT_BYTES:,} bytes; is it really a caption?"
+        )
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSampleError(
+            f"{where}: the text is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
+    if not text:
+        raise BadSampleError(f"{where}: the text is empty")
+    return text

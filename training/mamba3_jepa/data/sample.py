@@ -1,0 +1,77 @@
+"""What every source of data gives: samples by index, and enough about them to split and select."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+OnBadSample = Literal["error", "skip"]
+
+# Samples that have: anything; a target text; a target but no question; a question and a target; a `confused`
+# label; a knowledge text or vector.
+Kind = Literal["all", "target", "caption", "question", "confused", "knowledge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample. Nothing is decoded until `image` is called.
+
+    image: returns the decoded RGB image, or raises `BadSampleError`; None for a sample without image.
+    question: None for an image-text pair, whose query is then `ModelConfig.query_prompt`.
+    target: the answer or the caption; None where there is none to learn from.
+    knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
+    meta: `origin` says in words where the sample comes from; synthetic scenes add more.
+    """
+
+    image: Callable[[], Image.Image] | None
+    question: str | None = None
+    target: str | None = None
+    confused: bool | None = None
+    tool_used: str | None = None
+    knowledge: str | list[float] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A fixed sequence of samples, cheap to pickle into worker processes.
+
+    name: for messages; synthetic: True if nothing of it is real data; fingerprint: changes when the samples
+    do, so that a resumed run can tell that its data is not what it was.
+    """
+
+    name: str
+    synthetic: bool
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def sample(self, i: int) -> Sample:
+        """Sample i. Raises `BadSampleError` if its text cannot be read; its image is read later."""
+        ...
+
+    def group(self, i: int) -> str:
+        """What must stay on one side of a split: the image's path, or the text of a sample without image."""
+        ...
+
+    def group_hashes(self) -> NDArray[np.uint64]:
+        """(len(self),) `splits.stable_hash` of every group."""
+        ...
+
+    def indices(self, kind: Kind) -> NDArray[np.int64]:
+        """The indices, ascending, of the samples of one kind."""
+        ...
+
+
+def source_texts(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[str]:
+    """Every question and target of some samples, to train a tokenizer on; decodes no image."""
+    for i in indices:
+        sample = source.sample(int(i))
+        if sample.question is not None:
+            yield sample.question
+        if sample.target is not None:
+            yield sample.target

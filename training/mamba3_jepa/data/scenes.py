@@ -1,0 +1,167 @@
+"""Synthetic scenes as a source of samples: coloured shapes with captions, questions and answers.
+
+Every sample follows from (seed, split, index) alone. Six of the forty colour-shape pairs are held out: in
+pictures and in questions they occur only in the "compositional" split. One caption in ten, by hash, is
+reserved for the "val" split, so that no validation caption is ever seen in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba3_jepa.data.draw import draw_scene
+from mamba3_jepa.data.sample import Kind, Sample
+from mamba3_jepa.data.scene_world import (
+    ALL_PAIRS,
+    SEEN_PAIRS,
+    Dice,
+    Question,
+    Scene,
+    answerable_questions,
+    mismatched_question,
+    random_scene,
+    unanswerable_question,
+)
+from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.errors import UserError
+
+SceneSplit = Literal["train", "val", "compositional"]
+SceneKind = Literal["caption", "question", "unanswerable", "mismatched"]
+
+MAX_QUESTIONS = 3  # so many different questions can be asked about any scene
+_VAL_SHARE = 10  # one caption in so many is reserved for validation
+_MAX_ATTEMPTS = 10_000
+
+
+class SceneSource:
+    """`n_scenes` scenes; each gives one sample of every kind, and `questions_per_scene` of kind "question".
+
+    A "caption" has no question, a "question" its answer; both have `confused` False. "unanswerable" asks
+    about an object that is not there, "mismatched" is a question of another scene that cannot be answered
+    here; both have `confused` True and no target. In "val" and "compositional" all captions differ.
+    """
+
+    synthetic = True
+
+    def __init__(
+        self,
+        split: SceneSplit = "train",
+        *,
+        n_scenes: int = 20_000,
+        seed: int = 0,
+        image_size: int = 64,
+        kinds: Sequence[SceneKind] = ("caption", "question"),
+        questions_per_scene: int = 2,
+    ) -> None:
+        """
+        Raises:
+            UserError: impossible sizes, or more scenes asked for than there are different captions.
+        """
+        if n_scenes < 1 or image_size < 16 or not kinds or not 0 < questions_per_scene <= MAX_QUESTIONS:
+            raise UserError(
+                f"synthetic scenes: expected n_scenes >= 1 (found {n_scenes}), image_size >= 16 (found "
+                f"{image_size}), at least one kind (found {list(kinds)}) and questions_per_scene from 1 to "
+                f"{MAX_QUESTIONS} (found {questions_per_scene})"
+            )
+        self.split = split
+        self.n_scenes = n_scenes
+        self.seed = seed
+        self.image_size = image_size
+        self._slots: list[tuple[SceneKind, int]] = [
+            (kind, i) for kind in kinds for i in range(questions_per_scene if kind == "question" else 1)
+        ]
+        self._pairs = ALL_PAIRS if split == "compositional" else SEEN_PAIRS
+        self.name = f"synthetic scenes ({split})"
+        self.fingerprint = f"scenes-1/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
+        self._attempts = None if split == "train" else self._distinct_attempts()
+
+    def __len__(self) -> int:
+        return self.n_scenes * len(self._slots)
+
+    def scene(self, index: int) -> Scene:
+        """Scene `index`, from 0 to `n_scenes` - 1."""
+        if not 0 <= index < self.n_scenes:
+            raise IndexError(f"scene {index} of {self.n_scenes}")
+        if self._attempts is not None:
+            return self._draft(index, int(self._attempts[index]))
+        for attempt in range(_MAX_ATTEMPTS):
+            scene = self._draft(index, attempt)
+            if not _is_reserved(scene.caption):
+                return scene
+        raise AssertionError("one caption in ten cannot be all of them")
+
+    def sample(self, i: int) -> Sample:
+        index, slot = divmod(i, len(self._slots))
+        kind, number = self._slots[slot]
+        scene = self.scene(index)
+        question: str | None = None
+        target: str | None = scene.caption
+        if kind != "caption":
+            asked = self._question(scene, index, kind, number)
+            question, target = asked.text, asked.answer
+        return Sample(
+            image=partial(draw_scene, scene, self.image_size),
+            question=question,
+            target=target,
+            confused=kind in ("unanswerable", "mismatched"),
+            meta={"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind},
+        )
+
+    def group(self, i: int) -> str:
+        return f"scene/{self.split}/{self.seed}/{i // len(self._slots)}"
+
+    def group_hashes(self) -> NDArray[np.uint64]:
+        groups = (stable_hash(self.group(i)) for i in range(len(self)))
+        return np.fromiter(groups, dtype=np.uint64, count=len(self))
+
+    def indices(self, kind: Kind) -> NDArray[np.int64]:
+        chosen: dict[Kind, tuple[SceneKind, ...]] = {
+            "all": ("caption", "question", "unanswerable", "mismatched"),
+            "target": ("caption", "question"),
+            "caption": ("caption",),
+            "question": ("question",),
+            "confused": ("caption", "question", "unanswerable", "mismatched"),
+            "knowledge": (),
+        }
+        slots = np.array([name in chosen[kind] for name, _ in self._slots])
+        return np.flatnonzero(np.tile(slots, self.n_scenes))
+
+    def _draft(self, index: int, attempt: int) -> Scene:
+        dice = Dice("scene", self.split, self.seed, index, attempt)
+        return random_scene(dice, with_held_out_pair=self.split == "compositional")
+
+    def _distinct_attempts(self) -> NDArray[np.int64]:
+        """For every scene the first attempt with a new caption (for "val": one reserved for it)."""
+        seen: set[str] = set()
+        attempts = np.zeros(self.n_scenes, dtype=np.int64)
+        for index in range(self.n_scenes):
+            for attempt in range(_MAX_ATTEMPTS):
+                caption = self._draft(index, attempt).caption
+                if caption not in seen and (self.split != "val" or _is_reserved(caption)):
+                    break
+            else:
+                raise UserError(f"{self.name}: there are not {self.n_scenes} scenes with different captions")
+            seen.add(caption)
+            attempts[index] = attempt
+        return attempts
+
+    def _question(self, scene: Scene, index: int, kind: SceneKind, number: int) -> Question:
+        dice = Dice(kind, self.split, self.seed, index)
+        if kind == "question":
+            return answerable_questions(scene, dice, MAX_QUESTIONS, self._pairs)[number]
+        if kind == "mismatched":
+            for _ in range(20):
+                other = self.scene(dice.pick(range(self.n_scenes)))
+                found = mismatched_question(scene, other, dice)
+                if found is not None:
+                    return found
+        return unanswerable_question(scene, dice, self._pairs)
+
+
+def _is_reserved(caption: str) -> bool:
+    return stable_hash(caption) % _VAL_SHARE == 0

@@ -1,0 +1,41 @@
+"""Held-out splits by stable hash: the same on every machine, and new data does not move old data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba3_jepa.errors import UserError
+
+
+def stable_hash(text: str) -> int:
+    """64-bit BLAKE2b of the UTF-8 text; unlike `hash`, the same in every process and on every machine."""
+    # "surrogatepass": file names need not be valid UTF-8
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def hash_split(groups: Iterable[str], val_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits samples by their group, so that one group is never on both sides.
+
+    Args:
+        groups: the group of each sample, in order.
+        val_fraction: the expected share of groups held out, 0 to 1.
+
+    Returns:
+        Indices of the training samples and of the validation samples, each ascending.
+    """
+    hashes = np.fromiter(map(stable_hash, groups), dtype=np.uint64)
+    return split_by_hash(hashes, val_fraction)
+
+
+def split_by_hash(
+    hashes: NDArray[np.uint64], val_fraction: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`hash_split` for groups that are hashed already."""
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"--val-fraction {val_fraction}: expected a share from 0 up to, but not including, 1")
+    held_out = hashes < np.uint64(int(val_fraction * 2**64))
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
