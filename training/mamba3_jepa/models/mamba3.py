@@ -163,7 +163,7 @@ class Mamba3(nn.Module):
             )
         z, inputs = self._project(u)
         with torch.autocast(u.device.type, enabled=False):
-            y, state = chunked_scan(inputs, state, self.chunk_size)
+            y, state = chunked_scan(inputs, state, self.chunk_size, return_state=return_state)
             y = self._gate(y, z)
         out = self.out_proj(y)
         return (out, state) if return_state else out
