@@ -1,0 +1,221 @@
+"""From a model and validation batches to the numbers of one evaluation.
+
+`collect` runs the model once over the batches; `evaluate` turns what it collected into a `ValidationReport`.
+Shapes: N samples, E embedding size, T distinct texts, G answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mamba3_jepa.data.images import normalize
+from mamba3_jepa.data.loader import Batch
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.embedding_metrics import (
+    alignment,
+    collapse_warning,
+    effective_rank,
+    uniformity,
+)
+from mamba3_jepa.evaluation.retrieval import (
+    AnswerReport,
+    RetrievalReport,
+    answer_accuracy,
+    distinct,
+    nearest_answer,
+    retrieval,
+)
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What the model made of N samples, on the CPU in float32, in the order of the batches."""
+
+    predicted: Tensor  # (N, E) L2-normalised
+    target: Tensor  # (N, E) L2-normalised
+    texts: list[str]  # N answers or captions
+    questions: list[str | None]  # N; None where the query was the fixed prompt
+    index: Tensor  # (N,) int64, the samples' numbers in their source
+    gate_activity: Tensor | None  # (n_layers,) mean over the samples; None without ANGN
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationReport:
+    """The numbers of one evaluation; `warnings` are sentences to be said aloud."""
+
+    n_samples: int
+    retrieval: RetrievalReport
+    answers: AnswerReport | None
+    alignment: float
+    uniformity_predicted: float
+    uniformity_target: float
+    effective_rank_predicted: float
+    effective_rank_target: float
+    gate_activity: tuple[float, ...]
+    warnings: tuple[str, ...]
+
+    def metrics(self, prefix: str = "val") -> dict[str, float]:
+        """Flat numbers for `metrics.jsonl`. With the prefix `val`:
+
+        - `val/image_to_text_r{1,5,10}`, `val/text_to_image_r{1,5,10}`: recall in [0, 1];
+        - `val/gallery_texts`, `val/gallery_images`, `val/samples`: sizes;
+        - `val/alignment`; `val/uniformity_predicted`, `val/uniformity_target`, their mean `val/uniformity`;
+        - `val/effective_rank_predicted`, `val/effective_rank_target`;
+        - with questions: `val/answer_accuracy`, `val/questions`, `val/answer_accuracy_{type}` of each type;
+        - with ANGN: `val/gate_activity_{layer}`, the mean gate of each layer in [0, 1].
+        """
+        values: dict[str, float] = {}
+        for k, recall in self.retrieval.image_to_text.items():
+            values[f"image_to_text_r{k}"] = recall
+        for k, recall in self.retrieval.text_to_image.items():
+            values[f"text_to_image_r{k}"] = recall
+        values["gallery_texts"] = self.retrieval.gallery_texts
+        values["gallery_images"] = self.retrieval.gallery_images
+        values["samples"] = self.n_samples
+        values["alignment"] = self.alignment
+        values["uniformity"] = (self.uniformity_predicted + self.uniformity_target) / 2
+        values["uniformity_predicted"] = self.uniformity_predicted
+        values["uniformity_target"] = self.uniformity_target
+        values["effective_rank_predicted"] = self.effective_rank_predicted
+        values["effective_rank_target"] = self.effective_rank_target
+        if self.answers is not None:
+            values["answer_accuracy"] = self.answers.accuracy
+            values["questions"] = self.answers.n_questions
+            for kind, accuracy in self.answers.by_type.items():
+                values[f"answer_accuracy_{kind}"] = accuracy
+        for layer, activity in enumerate(self.gate_activity):
+            values[f"gate_activity_{layer}"] = activity
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+@torch.no_grad()
+def collect(
+    model: Mamba3Jepa,
+    batches: Iterable[Batch],
+    device: torch.device | str,
+    precision: AbstractContextManager | None = None,
+) -> Collected:
+    """Predicted and target embeddings of every sample. The model is in eval mode only meanwhile.
+
+    No batch at all gives N = 0: one of several processes may have no share of a small validation set.
+
+    Args:
+        precision: entered once around the whole pass, such as `accelerator.autocast()`.
+    """
+    predicted = [torch.empty(0, model.config.embed_dim)]
+    target = [torch.empty(0, model.config.embed_dim)]
+    index = [torch.empty(0, dtype=torch.int64)]
+    activity = None if model.angn is None else torch.zeros(model.config.predictor.n_layers)
+    texts: list[str] = []
+    questions: list[str | None] = []
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with precision or nullcontext():
+            for batch in batches:
+                if not len(batch.index):
+                    continue
+                batch = batch.to(device)
+                predicted.append(_predict(model, batch).float().cpu())
+                target.append(model.y_encoder(batch.target_ids, batch.target_mask).float().cpu())
+                texts += batch.targets
+                questions += [None if text == model.config.query_prompt else text for text in batch.questions]
+                index.append(batch.index.cpu())
+                if activity is not None and model.angn is not None:
+                    activity += model.angn.activity().float().cpu() * len(batch.index)
+    finally:
+        for module in in_training:
+            module.training = True
+    return Collected(
+        predicted=torch.cat(predicted),
+        target=torch.cat(target),
+        texts=texts,
+        questions=questions,
+        index=torch.cat(index),
+        gate_activity=None if activity is None else activity / max(1, len(texts)),
+    )
+
+
+def evaluate(
+    collected: Collected,
+    answers: Sequence[str] | None = None,
+    answer_embeddings: Tensor | None = None,
+    question_types: Sequence[str] | None = None,
+) -> ValidationReport:
+    """Retrieval, answers, and the state of the embeddings.
+
+    Retrieval is computed on the captions (samples without a question) when there are at least two distinct
+    ones, and on all samples otherwise. A question is answered by the nearest answer embedding.
+
+    Args:
+        answers, answer_embeddings: the G possible answers and (G, E), both or neither; unless given, the
+            distinct answers of the collected questions with their target embeddings.
+        question_types: N types, one per sample, to report the accuracy of each (ignored where there is no
+            question).
+
+    Raises:
+        UserError: nothing was collected.
+        ValueError: only one of `answers` and `answer_embeddings` is given, or lengths differ.
+    """
+    if (answers is None) != (answer_embeddings is None):
+        raise ValueError("give both answers and answer_embeddings, or neither")
+    if not collected.texts:
+        raise UserError("validation: there is no sample to evaluate; is the held-out split empty?")
+    captions = [i for i, question in enumerate(collected.questions) if question is None]
+    caption_texts = {collected.texts[i] for i in captions}
+    rows = captions if len(caption_texts) >= 2 else list(range(len(collected.texts)))
+
+    _, first = distinct(collected.texts)
+    text_embeddings = collected.target[first]  # (T, E): a text that occurs often is still one point
+    warnings = (
+        collapse_warning(collected.predicted, "predicted", n_distinct=len(first)),
+        collapse_warning(text_embeddings, "target"),
+    )
+    activity = () if collected.gate_activity is None else tuple(collected.gate_activity.tolist())
+    return ValidationReport(
+        n_samples=len(collected.texts),
+        retrieval=retrieval(
+            collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows]
+        ),
+        answers=_answer(collected, answers, answer_embeddings, question_types),
+        alignment=alignment(collected.predicted, collected.target),
+        uniformity_predicted=uniformity(collected.predicted),
+        uniformity_target=uniformity(text_embeddings),
+        effective_rank_predicted=effective_rank(collected.predicted),
+        effective_rank_target=effective_rank(text_embeddings),
+        gate_activity=activity,
+        warnings=tuple(warning for warning in warnings if warning is not None),
+    )
+
+
+def _predict(model: Mamba3Jepa, batch: Batch) -> Tensor:
+    """(B, E) predicted embeddings of one batch."""
+    visual_tokens = model.encode_images(normalize(batch.pixels), batch.has_image)
+    return model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask).embedding
+
+
+def _answer(
+    collected: Collected,
+    answers: Sequence[str] | None,
+    answer_embeddings: Tensor | None,
+    question_types: Sequence[str] | None,
+) -> AnswerReport | None:
+    if question_types is not None and len(question_types) != len(collected.texts):
+        raise ValueError(f"{len(question_types)} question types for {len(collected.texts)} samples")
+    rows = [i for i, question in enumerate(collected.questions) if question is not None]
+    if not rows:
+        return None
+    expected = [collected.texts[i] for i in rows]
+    if answers is None or answer_embeddings is None:
+        _, first = distinct(expected)
+        answers = [expected[i] for i in first]
+        answer_embeddings = collected.target[rows][first]
+    given = nearest_answer(collected.predicted[rows], answer_embeddings.cpu(), answers)
+    types = None if question_types is None else [question_types[i] for i in rows]
+    return answer_accuracy(given, expected, types)
