@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,5 +14,5 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
 
 
 def l2_normalize(x: Tensor) -> Tensor:
-    """x (..., D) divided by its length; zero stays zero, and the gradient there is finite."""
-    return F.normalize(x, dim=-1, eps=1e-6)
+    """x (..., D) divided by its length, in float32 at least; zero stays zero, its gradient finite."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)

@@ -75,10 +75,7 @@ class Predictor(nn.Module):
         padding on the right like any other. Every projection takes part in every batch, so each parameter has
         a gradient (zero where nothing used it), as data-parallel training expects.
         """
-        # Under autocast the projections give 16 bits; the residual stream keeps the parameters' precision.
-        dtype = self.pred_head.weight.dtype
-        visual = self.vision_proj(visual_tokens).to(dtype)
-        query = self.query_proj(query_tokens).to(dtype)
+        visual, query = self.vision_proj(visual_tokens), self.query_proj(query_tokens)
         visual_mask = has_image.unsqueeze(1).expand(visual.shape[:2])
         first = has_image.unsqueeze(1)
         mask = torch.where(
@@ -87,7 +84,8 @@ class Predictor(nn.Module):
         tokens = torch.where(
             first.unsqueeze(2), torch.cat([visual, query], dim=1), torch.cat([query, visual], dim=1)
         )
-        return tokens, mask
+        # Under autocast the projections give 16 bits; the residual stream keeps the parameters' precision.
+        return tokens.to(self.pred_head.weight.dtype), mask
 
 
 def _masked(gate: MaskedGate, mask: Tensor, layer: int, h: Tensor) -> Tensor:
