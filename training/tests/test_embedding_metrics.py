@@ -76,6 +76,10 @@ def test_healthy_embeddings_do_not_warn():
     # Two hundred samples of thirteen answers span twelve directions and are healthy.
     clusters = unit(13, 128)[torch.arange(200) % 13]
     assert collapse_warning(clusters, "predicted", n_distinct=13) is None
+    # Captions of three attributes with eight, six and four values have a rank near fifteen, whatever E is.
+    draw = torch.Generator().manual_seed(0)
+    values = [unit(n, 512, seed=n)[torch.randint(n, (256,), generator=draw)] for n in (8, 6, 4)]
+    assert collapse_warning(F.normalize(sum(values), dim=-1), "target") is None
     assert collapse_warning(unit(1, 8), "predicted") is None
 
 

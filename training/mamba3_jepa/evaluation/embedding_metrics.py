@@ -15,8 +15,9 @@ MAX_UNIFORMITY_SAMPLES = 4096
 
 # Below this mean squared distance from their mean, unit vectors have an average pairwise cosine above 0.99.
 POINT_COLLAPSE_SPREAD = 0.01
-# Below this share of the rank that N embeddings of size E could have, few directions carry everything.
-RANK_COLLAPSE_SHARE = 0.05
+# Below this share of the attainable rank, few directions carry everything. Captions made of a few attributes
+# rightly have a rank near the number of attribute values, so the share is small.
+RANK_COLLAPSE_SHARE = 0.02
 # Below this effective rank the embeddings lie on a line, whatever N and E are.
 LINE_RANK = 1.5
 # A few embeddings cannot tell: their rank is small anyway.

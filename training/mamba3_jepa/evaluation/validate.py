@@ -119,7 +119,7 @@ def collect(
     try:
         with precision or nullcontext():
             for batch in batches:
-                if not len(batch.index):
+                if len(batch) == 0:
                     continue
                 batch = batch.to(device)
                 predicted.append(_predict(model, batch).float().cpu())
@@ -128,7 +128,7 @@ def collect(
                 questions += [None if text == model.config.query_prompt else text for text in batch.questions]
                 index.append(batch.index.cpu())
                 if activity is not None and model.angn is not None:
-                    activity += model.angn.activity().float().cpu() * len(batch.index)
+                    activity += model.angn.activity().float().cpu() * len(batch)
     finally:
         for module in in_training:
             module.training = True

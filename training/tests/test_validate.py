@@ -1,0 +1,206 @@
+"""collect against the model's own embed and embed_text; evaluate against its parts and hand-made cases."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mamba3_jepa.config import AngnConfig, preset
+from mamba3_jepa.data.images import to_pixels
+from mamba3_jepa.data.loader import Batch
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation import embedding_metrics
+from mamba3_jepa.evaluation.retrieval import retrieval
+from mamba3_jepa.evaluation.validate import Collected, collect, evaluate
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+CAPTIONS = ["a red circle", "a long blue rectangle above a small green triangle", "a square"]
+QUESTIONS = ["What colour is it?", "Is there a circle in the upper left corner?"]
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+# image, question, target
+SAMPLES: list[tuple[Image.Image | None, str | None, str]] = [
+    (picture(0), None, CAPTIONS[0]),
+    (None, QUESTIONS[1], "yes"),
+    (picture(1), None, CAPTIONS[1]),
+    (picture(2), QUESTIONS[0], "blue"),
+    (picture(3), None, CAPTIONS[2]),
+]
+
+
+def make_model(angn: bool) -> Mamba3Jepa:
+    torch.manual_seed(0)
+    tokenizer = TextTokenizer.train([*CAPTIONS, *QUESTIONS, "yes no blue red"], vocab_size=300)
+    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, angn=AngnConfig(enabled=angn))
+    model = Mamba3Jepa(config, tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def make_batch(model: Mamba3Jepa, numbers: list[int]) -> Batch:
+    samples = [SAMPLES[i] for i in numbers]
+    config = model.config
+    questions = [question or config.query_prompt for _, question, _ in samples]
+    queries = model.tokenizer.encode(questions, config.max_query_tokens)
+    targets = model.tokenizer.encode([text for _, _, text in samples], config.max_answer_tokens)
+    pixels = [to_pixels(image, config.vision.image_size) for image, _, _ in samples if image is not None]
+    size = config.vision.image_size
+    return Batch(
+        pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
+        has_image=torch.tensor([image is not None for image, _, _ in samples], dtype=torch.bool),
+        query_ids=queries.ids,
+        query_mask=queries.mask,
+        target_ids=targets.ids,
+        target_mask=targets.mask,
+        target_hash=torch.zeros(len(samples), dtype=torch.int64),
+        index=torch.tensor(numbers, dtype=torch.int64) + 100,
+        questions=questions,
+        targets=[text for _, _, text in samples],
+        n_truncated=0,
+        bad=[],
+    )
+
+
+@contextmanager
+def counted(entries: list[int]):
+    entries.append(1)
+    yield
+
+
+@pytest.mark.parametrize("sizes", [(5,), (1, 1, 3), (2, 3)])
+def test_collect_gives_what_embed_gives(sizes):
+    model = make_model(angn=True).train()
+    numbers = iter(range(5))
+    batches = [make_batch(model, [next(numbers) for _ in range(size)]) for size in sizes]
+    entries: list[int] = []
+    collected = collect(model, batches, "cpu", counted(entries))
+
+    images, questions, texts = (list(column) for column in zip(*SAMPLES, strict=True))
+    torch.testing.assert_close(collected.predicted, model.embed(images, questions), rtol=0, atol=1e-5)
+    torch.testing.assert_close(collected.target, model.embed_text(texts), rtol=0, atol=1e-5)
+    assert collected.texts == texts
+    assert collected.questions == questions
+    assert collected.index.tolist() == [100, 101, 102, 103, 104]
+    assert entries == [1]
+    assert model.training
+    assert not model.x_encoder.training
+    assert not collected.predicted.requires_grad
+
+
+def test_collect_averages_gate_activity_over_samples():
+    model = make_model(angn=True)
+    first, second = make_batch(model, [0, 1, 2]), make_batch(model, [3])
+    parts = [collect(model, [batch], "cpu").gate_activity for batch in (first, second)]
+    both = collect(model, [first, second], "cpu").gate_activity
+    torch.testing.assert_close(both, (3 * parts[0] + parts[1]) / 4)
+    assert both.shape == (2,)
+    assert not torch.allclose(parts[0], parts[1])
+    assert collect(make_model(angn=False), [first], "cpu").gate_activity is None
+
+
+def test_collect_of_nothing_is_empty_and_evaluating_it_is_a_user_error():
+    model = make_model(angn=True)
+    collected = collect(model, [], "cpu")
+    assert collected.predicted.shape == collected.target.shape == (0, model.config.embed_dim)
+    with pytest.raises(UserError, match="no sample"):
+        evaluate(collected)
+
+
+def made_up(predicted, target, texts, questions, gate_activity=None):
+    return Collected(
+        predicted=F.normalize(predicted, dim=-1),
+        target=F.normalize(target, dim=-1),
+        texts=texts,
+        questions=questions,
+        index=torch.arange(len(texts)),
+        gate_activity=gate_activity,
+    )
+
+
+def unit(*axes: int) -> torch.Tensor:
+    return torch.eye(6)[list(axes)]
+
+
+def test_retrieval_on_captions_and_accuracy_on_questions():
+    """The captions are right; of the three questions "red" is answered with blue."""
+    collected = made_up(
+        predicted=unit(0, 1, 2, 3, 3),
+        target=unit(0, 1, 2, 3, 4),
+        texts=["cat", "dog", "yes", "blue", "red"],
+        questions=[None, None, "is it?", "what?", "which?"],
+        gate_activity=torch.tensor([0.25, 0.75]),
+    )
+    report = evaluate(collected, question_types=["", "", "bool", "colour", "colour"])
+    metrics = report.metrics()
+    assert metrics["val/image_to_text_r1"] == metrics["val/text_to_image_r1"] == 1.0
+    assert (metrics["val/gallery_texts"], metrics["val/gallery_images"], metrics["val/samples"]) == (2, 2, 5)
+    assert metrics["val/answer_accuracy"] == pytest.approx(2 / 3)
+    assert (metrics["val/answer_accuracy_bool"], metrics["val/answer_accuracy_colour"]) == (1.0, 0.5)
+    assert metrics["val/questions"] == 3
+    assert metrics["val/alignment"] == pytest.approx(2 / 5)
+    assert (metrics["val/gate_activity_0"], metrics["val/gate_activity_1"]) == (0.25, 0.75)
+    assert report.metrics("unseen")["unseen/image_to_text_r1"] == 1.0
+
+
+def test_questions_only_are_retrieved_over_all_samples():
+    torch.manual_seed(0)
+    texts = ["yes", "no", "blue", "yes", "no", "yes"]
+    target = torch.randn(3, 6)[[0, 1, 2, 0, 1, 0]]
+    collected = made_up(target + torch.randn(6, 6), target, texts, ["?"] * 6)
+    report = evaluate(collected)
+    assert report.retrieval == retrieval(collected.predicted, collected.target, texts)
+    assert report.retrieval.gallery_texts == 3
+    assert report.answers is not None
+    # With all of its own answers as candidates, accuracy is recall at 1.
+    assert report.answers.accuracy == pytest.approx(report.retrieval.image_to_text[1])
+    assert "val/gate_activity_0" not in report.metrics()
+
+
+def test_given_answers_replace_the_collected_ones():
+    collected = made_up(unit(0, 1), unit(0, 1), ["yes", "no"], ["a?", "b?"])
+    assert evaluate(collected).metrics()["val/answer_accuracy"] == 1.0
+    report = evaluate(collected, answers=["no", "yes", "maybe"], answer_embeddings=unit(0, 1, 2))
+    assert report.metrics()["val/answer_accuracy"] == 0.0
+    with pytest.raises(ValueError, match="both"):
+        evaluate(collected, answers=["no"])
+    with pytest.raises(ValueError, match="question types"):
+        evaluate(collected, question_types=["a"])
+
+
+def test_embedding_metrics_count_each_text_once():
+    torch.manual_seed(1)
+    texts = [str(i % 7) for i in range(40)]
+    target = torch.randn(7, 6)[[i % 7 for i in range(40)]]
+    collected = made_up(torch.randn(40, 6), target, texts, [None] * 40)
+    report = evaluate(collected)
+    metrics = report.metrics()
+    assert metrics["val/uniformity_target"] == embedding_metrics.uniformity(collected.target[:7])
+    assert metrics["val/uniformity_predicted"] == embedding_metrics.uniformity(collected.predicted)
+    mean = (metrics["val/uniformity_target"] + metrics["val/uniformity_predicted"]) / 2
+    assert metrics["val/uniformity"] == pytest.approx(mean)
+    assert metrics["val/effective_rank_target"] == embedding_metrics.effective_rank(collected.target[:7])
+    assert metrics["val/effective_rank_predicted"] == embedding_metrics.effective_rank(collected.predicted)
+    assert "val/answer_accuracy" not in metrics
+    assert report.warnings == ()
+
+
+def test_collapse_is_a_warning_and_scores_nothing():
+    texts = [str(i) for i in range(20)]
+    report = evaluate(made_up(torch.ones(20, 6), torch.randn(20, 6), texts, [None] * 20))
+    assert len(report.warnings) == 1
+    assert "predicted embeddings have collapsed" in report.warnings[0]
+    report = evaluate(made_up(torch.ones(20, 6), torch.ones(20, 6), texts, [None] * 20))
+    assert len(report.warnings) == 2
+    assert report.retrieval.image_to_text[10] == report.retrieval.text_to_image[10] == 0.0
