@@ -142,6 +142,20 @@ def collect(
     )
 
 
+def merge(parts: Sequence[Collected]) -> Collected:
+    """What several processes collected, as one; their order is kept."""
+    sizes = torch.tensor([len(part.texts) for part in parts], dtype=torch.float32)
+    activity = [part.gate_activity for part in parts if part.gate_activity is not None]
+    return Collected(
+        predicted=torch.cat([part.predicted for part in parts]),
+        target=torch.cat([part.target for part in parts]),
+        texts=[text for part in parts for text in part.texts],
+        questions=[question for part in parts for question in part.questions],
+        index=torch.cat([part.index for part in parts]),
+        gate_activity=(sizes / sizes.sum()) @ torch.stack(activity) if activity else None,
+    )
+
+
 def evaluate(
     collected: Collected,
     answers: Sequence[str] | None = None,

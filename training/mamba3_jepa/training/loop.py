@@ -197,8 +197,7 @@ class _State:
         self.run.report(validation, self.position, better)
         if better:
             self.run.save_best(self._checkpoint_fields())
-        with self.accelerator.autocast():
-            self.task.illustrate(self.accelerator.device)
+        self.task.illustrate(self.run.folder)
         self.run.plot()
 
     def save(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -53,8 +54,8 @@ class Task(Protocol):
     def validate(self, device: torch.device) -> Validation:
         """Measure the model on the held-out data; called on every rank, with the same result on all."""
 
-    def illustrate(self, device: torch.device) -> None:
-        """Leave pictures of what the model does now in the run's folder; called on the main process."""
+    def illustrate(self, folder: Path) -> None:
+        """Leave pictures of what the last validation saw in `folder`; called on the main process."""
 
     def checkpoint_fields(self) -> dict[str, Any]:
         """`tokenizer` and `data` of the checkpoint."""

@@ -1,0 +1,41 @@
+"""The process a run lives in: device, precision, trackers, cores."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from accelerate import Accelerator
+
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.training.settings import Precision, TrainSettings
+
+_MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def build_accelerator(settings: TrainSettings) -> Accelerator:
+    """The accelerator for these settings; joins the process group when launched as one of several.
+
+    Raises:
+        UserError: a tracker is not installed, or the device cannot do the precision.
+    """
+    trackers = [name for name in ("wandb", "tensorboard") if getattr(settings, name)]
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--{name} needs the package {name}: pip install {name}")
+    if settings.precision == "fp16" and (settings.cpu or not torch.cuda.is_available()):
+        raise UserError("--precision fp16 needs a CUDA GPU; on this machine use bf16 or fp32")
+    return Accelerator(
+        mixed_precision=_MIXED_PRECISION[settings.precision],
+        cpu=settings.cpu or not torch.cuda.is_available(),
+        log_with=trackers or None,
+        project_dir=settings.output_dir,
+    )
+
+
+def spare_cores() -> int:
+    """Data-loading processes per training process: the cores left beside it, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, cores // local_processes - 1))
