@@ -1,0 +1,167 @@
+"""Opens whatever a data directory holds, and divides it into training and validation samples."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba3_jepa.data.files import FolderSource, ManifestSource, contains_images
+from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_texts
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.shards import ShardSource
+from mamba3_jepa.data.splits import split_by_hash
+from mamba3_jepa.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "DataSplits",
+    "FolderSource",
+    "ManifestSource",
+    "Sample",
+    "SceneSource",
+    "ShardSource",
+    "Source",
+    "open_source",
+    "open_splits",
+    "source_texts",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplits:
+    """Training and validation samples; the two sources are one object where a hash divides it."""
+
+    train: Source
+    train_indices: NDArray[np.int64]
+    val: Source
+    val_indices: NDArray[np.int64]
+
+    @property
+    def synthetic(self) -> bool:
+        return self.train.synthetic
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data changes."""
+        return f"{self.train.fingerprint}+{self.val.fingerprint}"
+
+
+def open_source(
+    data_dir: str | Path, *, manifest: str | None = None, on_bad_sample: OnBadSample = "error"
+) -> Source | None:
+    """The data in a directory: its `manifest.jsonl`, else its `*.tar` shards, else its image-text pairs.
+
+    Args:
+        manifest: the name of another manifest in the directory to open instead, such as "test.jsonl".
+
+    Returns:
+        None if the directory holds none of the three.
+
+    Raises:
+        UserError: there is no such directory, or what it holds is malformed.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise UserError(f"--data-dir {root}: there is no such directory")
+    source: ManifestSource | ShardSource | FolderSource
+    if manifest is not None or (root / "manifest.jsonl").exists():
+        return ManifestSource(root, manifest or "manifest.jsonl", on_bad_sample)
+    if any(root.glob("*.tar")):
+        source = ShardSource(root, on_bad_sample)
+    elif contains_images(root):
+        source = FolderSource(root, on_bad_sample)
+    else:
+        return None
+    if source.n_left_out:
+        logger.warning("%s: %d images without text left out", source.name, source.n_left_out)
+    return source
+
+
+def open_splits(
+    data_dir: str | Path | None,
+    *,
+    image_size: int,
+    seed: int = 0,
+    val_fraction: float = 0.02,
+    n_scenes: int = 20_000,
+    n_val_scenes: int = 256,
+    kind: Kind = "target",
+    on_bad_sample: OnBadSample = "error",
+) -> DataSplits:
+    """Training and validation samples of one kind.
+
+    Validation samples are those of `val.jsonl`, if it is beside `manifest.jsonl`; otherwise a share chosen
+    by the hash of each sample's group. Without data directory, or if it holds no data, both are synthetic
+    scenes (`image_size`, `seed`, `n_scenes` and `n_val_scenes` are for them), and a warning says so.
+
+    Raises:
+        UserError: the data is malformed, or one of the two sides would be empty.
+    """
+    source = None
+    if data_dir is not None:
+        source = open_source(data_dir, on_bad_sample=on_bad_sample)
+    if source is None:
+        _warn_synthetic(data_dir)
+        train = SceneSource("train", n_scenes=n_scenes, seed=seed, image_size=image_size)
+        val = SceneSource("val", n_scenes=n_val_scenes, seed=seed, image_size=image_size)
+        return DataSplits(
+            train=train, train_indices=train.indices(kind), val=val, val_indices=val.indices(kind)
+        )
+    if isinstance(source, ManifestSource) and (Path(data_dir or "") / "val.jsonl").exists():
+        separate = ManifestSource(data_dir or "", "val.jsonl", on_bad_sample)
+        _warn_overlap(source, separate)
+        return DataSplits(
+            train=source,
+            train_indices=_usable(source, kind),
+            val=separate,
+            val_indices=_usable(separate, kind),
+        )
+    usable = _usable(source, kind)
+    train_part, val_part = split_by_hash(source.group_hashes()[usable], val_fraction)
+    for name, part, way in (("validation", val_part, "raise"), ("training", train_part, "lower")):
+        if not len(part):
+            raise UserError(
+                f"{source.name}: none of {len(usable)} samples falls to the {name} side of the split by "
+                f"hash: {way} --val-fraction (now {val_fraction}), give more data, or write a val.jsonl"
+            )
+    return DataSplits(
+        train=source, train_indices=usable[train_part], val=source, val_indices=usable[val_part]
+    )
+
+
+def _usable(source: Source, kind: Kind) -> NDArray[np.int64]:
+    usable = source.indices(kind)
+    what = "an answer or a text" if kind == "target" else f'what "{kind}" needs'
+    if not len(usable):
+        raise UserError(f"{source.name}: none of the {len(source)} samples has {what}")
+    if len(usable) < len(source):
+        logger.warning("%s: %d of %d samples left out: without %s", source.name, len(source) - len(usable),
+                       len(source), what)  # fmt: skip
+    return usable
+
+
+def _warn_synthetic(data_dir: str | Path | None) -> None:
+    if data_dir is None:
+        logger.warning("no --data-dir: training on SYNTHETIC scenes (coloured shapes), not on real data")
+    else:
+        logger.warning(
+            "%s holds no manifest.jsonl, no *.tar shards and no image-text pairs (x.jpg + x.txt): training "
+            "on SYNTHETIC scenes (coloured shapes), not on real data",
+            data_dir,
+        )
+
+
+def _warn_overlap(train: Source, val: Source) -> None:
+    shared = len(np.intersect1d(train.group_hashes(), val.group_hashes()))
+    if shared:
+        logger.warning(
+            "%d images or queries of %s are in %s too: validation will look better than it is",
+            shared,
+            val.name,
+            train.name,
+        )
