@@ -102,10 +102,11 @@ class Angn(nn.Module):
         ema, decay = self._ema[layer], self.config.ema_decay
         self._ema[layer] = torch.where(ema.isnan(), activity, decay * ema + (1 - decay) * activity)
         if layer == len(self.gates) - 1:
-            self._signal(self._ema.mean().item())
+            self._signal(self._ema.mean())
 
-    def _signal(self, ema: float) -> None:
-        threshold = self.config.context_reset_threshold
+    @torch.compiler.disable  # reads a value back to the host, which no graph can hold
+    def _signal(self, mean_ema: Tensor) -> None:
+        ema, threshold = mean_ema.item(), self.config.context_reset_threshold
         was_due, self._reset_due = self._reset_due, ema < threshold
         if self._reset_due and not was_due:
             logger.warning(
