@@ -1,0 +1,57 @@
+"""The data benchmark: it counts what it says it counts, and its settings need no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mamba3_jepa.bench.data import DataBenchSettings, run_data_benchmark
+from mamba3_jepa.data.loader import Batch
+from mamba3_jepa.errors import UserError
+
+SETTINGS = DataBenchSettings(
+    preset="tiny", batch_size=4, workers=(0,), jpeg_size=48, n_images=9, seconds=0.05, steps=3
+)
+
+
+def test_waiting_is_told_from_working() -> None:
+    seen: list[int] = []
+
+    def step(batch: Batch) -> None:
+        seen.append(len(batch))
+        time.sleep(0.05)
+
+    report = run_data_benchmark(SETTINGS, step)
+    assert seen == [4] * 2 * (1 + 3)
+    assert [(r.source, r.workers) for r in report.rates] == [("JPEG 48 px", 0), ("synthetic scenes", 0)]
+    for wait in report.waits:
+        assert wait.step_seconds * (1 - wait.wait_fraction) == pytest.approx(0.05, rel=0.3)
+        assert wait.samples_per_second == pytest.approx(4 / wait.step_seconds)
+    assert all(rate.samples_per_second > 4 / 0.05 for rate in report.rates)
+    assert len(report.lines()) == 6
+
+
+def test_with_the_real_training_step() -> None:
+    report = run_data_benchmark(SETTINGS)
+    assert all(0 < wait.wait_fraction < 1 for wait in report.waits)
+
+
+def test_impossible_settings() -> None:
+    for changes in (
+        {"batch_size": 0},
+        {"workers": ()},
+        {"workers": (-1,)},
+        {"steps": -1},
+        {"seconds": 0.0},
+        {"n_images": 3, "batch_size": 4},
+    ):
+        with pytest.raises(UserError, match="bench data"):
+            run_data_benchmark(DataBenchSettings(**changes))  # type: ignore[arg-type]
+
+
+def test_the_settings_need_no_torch() -> None:
+    code = "import sys, mamba3_jepa.bench.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
