@@ -1,23 +1,27 @@
 """The Mamba-3 scan as matrix products over chunks, for training and prefill.
 
-With a_t the decay from the start of a chunk to its token t, the recurrence of `scan.py` unrolls within the chunk to
+With a_t the decay from the start of a chunk to its token t, the recurrence of `scan.py` unrolls within the
+chunk to
 
     y_t = a_t Q_t h + sum_{s <= t} M_ts (Q_t . K_s) V_s + D V_t
     h'  = a_C h     + sum_s (a_C / a_s) w_s K_s V_s
 
-with w_s = lambda_s dt_s + (1 - lambda_{s+1}) dt_{s+1}: what token s adds by its own step and, one token later, by the
-trapezoid. M_ts is (a_t / a_s) w_s below the diagonal and lambda_t dt_t on it, where the second share has not arrived
-yet. So the h between two chunks already holds the next token's share of the last K V.
+with w_s = lambda_s dt_s + (1 - lambda_{s+1}) dt_{s+1}: what token s adds by its own step and, one token
+later, by the trapezoid. M_ts is (a_t / a_s) w_s below the diagonal and lambda_t dt_t on it, where the second
+share has not arrived yet. So the h between two chunks already holds the next token's share of the last K V.
 
-The chunks follow one another, and only the inputs, the output and the states between chunks are kept: the backward
-pass, written by hand, builds each chunk again. On a CPU a chunk's tensors live in the cache from first to last use.
+The chunks follow one another, and only the inputs, the output and the states between chunks are kept: the
+backward pass, written by hand, builds each chunk again. On a CPU a chunk's tensors live in the cache from
+first to last use.
 
-Shape letters: B batch, L length, H heads, G groups of heads, R ranks, N state size, P head size, S rotated pairs,
-C tokens of one chunk; X = C R rows, one per token and rank, tokens outermost.
+Shape letters: B batch, L length, H heads, G groups of heads, R ranks, N state size, P head size, S rotated
+pairs, C tokens of one chunk; X = C R rows, one per token and rank, tokens outermost.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +39,9 @@ from mamba3_jepa.models.scan import (
     zero_state,
 )
 
-# exp(-40) per token and exp(-60) over several are zero beside anything they meet. Without the first bound, one
-# token that forgets everything takes the precision of the cumulative sum away from the tokens after it; without the
-# second, denormal numbers make a CPU crawl.
+# exp(-40) per token and exp(-60) over several are zero beside anything they meet. Without the first bound,
+# one token that forgets everything takes the precision of the cumulative sum away from the tokens after it;
+# without the second, denormal numbers make a CPU crawl.
 MIN_LOG_DECAY = -40.0
 MIN_LOG_CHUNK_DECAY = -60.0
 
@@ -55,7 +59,7 @@ def chunked_scan(
         inputs: as for `sequential_scan`.
         state: the state to continue from; zeros if None.
         chunk_size: tokens per chunk; changes speed, not results.
-        z: (B, L, H, P), only with R = 1: the output is multiplied by silu(z) while it is at hand.
+        z: (B, L, H, P), only with R = 1: the output is multiplied by silu(z) while it is in the cache.
         return_state: False leaves out the state's last few operations and returns None for it.
 
     Returns:
@@ -63,13 +67,16 @@ def chunked_scan(
     """
     B, L, R, _, N = inputs.q.shape
     if L == 0:
-        return inputs.v.new_empty(B, 0, R, *inputs.v.shape[2:]), zero_state(inputs) if state is None else state
+        return inputs.v.new_empty(B, 0, R, *inputs.v.shape[2:]), zero_state(
+            inputs
+        ) if state is None else state
     log_alpha, dt, trapezoid = (x.transpose(1, 2) for x in (inputs.log_alpha, inputs.dt, inputs.trapezoid))
     now = trapezoid * dt  # (B, H, L)
     later = dt - now
     order = torch.tensor(
-        rotation_order(N, inputs.omega.shape[-1], inputs.interleaved), device=inputs.q.device
+        rotation_order(N, inputs.angle.shape[-1], inputs.interleaved), device=inputs.q.device
     )
+    chunk_size = _even_chunk_size(L, min(chunk_size, _balanced_chunk_size(inputs)))
     theta = h = None
     if state is not None:
         last_kv = torch.einsum("brhp,brhn->bhpn", spread(state.v, inputs.v_spread), state.k)
@@ -82,7 +89,7 @@ def chunked_scan(
         inputs.q,
         inputs.k,
         inputs.v,
-        z,
+        None if z is None else z.to(inputs.v.dtype),
         inputs.q_bias,
         inputs.k_bias,
         inputs.v_spread,
@@ -97,6 +104,19 @@ def chunked_scan(
         return y, None
     k_last = biased_and_rotated(inputs.k[:, -1], inputs.k_bias, theta, inputs.interleaved)
     return y, Mamba3State(theta, h, k_last, inputs.v[:, -1])
+
+
+def _balanced_chunk_size(inputs: ScanInputs) -> int:
+    """Where a token's work within the chunk, 2 C (N + P), equals its work with the states, 4 N P: beyond it,
+    a longer chunk only costs.
+    """
+    N, P = inputs.q.shape[-1], inputs.v.shape[-1]
+    return max(1, 2 * N * P // (N + P))
+
+
+def _even_chunk_size(length: int, chunk_size: int) -> int:
+    """The size at most `chunk_size` that cuts the length into as few chunks, of much the same length."""
+    return math.ceil(length / math.ceil(length / chunk_size))
 
 
 class _Sequence(NamedTuple):
@@ -115,6 +135,10 @@ class _Sequence(NamedTuple):
     weight: Tensor  # (B, H, L)
     now: Tensor  # (B, H, L)
     omega: Tensor  # (B, L, S)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Sequence:
+        tensors: list[Any] = [None if x is None else function(x) for x in self]
+        return _Sequence(*tensors)
 
     def reordered(self, order: Tensor) -> _Sequence:
         names = ("q", "k", "q_bias", "k_bias")
@@ -215,13 +239,18 @@ def _masked_(x: Tensor, mask: Tensor, R: int) -> Tensor:
 class _ChunkedScan(torch.autograd.Function):
     """(theta, h, sequence) -> (y (B, L, R, H, P), theta (B, H, S), h (B, H, P, N)) after the last token.
 
-    The backward pass takes the gradient of the log decays from two products that are there anyway: scaling a_t up
-    scales y_t's terms from the past, so sum_t' >= t of (dy . y - v . dv) collects it.
+    The backward pass takes the gradient of the log decays from two products that are there anyway: scaling
+    a_t up scales y_t's terms from the past, so sum_t' >= t of (dy . y - v . dv) collects it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, chunk_size: int, order: Tensor, theta: Tensor | None, h: Tensor | None, *sequence: Tensor | None
+        ctx: Any,
+        chunk_size: int,
+        order: Tensor,
+        theta: Tensor | None,
+        h: Tensor | None,
+        *sequence: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         seq = _Sequence(*sequence).reordered(order)
         B, L, R, _, N = seq.q.shape
@@ -250,10 +279,15 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dtheta: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:
-        order, y, h, *before, = ctx.saved_tensors[: -len(_Sequence._fields)]
+        (
+            order,
+            y,
+            h,
+            *before,
+        ) = ctx.saved_tensors[: -len(_Sequence._fields)]
         seq = _Sequence(*ctx.saved_tensors[-len(_Sequence._fields) :])
         R, L, S = seq.q.shape[2], seq.q.shape[1], seq.omega.shape[-1]
-        grad = _Sequence(*(None if x is None else torch.zeros_like(x) for x in seq))
+        grad = seq.map(torch.zeros_like)
         dh = dh.index_select(-1, order)
         for i, start in reversed(list(enumerate(range(0, L, ctx.chunk_size)))):
             s = slice(start, min(start + ctx.chunk_size, L))
@@ -261,7 +295,7 @@ class _ChunkedScan(torch.autograd.Function):
             theta, h = before[2 * i : 2 * i + 2]
             x = _build_chunk(seq, s, theta)
             dy = dout[:, s]
-            if seq.z is not None:
+            if seq.z is not None and grad.z is not None:
                 z = seq.z[:, s]
                 grad.z[:, s] = torch.ops.aten.silu_backward(dy[:, :, 0] * y[:, s, 0], z)
                 dy = dy * F.silu(z).unsqueeze(2)
@@ -292,7 +326,9 @@ class _ChunkedScan(torch.autograd.Function):
             grad.log_alpha[..., s] = _sum_from(da.unsqueeze(-1)).squeeze(-1)
 
             dangle = (x.q[..., :S] * dq[..., S : 2 * S]).addcmul_(x.q[..., S : 2 * S], dq[..., :S], value=-1)
-            dangle.addcmul_(x.k[..., :S], dk[..., S : 2 * S]).addcmul_(x.k[..., S : 2 * S], dk[..., :S], value=-1)
+            dangle.addcmul_(x.k[..., :S], dk[..., S : 2 * S]).addcmul_(
+                x.k[..., S : 2 * S], dk[..., :S], value=-1
+            )
             if R > 1:
                 dangle = dangle.unflatten(2, (-1, R)).sum(3)
             dangle[:, :, -1] += dtheta
@@ -306,7 +342,7 @@ class _ChunkedScan(torch.autograd.Function):
                 dbias.add_(d.sum((0, 2)))
                 dx[:, s] = d.unflatten(1, (dx.shape[3], -1)).sum(2).permute(0, 2, 3, 1, 4)
             dv = dv.unflatten(2, (-1, R))  # (B, H, C, R, P)
-            if seq.v_spread is None:
+            if seq.v_spread is None or grad.v_spread is None:
                 grad.v[:, s] = dv.squeeze(3).transpose(1, 2)
             else:
                 grad.v[:, s] = (dv * seq.v_spread.unsqueeze(1)).sum(3).transpose(1, 2)

@@ -1,19 +1,19 @@
 """The Mamba-3 layer and the residual stack of such layers.
 
-Source: "Mamba-3: Improved Sequence Modeling using State Space Principles" (ICLR 2026, arXiv 2603.15569). Constructor
-arguments, parameter names and parameter shapes are those of mamba-ssm's `mamba_ssm.modules.mamba3.Mamba3`, so a state
-dict moves either way.
+Source: "Mamba-3: Improved Sequence Modeling using State Space Principles" (ICLR 2026, arXiv 2603.15569).
+Constructor arguments, parameter names and parameter shapes are those of mamba-ssm's
+`mamba_ssm.modules.mamba3.Mamba3`, so a state dict moves either way.
 
-Shape letters: B batch, L length, D model width, H heads, P head size (D_inner = H P), G groups, R ranks (1 unless
-MIMO), N state size, S rotated pairs.
+Shape letters: B batch, L length, D model width, H heads, P head size (D_inner = H P), G groups, R ranks (1
+unless MIMO), N state size, S rotated pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.config import BackboneConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.models import kernels
 from mamba3_jepa.models.chunked import chunked_scan
 from mamba3_jepa.models.scan import Mamba3State, ScanInputs, scan_step
 
@@ -32,7 +33,8 @@ Gate = Callable[[int, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in groups of `group_size` (the whole dimension by default).
+    """x / rms(x) * weight over the last dimension, in groups of `group_size` (the whole dimension by
+    default).
 
     Computes in float32 at least and returns the type of x.
     """
@@ -151,28 +153,36 @@ class Mamba3(nn.Module):
 
     def forward(
         self, u: Tensor, state: Mamba3State | None = None, return_state: bool = False
-    ) -> Any:  # Tensor, or (Tensor, Mamba3State) with return_state
-        """(B, L, D) -> (B, L, D), continuing from `state`; with `return_state`, also the state after the last token.
+    ) -> Tensor | tuple[Tensor, Mamba3State]:
+        """(B, L, D) -> (B, L, D), continuing from `state`; with `return_state`, also the state after the last
+        token.
 
         Raises:
-            UserError: u is not (B, L, d_model).
+            UserError: u is not (B, L, d_model), or the state belongs to another batch or layer.
         """
-        if u.dim() != 3 or u.shape[-1] != self.d_model:
-            raise UserError(
-                f"mamba3: input has shape {tuple(u.shape)}, expected (batch, length, {self.d_model})"
-            )
+        self._check_input(u, 3, state)
         z, inputs = self._project(u)
+        gated_in_scan = not (self.is_mimo or self.is_outproj_norm)
         with torch.autocast(u.device.type, enabled=False):
-            y, state = chunked_scan(inputs, state, self.chunk_size, return_state=return_state)
-            y = self._gate(y, z)
+            z_in_scan = z if gated_in_scan else None
+            if kernels.usable(inputs, state, return_state):
+                y, state = kernels.fused_scan(inputs, state, z_in_scan, return_state)
+            else:
+                y, state = chunked_scan(_widened(inputs), state, self.chunk_size, z_in_scan, return_state)
+            y = self._joined(y) if gated_in_scan else self._gate(y, z)
         out = self.out_proj(y)
-        return (out, state) if return_state else out
+        return (out, state) if state is not None and return_state else out
 
     def step(self, u_t: Tensor, state: Mamba3State) -> tuple[Tensor, Mamba3State]:
-        """One token: (B, D) -> (B, D) and the next state, in constant time and memory."""
+        """One token: (B, D) -> (B, D) and the next state, in constant time and memory.
+
+        Raises:
+            UserError: u_t is not (B, d_model), or the state belongs to another batch or layer.
+        """
+        self._check_input(u_t, 2, state)
         z, inputs = self._project(u_t.unsqueeze(1))
         with torch.autocast(u_t.device.type, enabled=False):
-            y, state = scan_step(inputs, state)
+            y, state = scan_step(_widened(inputs), state)
             y = self._gate(y, z)
         return self.out_proj(y).squeeze(1), state
 
@@ -186,24 +196,38 @@ class Mamba3(nn.Module):
         shapes = [(H, self.n_angles), (H, P, N), (self.rank, H, N), (H, P)]
         return Mamba3State(*(torch.zeros(batch, *shape, device=device, dtype=dtype) for shape in shapes))
 
+    def _check_input(self, u: Tensor, dims: int, state: Mamba3State | None) -> None:
+        if u.dim() != dims or u.shape[-1] != self.d_model:
+            expected = "(batch, length, {})" if dims == 3 else "(batch, {})"
+            raise UserError(
+                f"mamba3: input has shape {tuple(u.shape)}, expected {expected.format(self.d_model)}"
+            )
+        expected_h = (u.shape[0], self.nheads, self.headdim, self.d_state)
+        if state is not None and state.h.shape != expected_h:
+            raise UserError(
+                f"mamba3: state.h has shape {tuple(state.h.shape)}, this layer and batch need {expected_h}"
+            )
+
     def _project(self, u: Tensor) -> tuple[Tensor, ScanInputs]:
-        """u (B, L, D) -> z (B, L, H, P) and what the scan needs, in float32 at least."""
+        """u (B, L, D) -> z (B, L, H, P) and what the scan needs: x in the type of the projection, which the
+        fused kernels want, everything that adds up over time in float32 at least.
+        """
         projected = self.in_proj(u)
         wide = torch.promote_types(torch.promote_types(projected.dtype, self.D.dtype), torch.float32)
         with torch.autocast(u.device.type, enabled=False):
-            z, x, b, c, dd_dt, dd_a, trap, angle = projected.to(wide).split(self.split_sizes, dim=-1)
+            z, x, b, c, dd_dt, dd_a, trap, angle = projected.split(self.split_sizes, dim=-1)
             per_rank = (self.rank, self.ngroups, self.d_state)
-            dt = F.softplus(dd_dt + self.dt_bias)
+            dt = F.softplus(dd_dt.to(wide) + self.dt_bias)
             return z.unflatten(-1, (-1, self.headdim)), ScanInputs(
-                q=self.C_norm(c.unflatten(-1, per_rank)),
-                k=self.B_norm(b.unflatten(-1, per_rank)),
+                q=self.C_norm(c.to(wide).unflatten(-1, per_rank)),
+                k=self.B_norm(b.to(wide).unflatten(-1, per_rank)),
                 v=x.unflatten(-1, (-1, self.headdim)),
                 q_bias=self.C_bias.to(wide),
                 k_bias=self.B_bias.to(wide),
-                log_alpha=self._decay_rate(dd_a) * dt,
+                log_alpha=self._decay_rate(dd_a.to(wide)) * dt,
                 dt=dt,
-                trapezoid=trap.sigmoid(),
-                omega=math.pi * angle.tanh(),
+                trap=trap.to(wide),
+                angle=angle.to(wide),
                 skip=self.D.to(wide),
                 v_spread=self.mimo_x.to(wide) if self.is_mimo else None,
                 interleaved=not self.is_mimo,
@@ -219,7 +243,7 @@ class Mamba3(nn.Module):
 
     def _gate(self, y: Tensor, z: Tensor) -> Tensor:
         """y (B, L, R, H, P), z (B, L, H, P) -> (B, L, H P): norm if there is one, gate, ranks gathered."""
-        z_brhp = z.unsqueeze(2)
+        z_brhp = z.to(y.dtype).unsqueeze(2)
         if self.is_mimo:
             z_brhp = z_brhp * self.mimo_z.transpose(0, 1)
         if self.is_outproj_norm:
@@ -227,7 +251,16 @@ class Mamba3(nn.Module):
         y = y * F.silu(z_brhp)
         if self.is_mimo:
             y = (y * self.mimo_o.transpose(0, 1)).sum(2, keepdim=True)
+        return self._joined(y)
+
+    def _joined(self, y: Tensor) -> Tensor:
+        """(B, L, 1, H, P) -> (B, L, H P)."""
         return y.squeeze(2).flatten(-2).to(self.out_proj.weight.dtype)
+
+
+def _widened(inputs: ScanInputs) -> ScanInputs:
+    """With v in the type of everything else."""
+    return inputs._replace(v=inputs.v.to(inputs.dt.dtype))
 
 
 def _initial_dt_bias(
@@ -260,21 +293,25 @@ class Mamba3Backbone(nn.Module):
         gate: Gate | None = None,
         state: BackboneState | None = None,
         return_state: bool = False,
-    ) -> Any:  # Tensor, or (Tensor, BackboneState) with return_state
+    ) -> Tensor | tuple[Tensor, BackboneState]:
         """(B, L, D) -> (B, L, D).
 
         Args:
-            x: input, right-padded if at all: the stack is causal, so what comes later changes nothing before it.
+            x: input, right-padded if at all: the stack is causal, so what comes later changes nothing before
+                it.
             gate: called as gate(layer index, residual stream (B, L, D)), returns the new residual stream.
             state: one state per layer to continue from.
             return_state: also return the states after the last token.
         """
         states: BackboneState = []
-        for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
+        for i, (norm, layer) in self._blocks():
             x = x if gate is None else gate(i, x)
-            y, layer_state = layer(norm(x), None if state is None else state[i], return_state=True)
+            if return_state:
+                y, layer_state = layer(norm(x), None if state is None else state[i], return_state=True)
+                states.append(layer_state)
+            else:
+                y = layer(norm(x), None if state is None else state[i])
             x = x + y
-            states.append(layer_state)
         x = self.final_norm(x)
         return (x, states) if return_state else x
 
@@ -283,13 +320,16 @@ class Mamba3Backbone(nn.Module):
     ) -> tuple[Tensor, BackboneState]:
         """One token: (B, D) -> (B, D) and the next states. `gate` sees (B, 1, D)."""
         states: BackboneState = []
-        for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
+        for i, (norm, layer) in self._blocks():
             x_t = x_t if gate is None else gate(i, x_t.unsqueeze(1)).squeeze(1)
             y_t, layer_state = layer.step(norm(x_t), state[i])
             x_t = x_t + y_t
             states.append(layer_state)
         return self.final_norm(x_t), states
 
+    def _blocks(self) -> Iterator[tuple[int, tuple[RMSNorm, Mamba3]]]:
+        return enumerate(zip(cast(list[RMSNorm], self.norms), cast(list[Mamba3], self.layers), strict=True))
+
     def initial_state(self, batch: int) -> BackboneState:
         """The states before the first token, one per layer."""
-        return [layer.initial_state(batch) for layer in self.layers]
+        return [layer.initial_state(batch) for _, (_, layer) in self._blocks()]

@@ -1,16 +1,17 @@
 """The Mamba-3 scan: a selective state space recurrence with complex state and trapezoidal input.
 
-Source: "Mamba-3: Improved Sequence Modeling using State Space Principles" (ICLR 2026, arXiv 2603.15569). Per head, with
-K and Q the biased and rotated inputs and V the values, token t does
+Source: "Mamba-3: Improved Sequence Modeling using State Space Principles" (ICLR 2026, arXiv 2603.15569). Per
+head, with K and Q the biased and rotated inputs and V the values, token t does
 
     h_t = alpha_t h_{t-1} + (1 - lambda_t) dt_t alpha_t K_{t-1} V_{t-1} + lambda_t dt_t K_t V_t
     y_t = Q_t h_t + D V_t
 
-`sequential_scan` is these lines in a loop, and what the tests trust; `scan_step` is one turn of it, for decoding;
-`chunked_scan` gives the same numbers from matrix products over chunks, for training and prefill (`chunked.py`).
+`sequential_scan` is these lines in a loop, and what the tests trust; `scan_step` is one turn of it, for
+decoding; `chunked_scan` gives the same numbers from matrix products over chunks, for training and prefill
+(`chunked.py`).
 
-Shape letters: B batch, L length, H heads, G groups of heads, R ranks (1 unless MIMO), N state size, P head size,
-S rotated pairs.
+Shape letters: B batch, L length, H heads, G groups of heads, R ranks (1 unless MIMO), N state size, P head
+size, S rotated pairs.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ class Mamba3State(NamedTuple):
 class ScanInputs(NamedTuple):
     """What one layer hands to its scan, all of one floating point type (float32 or float64).
 
+    Only the fused kernels take v in bfloat16.
+
     Attributes:
         q, k: (B, L, R, G, N) the normalised C and B, before bias and rotation.
         v: (B, L, H, P) the values x.
         q_bias, k_bias: (H, R, N).
         log_alpha: (B, L, H) logarithm of the decay, A dt, never positive.
         dt: (B, L, H) step sizes, positive.
-        trapezoid: (B, L, H) lambda, the weight of the current against the previous token, in [0, 1].
-        omega: (B, L, S) angular velocities in radians per unit of dt, shared by the heads.
+        trap: (B, L, H) logit of lambda, the weight of the current token against the previous one.
+        angle: (B, L, S) angular velocities before tanh, shared by the heads.
         skip: (H,) D.
         v_spread: (H, R, P) spreads V over the ranks (`mimo_x`), or None with R = 1.
         interleaved: True rotates the pairs (2i, 2i + 1), False the pairs (i, i + N/2), i < S.
@@ -63,11 +66,21 @@ class ScanInputs(NamedTuple):
     k_bias: Tensor
     log_alpha: Tensor
     dt: Tensor
-    trapezoid: Tensor
-    omega: Tensor
+    trap: Tensor
+    angle: Tensor
     skip: Tensor
     v_spread: Tensor | None
     interleaved: bool
+
+    @property
+    def trapezoid(self) -> Tensor:
+        """lambda (B, L, H), in [0, 1]."""
+        return self.trap.sigmoid()
+
+    @property
+    def omega(self) -> Tensor:
+        """Angular velocities (B, L, S) in radians per unit of dt, within pi of zero."""
+        return math.pi * self.angle.tanh()
 
 
 def zero_state(inputs: ScanInputs) -> Mamba3State:
@@ -76,13 +89,14 @@ def zero_state(inputs: ScanInputs) -> Mamba3State:
     H, P = inputs.v.shape[-2:]
     zeros = inputs.v.new_zeros
     return Mamba3State(
-        zeros(B, H, inputs.omega.shape[-1]), zeros(B, H, P, N), zeros(B, R, H, N), zeros(B, H, P)
+        zeros(B, H, inputs.angle.shape[-1]), zeros(B, H, P, N), zeros(B, R, H, N), zeros(B, H, P)
     )
 
 
 def rotation_order(d_state: int, n_angles: int, interleaved: bool) -> list[int]:
-    """The order of the N dimensions that puts the first halves of all rotated pairs first, then their second halves,
-    then what is not rotated. A product of Q and K does not care about the order, and slices are cheaper than strides.
+    """The order of the N dimensions that puts the first halves of all rotated pairs first, then their second
+    halves, then what is not rotated. A product of Q and K does not care about the order, and slices are
+    cheaper than strides.
     """
     if interleaved:
         first, second = range(0, 2 * n_angles, 2), range(1, 2 * n_angles, 2)
@@ -164,5 +178,5 @@ def sequential_scan(inputs: ScanInputs, state: Mamba3State | None = None) -> tup
 
 
 def _token(inputs: ScanInputs, t: int) -> ScanInputs:
-    names = ("q", "k", "v", "log_alpha", "dt", "trapezoid", "omega")
+    names = ("q", "k", "v", "log_alpha", "dt", "trap", "angle")
     return inputs._replace(**{name: getattr(inputs, name)[:, t : t + 1] for name in names})
