@@ -45,6 +45,8 @@ from mamba3_jepa.models.scan import (
 MIN_LOG_DECAY = -40.0
 MIN_LOG_CHUNK_DECAY = -60.0
 
+MAX_COMPILED_CHUNKS = 8
+
 
 def chunked_scan(
     inputs: ScanInputs,
@@ -81,7 +83,8 @@ def chunked_scan(
     if state is not None:
         last_kv = torch.einsum("brhp,brhn->bhpn", spread(state.v, inputs.v_spread), state.k)
         theta, h = state.theta, state.h + later[:, :, 0, None, None] * last_kv
-    y, theta, h = _ChunkedScan.apply(
+    y, theta, h = _apply(
+        L // chunk_size,
         chunk_size,
         order,
         theta,
@@ -104,6 +107,18 @@ def chunked_scan(
         return y, None
     k_last = biased_and_rotated(inputs.k[:, -1], inputs.k_bias, theta, inputs.interleaved)
     return y, Mamba3State(theta, h, k_last, inputs.v[:, -1])
+
+
+def _apply(n_chunks: int, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.compile unrolls the loop over chunks: it gets a few of them, and leaves more alone."""
+    if torch.compiler.is_compiling() and n_chunks > MAX_COMPILED_CHUNKS:
+        return _apply_uncompiled(*arguments)
+    return _ChunkedScan.apply(*arguments)
+
+
+@torch.compiler.disable
+def _apply_uncompiled(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _ChunkedScan.apply(*arguments)
 
 
 def _balanced_chunk_size(inputs: ScanInputs) -> int:
@@ -271,7 +286,7 @@ class _ChunkedScan(torch.autograd.Function):
             h = _add_product_(x.through * h, (x.v * x.weight * x.to_end).mT, x.k)
             y[:, s] = y_rows.unflatten(2, (-1, R)).permute(0, 2, 3, 1, 4)
             if seq.z is not None:
-                torch.mul(y[:, s, 0], F.silu(seq.z[:, s]), out=out[:, s, 0])
+                out[:, s, 0] = F.silu(seq.z[:, s]).mul_(y[:, s, 0])
         ctx.save_for_backward(order, y, h, *before, *seq)
         ctx.chunk_size = chunk_size
         return out, theta, h.index_select(-1, order.argsort())
