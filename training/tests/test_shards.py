@@ -134,6 +134,27 @@ def test_what_is_no_tar_names_itself(shards: Path) -> None:
         ShardSource(shards)
 
 
+@pytest.mark.parametrize("record", [b"0 path=x\n", b"1 path=x\n", b"path\n", b"11 size=-5\n", b"\xff\xfe 3"])
+def test_a_damaged_extended_header_is_harmless(tmp_path: Path, record: bytes) -> None:
+    """Neither an endless loop nor a wrong place: the size in the ordinary header is used."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        extended = tarfile.TarInfo("extended")
+        extended.type, extended.size = b"x", len(record)
+        archive.addfile(extended, io.BytesIO(record))
+        member = tarfile.TarInfo("real.txt")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"abc"))
+    assert [m.size for m in read_tar_index(tmp_path / "a.tar")] == [3]
+
+
+def test_a_negative_size_is_damage(shards: Path) -> None:
+    path = shards / "00001.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[:124] + b"-0000002000\0" + content[136:])
+    with pytest.raises(UserError, match=r"00001\.tar: not an uncompressed tar"):
+        ShardSource(shards)
+
+
 def test_images_without_caption(shards: Path) -> None:
     _write_shard(shards / "00003.tar", [{"__key__": "lonely", "jpg": _encoded(1)}])
     with pytest.raises(UserError, match=r"00003\.tar: lonely\.jpg has neither lonely\.txt nor lonely\.json"):

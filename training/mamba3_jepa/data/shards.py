@@ -182,12 +182,10 @@ def _number(field: bytes, path: str, position: int) -> int:
     """Octal text, or big-endian binary behind a byte 0x80 where the number is too large for that."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}"
-        ) from error
+    digits = field.strip(b"\0 ") or b"0"
+    if digits.strip(b"01234567"):  # `int` alone would also take signs, and a negative size never ends
+        raise UserError(f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}")
+    return int(digits, 8)
 
 
 def _name(header: bytes) -> str:
@@ -207,7 +205,7 @@ def _pax_fields(content: bytes) -> dict[str, str]:
         digits, _, _ = content.partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals:
+        if not equals or length <= len(digits):
             break  # damaged: the name and size in the ordinary header still stand
         fields[_text(key)] = _text(value)
         content = content[length:]
