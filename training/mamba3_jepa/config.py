@@ -28,12 +28,16 @@ class Mamba3Config:
     expand: int = Field(default=2, gt=0)
     headdim: int = Field(default=64, gt=0)
     ngroups: int = Field(default=1, gt=0)
-    rope_fraction: Literal[0.5, 1.0] = 0.5
+    rope_fraction: float = 0.5
     a_activation: Literal["heavy_tail", "softplus"] = "heavy_tail"
     is_mimo: bool = False
     mimo_rank: int = Field(default=4, gt=0)
     is_outproj_norm: bool = False
     chunk_size: int = Field(default=64, gt=0)
+
+    def __post_init__(self) -> None:
+        if self.rope_fraction not in (0.5, 1.0):
+            raise UserError(f"mamba3: rope_fraction {self.rope_fraction} must be 0.5 or 1.0")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -65,9 +69,7 @@ class VisionConfig:
         if self.hidden_size % self.heads:
             raise UserError(f"vision: hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
         if self.image_size % self.patch_size:
-            raise UserError(
-                f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
+            raise UserError(f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
     @property
     def n_tokens(self) -> int:
@@ -130,9 +132,7 @@ _MODEL_CONFIG = TypeAdapter(ModelConfig)
 
 
 def _backbone(n_layers: int, d_model: int, d_state: int, headdim: int) -> BackboneConfig:
-    return BackboneConfig(
-        n_layers=n_layers, layer=Mamba3Config(d_model=d_model, d_state=d_state, headdim=headdim)
-    )
+    return BackboneConfig(n_layers=n_layers, layer=Mamba3Config(d_model=d_model, d_state=d_state, headdim=headdim))
 
 
 def preset(name: PresetName) -> ModelConfig:
@@ -148,7 +148,7 @@ def preset(name: PresetName) -> ModelConfig:
     if name == "mini":
         return ModelConfig(
             preset="mini",
-            vision=VisionConfig(hidden_size=192, depth=2, heads=3, image_size=64, patch_size=8, frames=2),
+            vision=VisionConfig(hidden_size=384, depth=2, heads=6, image_size=64, patch_size=16, frames=2),
             predictor=_backbone(4, 128, 32, 32),
             y_encoder=_backbone(2, 128, 32, 32),
             y_decoder=_backbone(2, 128, 32, 32),

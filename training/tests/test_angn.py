@@ -40,9 +40,7 @@ def test_starts_at_sigmoid_of_one_and_a_half() -> None:
     angn = gates()
     h = torch.randn(2, 4, D)
     torch.testing.assert_close(angn(1, h), h * sigmoid(1.5))
-    assert set(angn.state_dict()) == {
-        f"gates.{i}.{kind}" for i in range(N_LAYERS) for kind in ("weight", "bias")
-    }
+    assert set(angn.state_dict()) == {f"gates.{i}.{kind}" for i in range(N_LAYERS) for kind in ("weight", "bias")}
     assert all(parameter.shape == (D,) for parameter in angn.parameters())
 
 

@@ -12,9 +12,7 @@ from mamba3_jepa.bench.data import DataBenchSettings, run_data_benchmark
 from mamba3_jepa.data.loader import Batch
 from mamba3_jepa.errors import UserError
 
-SETTINGS = DataBenchSettings(
-    preset="tiny", batch_size=4, workers=(0,), jpeg_size=48, n_images=9, seconds=0.05, steps=3
-)
+SETTINGS = DataBenchSettings(preset="tiny", batch_size=4, workers=(0,), jpeg_size=48, n_images=9, seconds=0.05, steps=3)
 
 
 def test_waiting_is_told_from_working() -> None:

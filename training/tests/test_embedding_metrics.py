@@ -59,9 +59,7 @@ def test_effective_rank_matches_the_singular_values(shape):
 def test_effective_rank_by_hand():
     axes = torch.cat([torch.eye(4), -torch.eye(4)])
     assert effective_rank(axes) == pytest.approx(4.0)
-    assert effective_rank(torch.tensor([[1.0, 2.0], [-3.0, -6.0], [2.0, 4.0]])) == pytest.approx(
-        1.0, abs=1e-5
-    )
+    assert effective_rank(torch.tensor([[1.0, 2.0], [-3.0, -6.0], [2.0, 4.0]])) == pytest.approx(1.0, abs=1e-5)
     assert effective_rank(torch.ones(5, 3) * 0.3) == 0.0
     assert math.isnan(effective_rank(torch.full((3, 2), torch.inf)))
 

@@ -35,9 +35,7 @@ def tokenizer(scenes: SceneSource) -> TextTokenizer:
     return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)
 
 
-def _loader(
-    source: SceneSource, tokenizer: TextTokenizer, batch_size: int = 4, **changes: object
-) -> BatchLoader:
+def _loader(source: SceneSource, tokenizer: TextTokenizer, batch_size: int = 4, **changes: object) -> BatchLoader:
     options: dict = {"shuffle": True, "seed": 3, "drop_last": False} | changes
     config: ModelConfig = options.pop("config", CONFIG)
     indices = options.pop("indices", np.arange(len(source)))

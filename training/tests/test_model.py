@@ -202,9 +202,7 @@ def test_clips(model: Mamba3Jepa) -> None:
 
 @pytest.mark.parametrize("rows", [[True, True], [False, False], [False, True]])
 @pytest.mark.parametrize("angn", [True, False])
-def test_every_parameter_has_a_gradient_in_every_batch(
-    tokenizer: TextTokenizer, rows: list[bool], angn: bool
-) -> None:
+def test_every_parameter_has_a_gradient_in_every_batch(tokenizer: TextTokenizer, rows: list[bool], angn: bool) -> None:
     model = Mamba3Jepa(tiny(tokenizer, angn), tokenizer)
     has_image = torch.tensor(rows)
     frozen = {name: tensor.clone() for name, tensor in model.x_encoder.state_dict().items()}
@@ -295,9 +293,7 @@ def test_embed_refuses_what_it_cannot_embed(model: Mamba3Jepa, images: list[Path
 def test_truncation_is_said_once(model: Mamba3Jepa, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="mamba3_jepa.models.vljepa"):
         model.embed_text(["short", "long " * 100, "longer " * 100], batch_size=1)
-    assert [record.message for record in caplog.records] == [
-        "2 of 3 texts are longer than 32 tokens and were cut"
-    ]
+    assert [record.message for record in caplog.records] == ["2 of 3 texts are longer than 32 tokens and were cut"]
 
 
 # --- construction and checkpoints ---
@@ -312,15 +308,11 @@ def test_parts_that_do_not_fit(tokenizer: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize("with_decoder", [False, True])
-def test_from_checkpoint(
-    tokenizer: TextTokenizer, images: list[Path], tmp_path: Path, with_decoder: bool
-) -> None:
+def test_from_checkpoint(tokenizer: TextTokenizer, images: list[Path], tmp_path: Path, with_decoder: bool) -> None:
     model = Mamba3Jepa(tiny(tokenizer, angn=with_decoder), tokenizer, with_decoder=with_decoder)
     spread_parameters(model)
     path = tmp_path / "model.pt"
-    checkpoint = Checkpoint(
-        phase=1, config=model.config, model=model.state_dict(), tokenizer=tokenizer.to_json()
-    )
+    checkpoint = Checkpoint(phase=1, config=model.config, model=model.state_dict(), tokenizer=tokenizer.to_json())
     save_checkpoint(path, checkpoint)
     loaded = Mamba3Jepa.from_checkpoint(path)
     assert not loaded.training

@@ -22,8 +22,7 @@ def brute_force(predicted, target, texts, k):
     gallery = np.stack([target[texts.index(text)] for text in unique])
     to_text = [texts[i] in [unique[j] for j in np.argsort(-gallery @ p)[:k]] for i, p in enumerate(predicted)]
     to_image = [
-        text in [texts[j] for j in np.argsort(-predicted @ g)[:k]]
-        for text, g in zip(unique, gallery, strict=True)
+        text in [texts[j] for j in np.argsort(-predicted @ g)[:k]] for text, g in zip(unique, gallery, strict=True)
     ]
     return np.mean(to_text), np.mean(to_image)
 

@@ -144,9 +144,7 @@ def test_everything_follows_from_seed_and_index(train: SceneSource) -> None:
         assert b.image is not None
         assert np.array_equal(np.asarray(a.image()), np.asarray(b.image()))
     larger = SceneSource("train", n_scenes=10 * N)
-    assert [larger.scene(i) for i in range(50)] == [train.scene(i) for i in range(50)], (
-        "more scenes keep the first"
-    )
+    assert [larger.scene(i) for i in range(50)] == [train.scene(i) for i in range(50)], "more scenes keep the first"
     other = SceneSource("train", n_scenes=50, seed=1)
     assert sum(other.scene(i) == train.scene(i) for i in range(50)) == 0
     assert other.fingerprint != train.fingerprint

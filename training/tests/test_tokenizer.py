@@ -126,8 +126,6 @@ def test_files_that_are_refused(tokenizer: TextTokenizer, tmp_path: Path) -> Non
 
 
 def test_names_of_other_projects_are_understood(tokenizer: TextTokenizer) -> None:
-    state = json.loads(
-        tokenizer.to_json().replace("<pad>", "[PAD]").replace("<bos>", "<s>").replace("<eos>", "</s>")
-    )
+    state = json.loads(tokenizer.to_json().replace("<pad>", "[PAD]").replace("<bos>", "<s>").replace("<eos>", "</s>"))
     copy = TextTokenizer.from_json(json.dumps(state))
     assert (copy.pad_id, copy.bos_id, copy.eos_id) == (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)

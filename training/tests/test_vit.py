@@ -37,9 +37,7 @@ def encoder() -> VisionEncoder:
 
 
 @pytest.mark.parametrize("case", ["0.image", "1.video", "2.image"])
-def test_matches_the_reference_implementation(
-    encoder: VisionEncoder, reference: dict[str, Tensor], case: str
-) -> None:
+def test_matches_the_reference_implementation(encoder: VisionEncoder, reference: dict[str, Tensor], case: str) -> None:
     pixels = reference[f"{case}.input"]
     if case.endswith("video"):
         pixels = pixels.transpose(1, 2)  # the reference takes (B, 3, T, H, W)

@@ -46,15 +46,11 @@ class DataBenchSettings:
     def check(self) -> None:
         """Raises UserError for values that cannot be measured."""
         if min(self.batch_size, self.n_images, self.jpeg_size // 16) < 1 or self.seconds <= 0:
-            raise UserError(
-                "bench data: --batch-size, --n-images, --jpeg-size (>= 16) and --seconds must be positive"
-            )
+            raise UserError("bench data: --batch-size, --n-images, --jpeg-size (>= 16) and --seconds must be positive")
         if self.steps < 0 or not self.workers or min(self.workers) < 0:
             raise UserError("bench data: --steps and --workers must not be negative")
         if self.n_images < self.batch_size:
-            raise UserError(
-                f"bench data: --n-images {self.n_images} is less than one batch of {self.batch_size}"
-            )
+            raise UserError(f"bench data: --n-images {self.n_images} is less than one batch of {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +87,7 @@ class DataBenchReport:
         table = [f"loader alone, batches of {s.batch_size}, {size} px (samples/s)"]
         table += [f"  {r.source:<16} {r.workers} workers {r.samples_per_second:10,.0f}" for r in self.rates]
         if self.waits:
-            table.append(
-                f"training loop of the {s.preset} model (samples/s, step, share of the time spent waiting)"
-            )
+            table.append(f"training loop of the {s.preset} model (samples/s, step, share of the time spent waiting)")
         for w in self.waits:
             rate = f"{w.samples_per_second:10,.0f} {w.step_seconds * 1e3:8,.0f} ms {w.wait_fraction:7.1%}"
             table.append(f"  {w.source:<16} {w.workers} workers {rate}")

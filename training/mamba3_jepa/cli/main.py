@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Column, Table
 
 from mamba3_jepa.cli.commands import bench, prepare
-from mamba3_jepa.cli.settings import EvaluateSettings
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.training.interrupt import Interrupted
 from mamba3_jepa.training.settings import Phase1Settings
 
@@ -37,7 +39,11 @@ def evaluate(settings: Annotated[EvaluateSettings, tyro.conf.arg(name="")]) -> N
     """Measure a checkpoint on a manifest: retrieval both ways, and questions answered by nearest answer embedding."""
     from mamba3_jepa.evaluation.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(settings)
+    metrics = evaluate_checkpoint(settings).metrics("test")
+    table = Table("metric", Column("value", justify="right"), box=box.SIMPLE)
+    for name, value in metrics.items():
+        table.add_row(name.removeprefix("test/"), f"{value:.4g}")
+    Console().print(table)
 
 
 app.command(prepare, name="prepare")
@@ -50,7 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     try:
         app.cli(prog=prog, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     except UserError as error:
-        Console(stderr=True).print("error:", str(error), style="bold red", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except Interrupted as interrupted:
         logging.getLogger(__name__).warning("%s", interrupted)

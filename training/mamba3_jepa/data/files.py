@@ -19,9 +19,7 @@ from mamba3_jepa.data.sample import Kind, OnBadSample, Sample
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-CHECKED_RECORDS = (
-    100_000  # files of so many records are looked for when a manifest is opened (under a second)
-)
+CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
 _TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE = 1, 2, 4, 8
 

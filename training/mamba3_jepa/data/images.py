@@ -59,14 +59,11 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         raise BadSampleError(f"{name}: there is no such image file") from error
     except Image.DecompressionBombError as error:
         raise BadSampleError(
-            f"{name}: too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, "
-            "scale it down"
+            f"{name}: too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, scale it down"
         ) from error
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # damaged files make decoders raise almost anything (struct.error, SyntaxError, ...)
+    except Exception as error:  # damaged files make decoders raise almost anything (struct.error, SyntaxError, ...)
         raise BadSampleError(
             f"{name}: not a readable image ({type(error).__name__}: {error}); "
             f"expected a complete {', '.join(_FORMATS)} file"

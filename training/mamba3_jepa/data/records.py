@@ -176,15 +176,11 @@ def read_text(path: Path, where: str) -> str:
 def decode_text(content: bytes, where: str) -> str:
     """UTF-8 bytes to stripped text; `BadSampleError` if empty, too long, or not UTF-8."""
     if len(content) > MAX_TEXT_BYTES:
-        raise BadSampleError(
-            f"{where}: the text is longer than {MAX_TEXT_BYTES:,} bytes; is it really a caption?"
-        )
+        raise BadSampleError(f"{where}: the text is longer than {MAX_TEXT_BYTES:,} bytes; is it really a caption?")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadSampleError(
-            f"{where}: the text is not UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
+        raise BadSampleError(f"{where}: the text is not UTF-8 ({error.reason} at byte {error.start})") from error
     if not text:
         raise BadSampleError(f"{where}: the text is empty")
     return text

@@ -122,9 +122,7 @@ def random_scene(dice: Dice, with_held_out_pair: bool) -> Scene:
     return Scene(objects=tuple(objects), background=round(dice.uniform(200, 245)))
 
 
-def answerable_questions(
-    scene: Scene, dice: Dice, n: int, pairs: Sequence[Pair] = SEEN_PAIRS
-) -> list[Question]:
+def answerable_questions(scene: Scene, dice: Dice, n: int, pairs: Sequence[Pair] = SEEN_PAIRS) -> list[Question]:
     """`n` different questions (at most 3) with their answers; only `pairs` are asked about in vain."""
     questions = _presupposing_questions(scene, dice)
     questions += [_existence_question(scene, dice, pairs), _count_question(scene)]
@@ -161,9 +159,7 @@ def _presupposing_questions(scene: Scene, dice: Dice) -> list[Question]:
         if unique:
             description = dice.pick(unique)
             answer = getattr(scene.matching(description)[0], asked)
-            questions.append(
-                Question(text=words.format(**description), answer=answer, presupposes=description)
-            )
+            questions.append(Question(text=words.format(**description), answer=answer, presupposes=description))
     return questions
 
 
@@ -173,11 +169,7 @@ def _existence_question(scene: Scene, dice: Dice, pairs: Sequence[Pair]) -> Ques
         color, shape = dice.pick(sorted(scene.pairs))
         answer = "yes"
     else:
-        near = [
-            p
-            for p in pairs
-            if p not in scene.pairs and any(p[0] == q[0] or p[1] == q[1] for q in scene.pairs)
-        ]
+        near = [p for p in pairs if p not in scene.pairs and any(p[0] == q[0] or p[1] == q[1] for q in scene.pairs)]
         color, shape = dice.pick(near)
         answer = "no"
     article = "an" if color[0] in "aeiou" else "a"

@@ -109,9 +109,7 @@ def open_splits(
         _warn_synthetic(data_dir)
         train = SceneSource("train", n_scenes=n_scenes, seed=seed, image_size=image_size)
         val = SceneSource("val", n_scenes=n_val_scenes, seed=seed, image_size=image_size)
-        return DataSplits(
-            train=train, train_indices=train.indices(kind), val=val, val_indices=val.indices(kind)
-        )
+        return DataSplits(train=train, train_indices=train.indices(kind), val=val, val_indices=val.indices(kind))
     if isinstance(source, ManifestSource) and (Path(data_dir or "") / "val.jsonl").exists():
         separate = ManifestSource(data_dir or "", "val.jsonl", on_bad_sample)
         _warn_overlap(source, separate)
@@ -129,9 +127,7 @@ def open_splits(
                 f"{source.name}: none of {len(usable)} samples falls to the {name} side of the split by "
                 f"hash: {way} --val-fraction (now {val_fraction}), give more data, or write a val.jsonl"
             )
-    return DataSplits(
-        train=source, train_indices=usable[train_part], val=source, val_indices=usable[val_part]
-    )
+    return DataSplits(train=source, train_indices=usable[train_part], val=source, val_indices=usable[val_part])
 
 
 def _usable(source: Source, kind: Kind) -> NDArray[np.int64]:

@@ -31,9 +31,7 @@ def hash_split(groups: Iterable[str], val_fraction: float) -> tuple[NDArray[np.i
     return split_by_hash(hashes, val_fraction)
 
 
-def split_by_hash(
-    hashes: NDArray[np.uint64], val_fraction: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`hash_split` for groups that are hashed already."""
     if not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: expected a share from 0 up to, but not including, 1")

@@ -66,9 +66,7 @@ class TextTokenizer:
             UserError: `vocab_size` has no room for the 256 bytes and the special tokens.
         """
         if vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(
-                f"vocab_size {vocab_size} is too small: byte-level BPE needs at least {MIN_VOCAB_SIZE}"
-            )
+            raise UserError(f"vocab_size {vocab_size} is too small: byte-level BPE needs at least {MIN_VOCAB_SIZE}")
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()

@@ -61,8 +61,7 @@ def contact_sheet(
     cards = [_rows(*texts) for texts in zip(questions, expected, retrieved, strict=True)]
     columns = min(_MAX_COLUMNS, len(cards))
     heights = [
-        max(_card_height(rows) for rows in cards[start : start + columns])
-        for start in range(0, len(cards), columns)
+        max(_card_height(rows) for rows in cards[start : start + columns]) for start in range(0, len(cards), columns)
     ]
     size = (
         2 * _MARGIN + columns * _CARD + (columns - 1) * _GAP,

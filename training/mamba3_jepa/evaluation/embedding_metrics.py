@@ -31,9 +31,7 @@ def alignment(predicted: Tensor, target: Tensor) -> float:
         predicted, target: (N, E), N > 0.
     """
     if predicted.shape != target.shape or not len(predicted):
-        raise ValueError(
-            f"expected two (N, E) with N > 0, found {tuple(predicted.shape)}, {tuple(target.shape)}"
-        )
+        raise ValueError(f"expected two (N, E) with N > 0, found {tuple(predicted.shape)}, {tuple(target.shape)}")
     return (predicted.double() - target.double()).square().sum(dim=-1).mean().item()
 
 

@@ -143,16 +143,16 @@ def collect(
 
 
 def merge(parts: Sequence[Collected]) -> Collected:
-    """What several processes collected, as one; their order is kept."""
-    sizes = torch.tensor([len(part.texts) for part in parts], dtype=torch.float32)
-    activity = [part.gate_activity for part in parts if part.gate_activity is not None]
+    """What several processes collected, as one, in their order; a process may have collected nothing."""
+    total = sum(len(part.texts) for part in parts)
+    activity = [part.gate_activity * (len(part.texts) / total) for part in parts if part.gate_activity is not None]
     return Collected(
         predicted=torch.cat([part.predicted for part in parts]),
         target=torch.cat([part.target for part in parts]),
         texts=[text for part in parts for text in part.texts],
         questions=[question for part in parts for question in part.questions],
         index=torch.cat([part.index for part in parts]),
-        gate_activity=(sizes / sizes.sum()) @ torch.stack(activity) if activity else None,
+        gate_activity=torch.stack(activity).sum(dim=0) if activity else None,
     )
 
 
@@ -194,9 +194,7 @@ def evaluate(
     activity = () if collected.gate_activity is None else tuple(collected.gate_activity.tolist())
     return ValidationReport(
         n_samples=len(collected.texts),
-        retrieval=retrieval(
-            collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows]
-        ),
+        retrieval=retrieval(collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows]),
         answers=_answer(collected, answers, answer_embeddings, question_types),
         alignment=alignment(collected.predicted, collected.target),
         uniformity_predicted=uniformity(collected.predicted),

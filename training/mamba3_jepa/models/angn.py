@@ -92,10 +92,7 @@ class Angn(nn.Module):
     @torch.no_grad()
     def _record(self, layer: int, gate: Tensor, mask: Tensor | None) -> None:
         per_position = gate.mean(dim=-1, dtype=torch.float32)
-        if mask is None:
-            activity = per_position.mean()
-        else:
-            activity = (per_position * mask).sum() / mask.sum().clamp(min=1)
+        activity = per_position.mean() if mask is None else (per_position * mask).sum() / mask.sum().clamp(min=1)
         self._activity[layer] = activity
         if self.training:
             return

@@ -81,9 +81,7 @@ class Predictor(nn.Module):
         mask = torch.where(
             first, torch.cat([visual_mask, query_mask], dim=1), torch.cat([query_mask, visual_mask], dim=1)
         )
-        tokens = torch.where(
-            first.unsqueeze(2), torch.cat([visual, query], dim=1), torch.cat([query, visual], dim=1)
-        )
+        tokens = torch.where(first.unsqueeze(2), torch.cat([visual, query], dim=1), torch.cat([query, visual], dim=1))
         # Under autocast the projections give 16 bits; the residual stream keeps the parameters' precision.
         return tokens.to(self.pred_head.weight.dtype), mask
 

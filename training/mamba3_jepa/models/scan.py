@@ -88,9 +88,7 @@ def zero_state(inputs: ScanInputs) -> Mamba3State:
     B, _, R, _, N = inputs.q.shape
     H, P = inputs.v.shape[-2:]
     zeros = inputs.v.new_zeros
-    return Mamba3State(
-        zeros(B, H, inputs.angle.shape[-1]), zeros(B, H, P, N), zeros(B, R, H, N), zeros(B, H, P)
-    )
+    return Mamba3State(zeros(B, H, inputs.angle.shape[-1]), zeros(B, H, P, N), zeros(B, R, H, N), zeros(B, H, P))
 
 
 def rotation_order(d_state: int, n_angles: int, interleaved: bool) -> list[int]:

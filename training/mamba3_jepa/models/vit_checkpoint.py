@@ -71,9 +71,7 @@ _SETTINGS = {
 } | {name: name for name in VisionConfig.__dataclass_fields__}
 
 
-def read_vision_checkpoint(
-    path: Path, image_size: int | None = None
-) -> tuple[VisionConfig, dict[str, Tensor]]:
+def read_vision_checkpoint(path: Path, image_size: int | None = None) -> tuple[VisionConfig, dict[str, Tensor]]:
     """Read an encoder in any supported format.
 
     Args:
@@ -196,9 +194,7 @@ def _to_transformers_names(path: Path, weights: Mapping[str, Any]) -> dict[str, 
             unknown += [] if renamed else [name]
     if unknown or not state:
         found = shorten(unknown) if unknown else "no encoder weights"
-        raise UserError(
-            f"{path} does not hold the weights of a V-JEPA 2 encoder: found {found}. {_EXPECTED}."
-        )
+        raise UserError(f"{path} does not hold the weights of a V-JEPA 2 encoder: found {found}. {_EXPECTED}.")
     return state
 
 

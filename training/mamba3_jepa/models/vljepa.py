@@ -56,19 +56,14 @@ class Mamba3Jepa(nn.Module):
         super().__init__()
         if config.vocab_size != tokenizer.vocab_size:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, "
-                f"the model configuration says {config.vocab_size}"
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model configuration says {config.vocab_size}"
             )
         if x_encoder is not None and x_encoder.config != config.vision:
-            raise UserError(
-                f"the X-Encoder is {x_encoder.config}, the model configuration says {config.vision}"
-            )
+            raise UserError(f"the X-Encoder is {x_encoder.config}, the model configuration says {config.vision}")
         self.config, self.tokenizer = config, tokenizer
         d_model, query_dim = config.predictor.d_model, config.y_encoder.d_model
         self.x_encoder = VisionEncoder(config.vision) if x_encoder is None else x_encoder
-        self.predictor = Predictor(
-            config.predictor, config.vision.hidden_size, query_dim, embed_dim=config.embed_dim
-        )
+        self.predictor = Predictor(config.predictor, config.vision.hidden_size, query_dim, embed_dim=config.embed_dim)
         self.y_encoder = YEncoder(config.y_encoder, config.vocab_size, config.embed_dim)
         self.angn = Angn(config.predictor.n_layers, d_model, config.angn) if config.angn.enabled else None
         self.y_decoder = (
@@ -157,9 +152,7 @@ class Mamba3Jepa(nn.Module):
             UserError: no sample, lengths that differ, an empty question, an image that cannot be read.
         """
         if len(images) != len(questions):
-            raise UserError(
-                f"embed: {len(images)} images but {len(questions)} questions; give one per sample"
-            )
+            raise UserError(f"embed: {len(images)} images but {len(questions)} questions; give one per sample")
         texts = [self.config.query_prompt if question is None else question for question in questions]
         encoded = self._encode_texts(texts, self.config.max_query_tokens, "question")
         embeddings = []
@@ -234,8 +227,7 @@ class Mamba3Jepa(nn.Module):
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Parameters of each component of a model by its name, and their `total`; frozen ones count too."""
     counts = {
-        name: sum(parameter.numel() for parameter in child.parameters())
-        for name, child in model.named_children()
+        name: sum(parameter.numel() for parameter in child.parameters()) for name, child in model.named_children()
     }
     return counts | {"total": sum(counts.values())}
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
 from mamba3_jepa.data.sources import DataSplits, Source
+from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, world_size
 from mamba3_jepa.training.losses import info_nce
 from mamba3_jepa.training.settings import Phase1Settings
-from mamba3_jepa.training.showcase import write_contact_sheet
 from mamba3_jepa.training.task import StepOutput, Validation
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
@@ -45,9 +45,7 @@ class JepaObjective(nn.Module):
         predicted = model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask).embedding
         target = model.y_encoder(batch.target_ids, batch.target_mask)
         temperature = self.log_temperature.exp()
-        contrast = info_nce(
-            all_gather(predicted.float()), all_gather(target.float()), all_gather(batch.target_hash), temperature
-        )
+        contrast = info_nce(all_gather(predicted), all_gather(target), all_gather(batch.target_hash), temperature)
         loss = contrast.loss
         logged = {
             "info_nce": contrast.loss.detach(),
@@ -114,6 +112,8 @@ class JepaTask:
     def validate(self, device: torch.device) -> Validation:
         """Retrieval, answers and the health of the embeddings on the held-out samples, each rank doing its share."""
         mine = collect(self.model, self.val_loader, device)
+        if self.model.angn is not None:
+            self.model.angn.reset_context()  # its moving average is for inference, not for what was measured here
         self._collected = everyone = merge(all_gather_object(mine))
         report = evaluate(everyone)
         metrics = report.metrics()

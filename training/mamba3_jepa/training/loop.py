@@ -89,9 +89,7 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
                 epoch_ends = position.batch >= schedule.steps_per_epoch * settings.grad_accum
                 if position.step % settings.log_every == 0 or finished:
                     run.log(position, metrics | progress.rates())
-                if finished or (
-                    position.step % settings.eval_every == 0 if settings.eval_every else epoch_ends
-                ):
+                if finished or (position.step % settings.eval_every == 0 if settings.eval_every else epoch_ends):
                     state.evaluate()
                 if epoch_ends:
                     position.epoch, position.batch = position.epoch + 1, 0
@@ -209,8 +207,7 @@ class _State:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "objective": {
-                    name: parameter.detach()
-                    for name, parameter in self.task.objective.named_parameters(recurse=False)
+                    name: parameter.detach() for name, parameter in self.task.objective.named_parameters(recurse=False)
                 },
                 "rng": rng,
                 "world_size": world_size(),

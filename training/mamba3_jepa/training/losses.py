@@ -28,8 +28,9 @@ def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: T
         text_key: (G,) integers, equal where the target texts are identical.
         temperature: scalar > 0 that divides the cosine similarities.
     """
-    with torch.autocast(predicted.device.type, enabled=False):  # the logits decide everything: float32
-        logits = predicted.float() @ target.float().T / temperature.float()
+    wide = torch.promote_types(predicted.dtype, torch.float32)  # the logits decide everything: never 16 bits
+    with torch.autocast(predicted.device.type, enabled=False):
+        logits = predicted.to(wide) @ target.to(wide).T / temperature
     same_text = text_key[:, None] == text_key[None, :]
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(same_text & ~own, float("-inf"))

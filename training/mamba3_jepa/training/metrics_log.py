@@ -96,9 +96,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
     if type(record.get("step")) is not int:
-        raise UserError(
-            f"{path}, line {number}: field 'step' must be an integer, found {record.get('step')!r}"
-        )
+        raise UserError(f"{path}, line {number}: field 'step' must be an integer, found {record.get('step')!r}")
     return record
 
 

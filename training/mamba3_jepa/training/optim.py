@@ -14,7 +14,8 @@ def build_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.
     Weight decay touches matrices only: not biases, norms, gates, temperatures, embeddings, nor the per-head
     parameters of Mamba-3 (dt_bias, D, B_bias, C_bias, mimo_*), whose size carries meaning.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     matrices = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
     for parameter in module.parameters():
         if parameter.requires_grad:

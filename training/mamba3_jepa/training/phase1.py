@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mamba3_jepa.config import ModelConfig

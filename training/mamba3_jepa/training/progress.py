@@ -48,7 +48,11 @@ class ProgressReport:
                 console=console,
             )  # fmt: skip
             self._task = self._bar.add_task(
-                "train", total=schedule.total_steps, completed=position.step, epoch=position.epoch + 1, status=""
+                "train",
+                total=schedule.total_steps,
+                completed=position.step,
+                epoch=position.epoch + 1,
+                status="",
             )
 
     def __enter__(self) -> ProgressReport:
@@ -97,7 +101,12 @@ class ProgressReport:
             total = self._schedule.total_steps
             eta = (total - position.step) / max(rate, 1e-9)
             logger.info(
-                "step %d/%d  epoch %d  %s  ETA %s", position.step, total, position.epoch + 1, status, _clock(eta)
+                "step %d/%d  epoch %d  %s  ETA %s",
+                position.step,
+                total,
+                position.epoch + 1,
+                status,
+                _clock(eta),
             )
 
 

@@ -170,7 +170,5 @@ def _move_aside(folder: Path) -> None:
     try:
         folder.rename(aside)
     except OSError as error:
-        raise UserError(
-            f"{folder} holds an earlier run and cannot be moved aside: {error.strerror}"
-        ) from error
+        raise UserError(f"{folder} holds an earlier run and cannot be moved aside: {error.strerror}") from error
     logger.info("%s held an earlier run: moved to %s", folder, aside)

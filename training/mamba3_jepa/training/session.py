@@ -35,7 +35,10 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def spare_cores() -> int:
-    """Data-loading processes per training process: the cores left beside it, at most 8."""
+    """Data-loading processes per training process: the cores left beside two for training, at most 8.
+
+    On two cores that is none: a worker there would take a core from every matrix product.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(8, cores // local_processes - 1))
+    return max(0, min(8, cores // local_processes - 2))

@@ -55,7 +55,7 @@ class TrainSettings:
     seed: int = 0
     """Seed of the initial weights, the data order and the synthetic scenes."""
     workers: _Int = None
-    """Data-loading processes per training process; default: the CPU cores there are to spare, at most 8."""
+    """Data-loading processes per training process; default: the CPU cores beyond two, at most 8."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image stops the run, or is skipped, counted and reported."""
     val_fraction: float = 0.02
@@ -79,7 +79,18 @@ class TrainSettings:
 
     # Settings that may differ between a run and its continuation.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
-        "output_dir workers log_every save_every resume wandb tensorboard cpu epochs max_steps".split()
+        [
+            "output_dir",
+            "workers",
+            "log_every",
+            "save_every",
+            "resume",
+            "wandb",
+            "tensorboard",
+            "cpu",
+            "epochs",
+            "max_steps",
+        ]
     )
 
     def check(self) -> None:
@@ -100,16 +111,15 @@ class TrainSettings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
         }
 
 
 # What a preset implies where the command line is silent.
 _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": dict(epochs=50, batch_size=64, lr=3e-4, synthetic_scenes=20_000),
-    "mini": dict(epochs=10, batch_size=64, lr=2e-3, synthetic_scenes=8_000),
-    "tiny": dict(epochs=2, batch_size=16, lr=2e-3, synthetic_scenes=64, val_samples=96, workers=0),
+    "small": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "synthetic_scenes": 20_000},
+    "mini": {"epochs": 6, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000},
+    "tiny": {"epochs": 2, "batch_size": 16, "lr": 2e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
 }
 
 

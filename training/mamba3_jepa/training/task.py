@@ -34,13 +34,17 @@ class Task(Protocol):
     """One phase of training."""
 
     phase: int
-    objective: nn.Module
-    """Takes a batch on the device and returns a StepOutput; its parameters with requires_grad are what trains."""
-    model: nn.Module
-    """What a checkpoint stores."""
     config: ModelConfig
     batches_per_epoch: int
     """Micro-batches each process sees in one epoch."""
+
+    @property
+    def objective(self) -> nn.Module:
+        """Takes a batch on the device and returns a StepOutput; its parameters with requires_grad are what trains."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What a checkpoint stores."""
 
     def batches(self, epoch: int, skip: int) -> Iterable[Any]:
         """This process's micro-batches of `epoch`, without the first `skip`; the same for every call."""

@@ -33,9 +33,7 @@ def write_contact_sheet(collected: Collected, source: Source, path: Path) -> Pat
     )
 
 
-def _nearest(
-    collected: Collected, gallery: list[int], chosen: list[int]
-) -> list[tuple[int, list[tuple[str, float]]]]:
+def _nearest(collected: Collected, gallery: list[int], chosen: list[int]) -> list[tuple[int, list[tuple[str, float]]]]:
     """For each chosen row that belongs to the gallery: its nearest distinct texts with their cosines."""
     wanted = [i for i in gallery if i in set(chosen)]
     if not wanted:

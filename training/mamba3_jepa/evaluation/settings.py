@@ -1,4 +1,4 @@
-"""Settings of the subcommands that use a trained model. Free of torch, so that --help answers at once."""
+"""Settings of `mamba3-jepa evaluate`. Free of torch, so that --help answers at once."""
 
 from __future__ import annotations
 

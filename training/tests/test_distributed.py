@@ -1,0 +1,112 @@
+"""Two real processes (gloo) against one: the same gradients, whatever the ranks hold."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mamba3_jepa.config import preset
+from mamba3_jepa.data.loader import Batch, build_loader
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.sources import source_texts
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.training.jepa import JepaObjective
+
+GLOBAL_BATCH = 12
+
+
+def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[JepaObjective, Batch]:
+    """The same model on every rank, and the rank's share of one batch in which texts repeat."""
+    source = SceneSource("train", n_scenes=8, image_size=32)
+    indices = source.indices("target")
+    tokenizer = TextTokenizer.train(source_texts(source, indices), 400)
+    config = preset("tiny")
+    config = config.replace(
+        vocab_size=tokenizer.vocab_size,
+        angn=type(config.angn)(enabled=angn),
+    )
+    torch.manual_seed(0)
+    objective = JepaObjective(Mamba3Jepa(config, tokenizer)).double()  # so that only the mathematics can differ
+    objective.model.x_encoder.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+    loader = build_loader(
+        source, indices, tokenizer, config, GLOBAL_BATCH // world_size,
+        shuffle=True, seed=3, rank=rank, world_size=world_size, drop_last=True,
+    )  # fmt: skip
+    return objective, next(iter(loader))
+
+
+def gradients(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix("module."): parameter.grad
+        for name, parameter in objective.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def run_two_processes(out: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, __file__, str(out), *arguments],
+        check=True,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("angn", [False, True])
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, angn: bool) -> None:
+    run_two_processes(tmp_path / "grads.pt", "gradients", str(int(angn)))
+    distributed = torch.load(tmp_path / "grads.pt", weights_only=True)
+    objective, batch = objective_and_batch(0, 1, angn)
+    assert len(set(batch.target_hash.tolist())) < len(batch)  # some texts are identical across the batch
+    objective(batch).loss.backward()
+    single = gradients(objective)
+    assert distributed.keys() == single.keys()
+    for name, expected in single.items():
+        torch.testing.assert_close(distributed[name], expected, atol=1e-9, rtol=1e-9, msg=name)
+
+
+def test_gather_of_unequal_ranks(tmp_path: Path) -> None:
+    """A rank that lost a bad sample has fewer rows; another may have none."""
+    run_two_processes(tmp_path / "rows.pt", "unequal")
+    results = torch.load(tmp_path / "rows.pt", weights_only=True)
+    assert results["rows"].tolist() == [0.0, 1.0, 2.0, 100.0]
+    # each rank used every row twice the square: d/dx sum(x^2) over 2 ranks = 4 x
+    assert results["grad"].tolist() == [0.0, 4.0, 8.0]
+    assert results["empty_rows"].tolist() == [0.0, 1.0]
+
+
+def _worker(out: str, what: str, *arguments: str) -> None:
+    import torch.distributed as dist
+
+    from mamba3_jepa.training.distributed import all_gather
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    if what == "gradients":
+        objective, batch = objective_and_batch(rank, 2, bool(int(arguments[0])))
+        wrapped = torch.nn.parallel.DistributedDataParallel(objective)
+        wrapped(batch).loss.backward()
+        results = gradients(wrapped)
+        del wrapped  # before the process group it talks through
+    else:
+        mine = torch.arange(3.0) if rank == 0 else torch.tensor([100.0])
+        mine.requires_grad_()
+        rows = all_gather(mine)
+        rows.square().sum().backward()
+        empty = all_gather(torch.arange(2.0) if rank == 0 else torch.empty(0))
+        results = {"rows": rows.detach(), "grad": mine.grad, "empty_rows": empty}
+    if rank == 0:
+        torch.save(results, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _worker(*sys.argv[1:])
