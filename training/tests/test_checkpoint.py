@@ -100,7 +100,7 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old_limit[1]))
-        with pytest.raises(UserError, match="could not write checkpoint .*unchanged"):
+        with pytest.raises(UserError, match=r"could not write checkpoint .*unchanged"):
             save_checkpoint(path, _checkpoint(100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)

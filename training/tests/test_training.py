@@ -212,10 +212,11 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(tmp_path: Path, capf
     assert "step 2" in stderr
 
 
-def test_the_embeddings_of_a_collapsed_model_are_reported(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_the_embeddings_of_a_collapsed_model_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert train(tmp_path / "run", "--lr", "1e-12", "--max-steps", "1") == 0
     metrics = {key: value for line in read_metrics(tmp_path / "run" / "metrics.jsonl") for key, value in line.items()}
     assert metrics["val/image_to_text_r1"] < 0.5
+    assert "the predicted embeddings have collapsed" in caplog.text
 
 
 BAD_ARGUMENTS = {
@@ -276,7 +277,7 @@ def test_full_disk_stops_with_the_old_checkpoint_intact(tmp_path: Path) -> None:
     before = (folder / "phase1_last.pt").read_bytes()
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, resource.RLIM_INFINITY))\n"
         "from mamba3_jepa.cli.main import main; sys.exit(main(sys.argv[1:]))\n"
     )
     result = subprocess.run(

@@ -54,7 +54,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return to_rgb(image)
     except FileNotFoundError as error:
         raise BadSampleError(f"{name}: there is no such image file") from error
     except Image.DecompressionBombError as error:
@@ -70,7 +70,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """A new RGB image that does not depend on `image`'s file."""
     if image.mode == "RGB":
         return image.copy()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.checkpoint import load_checkpoint
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.images import load_image, normalize, to_pixels
+from mamba3_jepa.data.images import load_image, normalize, to_pixels, to_rgb
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.angn import Angn
@@ -240,7 +240,7 @@ def _slices(length: int, size: int) -> list[slice]:
 
 def _decode(image: str | Path | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, str | Path):
         return load_image(image)
     raise UserError(f"expected an image file, a PIL image or None, found {type(image).__name__}")

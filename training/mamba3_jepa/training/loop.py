@@ -174,7 +174,8 @@ class _State:
         (broken,) = any_rank(not bool(torch.isfinite(value)), device=self.accelerator.device)
         if broken:
             raise UserError(
-                f"non-finite {what} ({float(value)}) at step {self.position.step + 1} (epoch {self.position.epoch + 1}); "
+                f"non-finite {what} ({float(value.detach())}) at step {self.position.step + 1} "
+                f"(epoch {self.position.epoch + 1}); "
                 f"the weights were not updated. Last checkpoint: {self.run.describe_last()}. "
                 "Try a lower --lr, a longer --warmup-steps or --precision fp32."
             )
