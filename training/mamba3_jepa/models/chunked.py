@@ -69,15 +69,11 @@ def chunked_scan(
     """
     B, L, R, _, N = inputs.q.shape
     if L == 0:
-        return inputs.v.new_empty(B, 0, R, *inputs.v.shape[2:]), zero_state(
-            inputs
-        ) if state is None else state
+        return inputs.v.new_empty(B, 0, R, *inputs.v.shape[2:]), zero_state(inputs) if state is None else state
     log_alpha, dt, trapezoid = (x.transpose(1, 2) for x in (inputs.log_alpha, inputs.dt, inputs.trapezoid))
     now = trapezoid * dt  # (B, H, L)
     later = dt - now
-    order = torch.tensor(
-        rotation_order(N, inputs.angle.shape[-1], inputs.interleaved), device=inputs.q.device
-    )
+    order = torch.tensor(rotation_order(N, inputs.angle.shape[-1], inputs.interleaved), device=inputs.q.device)
     chunk_size = _even_chunk_size(L, min(chunk_size, _balanced_chunk_size(inputs)))
     theta = h = None
     if state is not None:
@@ -341,9 +337,7 @@ class _ChunkedScan(torch.autograd.Function):
             grad.log_alpha[..., s] = _sum_from(da.unsqueeze(-1)).squeeze(-1)
 
             dangle = (x.q[..., :S] * dq[..., S : 2 * S]).addcmul_(x.q[..., S : 2 * S], dq[..., :S], value=-1)
-            dangle.addcmul_(x.k[..., :S], dk[..., S : 2 * S]).addcmul_(
-                x.k[..., S : 2 * S], dk[..., :S], value=-1
-            )
+            dangle.addcmul_(x.k[..., :S], dk[..., S : 2 * S]).addcmul_(x.k[..., S : 2 * S], dk[..., :S], value=-1)
             if R > 1:
                 dangle = dangle.unflatten(2, (-1, R)).sum(3)
             dangle[:, :, -1] += dtheta

@@ -100,9 +100,7 @@ def run_siso(
     """y (B, L, 1, H, P), gated by silu(z) if z is given, and h (B, H, P, N) if asked for."""
     input_states = None
     if state is not None:
-        input_states = tuple(
-            x.float().contiguous() for x in (state.theta, state.h, state.k.squeeze(1), state.v)
-        )
+        input_states = tuple(x.float().contiguous() for x in (state.theta, state.h, state.k.squeeze(1), state.v))
     out = kernel(
         Q=inputs.q.squeeze(2).bfloat16(),
         K=inputs.k.squeeze(2).bfloat16(),

@@ -133,9 +133,7 @@ class Mamba3(nn.Module):
 
     def _check_sizes(self) -> None:
         if self.d_inner % self.headdim:
-            raise UserError(
-                f"mamba3: expand * d_model = {self.d_inner} is not a multiple of headdim {self.headdim}"
-            )
+            raise UserError(f"mamba3: expand * d_model = {self.d_inner} is not a multiple of headdim {self.headdim}")
         if self.nheads % self.ngroups:
             raise UserError(f"mamba3: {self.nheads} heads are not a multiple of ngroups {self.ngroups}")
         if self.rope_fraction not in (0.5, 1.0):
@@ -145,9 +143,7 @@ class Mamba3(nn.Module):
         if self.is_mimo and self.d_state % 2:
             raise UserError(f"mamba3: MIMO needs an even d_state, not {self.d_state}")
         if self.a_activation not in ("heavy_tail", "softplus"):
-            raise UserError(
-                f"mamba3: a_activation is {self.a_activation!r}, it must be heavy_tail or softplus"
-            )
+            raise UserError(f"mamba3: a_activation is {self.a_activation!r}, it must be heavy_tail or softplus")
         if self.chunk_size < 1:
             raise UserError(f"mamba3: chunk_size is {self.chunk_size}, it must be at least 1")
 
@@ -199,14 +195,10 @@ class Mamba3(nn.Module):
     def _check_input(self, u: Tensor, dims: int, state: Mamba3State | None) -> None:
         if u.dim() != dims or u.shape[-1] != self.d_model:
             expected = "(batch, length, {})" if dims == 3 else "(batch, {})"
-            raise UserError(
-                f"mamba3: input has shape {tuple(u.shape)}, expected {expected.format(self.d_model)}"
-            )
+            raise UserError(f"mamba3: input has shape {tuple(u.shape)}, expected {expected.format(self.d_model)}")
         expected_h = (u.shape[0], self.nheads, self.headdim, self.d_state)
         if state is not None and state.h.shape != expected_h:
-            raise UserError(
-                f"mamba3: state.h has shape {tuple(state.h.shape)}, this layer and batch need {expected_h}"
-            )
+            raise UserError(f"mamba3: state.h has shape {tuple(state.h.shape)}, this layer and batch need {expected_h}")
 
     def _project(self, u: Tensor) -> tuple[Tensor, ScanInputs]:
         """u (B, L, D) -> z (B, L, H, P) and what the scan needs: x in the type of the projection, which the
@@ -235,10 +227,7 @@ class Mamba3(nn.Module):
 
     def _decay_rate(self, dd_a: Tensor) -> Tensor:
         """A (B, L, H), at most -A_floor."""
-        if self.a_activation == "softplus":
-            rate = F.softplus(dd_a)
-        else:
-            rate = (1 + dd_a.relu()) / (1 - dd_a.clamp(max=0))
+        rate = F.softplus(dd_a) if self.a_activation == "softplus" else (1 + dd_a.relu()) / (1 - dd_a.clamp(max=0))
         return -rate.clamp(min=self.A_floor)
 
     def _gate(self, y: Tensor, z: Tensor) -> Tensor:
@@ -315,9 +304,7 @@ class Mamba3Backbone(nn.Module):
         x = self.final_norm(x)
         return (x, states) if return_state else x
 
-    def step(
-        self, x_t: Tensor, state: BackboneState, gate: Gate | None = None
-    ) -> tuple[Tensor, BackboneState]:
+    def step(self, x_t: Tensor, state: BackboneState, gate: Gate | None = None) -> tuple[Tensor, BackboneState]:
         """One token: (B, D) -> (B, D) and the next states. `gate` sees (B, 1, D)."""
         states: BackboneState = []
         for i, (norm, layer) in self._blocks():
