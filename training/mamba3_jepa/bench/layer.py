@@ -102,9 +102,7 @@ def scaling_rows(result: LayerBenchmark) -> list[tuple[str, str, str]]:
         memory = "not measured here"
         if row.peak_bytes is not None and first.peak_bytes:
             memory = f"{row.peak_bytes / first.peak_bytes:.2f} x  ({row.peak_bytes / 2**20:.0f} MiB)"
-        rows.append(
-            (f"{row.length:,}", f"{row.seconds / first.seconds:.2f} x  ({row.seconds:.3f} s)", memory)
-        )
+        rows.append((f"{row.length:,}", f"{row.seconds / first.seconds:.2f} x  ({row.seconds:.3f} s)", memory))
     return rows
 
 
@@ -199,9 +197,7 @@ def _jax_gradients(settings: LayerBenchmarkSettings) -> Candidate:
     from flax import nnx
     from mamba3_jax import Mamba3Config, Mamba3Mixer
 
-    config = Mamba3Config(
-        hidden_size=settings.d_model, state_size=settings.d_state, head_dim=settings.headdim
-    )
+    config = Mamba3Config(hidden_size=settings.d_model, state_size=settings.d_state, head_dim=settings.headdim)
     graph, parameters, rest = nnx.split(Mamba3Mixer(config, 0, rngs=nnx.Rngs(0)), nnx.Param, ...)
     shape = (settings.batch, settings.length, settings.d_model)
     u, g = (jax.random.normal(jax.random.key(i), shape) for i in range(2))

@@ -1,0 +1,124 @@
+"""The command line as a user meets it: help at once, every subcommand through its real entry point."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from mamba3_jepa.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = ["--tiny", "--synthetic-scenes", "16", "--val-samples", "24", "--max-steps", "2", "--batch-size", "8"]
+    assert main(["train-jepa", *arguments, "--output-dir", str(folder)]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder / "phase1_best.pt"
+
+
+@pytest.mark.parametrize("command", [[], ["train-jepa"], ["evaluate"], ["bench"], ["bench", "layer"], ["prepare"]])
+def test_help_does_not_load_torch(command: list[str]) -> None:
+    """What makes --help slow is importing the networks' libraries; the time itself depends on the machine."""
+    program = (
+        "import sys; from mamba3_jepa.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as error: assert error.code == 0\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage" in result.stdout
+
+
+def test_help_answers_in_under_two_seconds() -> None:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "mamba3_jepa.cli.main", "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 2
+
+
+@pytest.mark.parametrize("scenes", ["val", "compositional"])
+def test_evaluate_writes_what_it_measured(checkpoint: Path, tmp_path: Path, scenes: str) -> None:
+    output, sheet = tmp_path / "out" / "numbers.json", tmp_path / "sheet.png"
+    arguments = ["--checkpoint", str(checkpoint), "--scenes", scenes, "--samples", "48"]
+    assert main(["evaluate", *arguments, "--output", str(output), "--contact-sheet", str(sheet)]) == 0
+    numbers = json.loads(output.read_text())
+    assert numbers["test/samples"] == 48
+    assert 0 <= numbers["test/image_to_text_r1"] <= numbers["test/image_to_text_r10"] <= 1
+    assert numbers["data"] == f"synthetic scenes ({scenes})"
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_on_a_named_manifest(checkpoint: Path, tmp_path: Path) -> None:
+    records = [{"image": None, "query": f"What is {i}?", "answer": str(i % 3)} for i in range(7)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    output = tmp_path / "numbers.json"
+    arguments = ["--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), "--manifest", "test.jsonl"]
+    assert main(["evaluate", *arguments, "--output", str(output)]) == 0
+    numbers = json.loads(output.read_text())
+    assert (numbers["test/samples"], numbers["test/questions"], numbers["test/gallery_texts"]) == (7, 7, 3)
+
+
+def test_evaluate_with_bad_input(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    for arguments, message in (
+        (["--checkpoint", "/nowhere.pt"], "no checkpoint at /nowhere.pt"),
+        (["--checkpoint", str(checkpoint), "--data-dir", "/nowhere"], "there is no such directory"),
+        (["--checkpoint", str(checkpoint), "--device", "cuda:7"], "--device cuda:7: not available here"),
+        (["--checkpoint", str(checkpoint), "--samples", "8", "--output", "/proc/nowhere/x.json"], "cannot write"),
+    ):
+        assert main(["evaluate", *arguments]) == 2
+        assert message in capfd.readouterr().err
+
+
+def test_bench_layer_prints_ratios(capsys: pytest.CaptureFixture) -> None:
+    arguments = [
+        "--d-model",
+        "32",
+        "--d-state",
+        "8",
+        "--headdim",
+        "16",
+        "--batch",
+        "1",
+        "--length",
+        "20",
+        "--rounds",
+        "1",
+    ]
+    assert main(["bench", "layer", *arguments, "--no-compiled", "--no-packages", "--scaling-lengths", "32", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "sequential reference" in out
+    assert "ratio to the floor" in out
+
+
+def test_bench_data_prints_rates(capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--preset", "tiny", "--workers", "0", "--n-images", "8", "--batch-size", "8", "--seconds", "0.1"]
+    assert main(["bench", "data", *arguments, "--steps", "1"]) == 0
+    assert "waiting" in capsys.readouterr().out
+
+
+def test_every_flag_the_readmes_name_exists() -> None:
+    """The READMEs' flags, against the help of the commands."""
+    import re
+
+    helps = ""
+    for command in (["train-jepa"], ["evaluate"], ["bench", "layer"], ["bench", "data"], ["bench", "parity"],
+                    ["prepare", "easy-vqa"]):  # fmt: skip
+        program = [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--help"]
+        helps += subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    root = Path(__file__).parents[2]
+    other_programs = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num_processes",
+                      "--index-url"}  # fmt: skip
+    for readme in (root / "README.md", root / "training" / "README.md"):
+        flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme.read_text())) - other_programs
+        missing = sorted(flag for flag in flags if not re.search(rf"{flag}\b", helps))
+        assert missing == [], readme
