@@ -43,6 +43,15 @@ def test_identical_texts_are_not_negatives() -> None:
     assert float(output.accuracy) == 1.0
 
 
+def test_an_empty_batch_teaches_nothing() -> None:
+    predicted = torch.empty(0, 4, requires_grad=True)
+    temperature = torch.tensor(0.07, requires_grad=True)
+    loss = info_nce(predicted, torch.empty(0, 4), torch.empty(0, dtype=torch.int64), temperature).loss
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert temperature.grad == 0
+
+
 def test_low_precision_does_not_reach_the_logits() -> None:
     torch.manual_seed(1)
     predicted = F.normalize(torch.randn(16, 64), dim=-1)

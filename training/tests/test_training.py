@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -217,6 +218,46 @@ def test_the_embeddings_of_a_collapsed_model_are_reported(tmp_path: Path, caplog
     metrics = {key: value for line in read_metrics(tmp_path / "run" / "metrics.jsonl") for key, value in line.items()}
     assert metrics["val/image_to_text_r1"] < 0.5
     assert "the predicted embeddings have collapsed" in caplog.text
+
+
+def _write_manifest(folder: Path, n: int, broken: range) -> None:
+    from PIL import Image
+
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for i in range(n):
+        path = folder / "images" / f"{i}.png"
+        Image.new("RGB", (40, 30), (i * 7 % 256, 90, 200)).save(path)
+        if i in broken:
+            path.write_bytes(path.read_bytes()[:40])
+        text = f"picture {i} " + "of a very long text " * (30 if i % 4 == 0 else 1)
+        lines.append(json.dumps({"image": f"images/{i}.png", "text": text}) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(lines))
+
+
+def test_bad_images_and_long_texts_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Among them a whole batch of bad images: with batch 1 every bad image is one."""
+    data = tmp_path / "data"
+    _write_manifest(data, 24, broken=range(3, 7))
+    (data / "val.jsonl").write_text(
+        '{"image": "images/0.png", "text": "one"}\n{"image": "images/1.png", "text": "two"}\n'
+    )
+    arguments = ["--data-dir", str(data), "--epochs", "1", "--batch-size", "1", "--on-bad-sample", "skip"]
+    assert train(tmp_path / "run", *arguments) == 0
+    assert "epoch 1: 4 bad samples skipped, the first:" in caplog.text
+    assert "texts longer than the token limit were cut" in caplog.text
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    assert sum(line["train/skipped_samples"] for line in lines) == 4
+    assert len(lines) == 24
+    assert all(line["train/loss"] is not None for line in lines)
+
+
+def test_a_bad_image_stops_the_run_with_its_path(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    _write_manifest(tmp_path / "data", 24, broken=range(3, 7))
+    assert train(tmp_path / "run", "--data-dir", str(tmp_path / "data"), "--val-fraction", "0.2") == 2
+    stderr = capfd.readouterr().err
+    assert re.search(r"images/[3-6]\.png", stderr)
+    assert "Traceback" not in stderr
 
 
 BAD_ARGUMENTS = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank
 from mamba3_jepa.training.losses import info_nce
 from mamba3_jepa.training.settings import Phase1Settings
 from mamba3_jepa.training.task import StepOutput, Validation
+
+logger = logging.getLogger(__name__)
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
 
@@ -51,6 +54,8 @@ class JepaObjective(nn.Module):
             "info_nce": contrast.loss.detach(),
             "accuracy": contrast.accuracy,
             "temperature": temperature.detach(),
+            "skipped_samples": torch.tensor(float(len(batch.bad))),
+            "truncated_texts": torch.tensor(float(batch.n_truncated)),
         }
         if model.angn is not None:
             penalty = model.angn.sparsity_penalty()
@@ -96,10 +101,21 @@ class JepaTask:
             on_bad_sample=settings.on_bad_sample,
         )
 
-    def batches(self, epoch: int, skip: int) -> Iterable[Batch]:
-        """This process's batches of `epoch`, without the first `skip`."""
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        """This process's batches of `epoch`, without the first `skip`; at the end, says what was left out or cut."""
         self.loader.set_epoch(epoch, skip)
-        return self.loader
+        bad: list[str] = []
+        truncated = 0
+        try:
+            for batch in self.loader:
+                bad += batch.bad
+                truncated += batch.n_truncated
+                yield batch
+        finally:
+            if bad:
+                logger.warning("epoch %d: %d bad samples skipped, the first: %s", epoch + 1, len(bad), bad[0])
+            if truncated:
+                logger.warning("epoch %d: %d texts longer than the token limit were cut", epoch + 1, truncated)
 
     def weights(self, batches: Sequence[Batch]) -> list[float]:
         """Micro-batches count alike: each is a contrast of its own."""

@@ -254,7 +254,7 @@ def _samples(micro_batches: list[Any]) -> int:
 
 
 def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack([value.float() for value in values]).mean())
+    return float(torch.stack([value.float().cpu() for value in values]).mean())
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: T
     wide = torch.promote_types(predicted.dtype, torch.float32)  # the logits decide everything: never 16 bits
     with torch.autocast(predicted.device.type, enabled=False):
         logits = predicted.to(wide) @ target.to(wide).T / temperature
+    if not len(logits):  # every sample of the batch was left out: nothing to learn, and no gradient
+        return InfoNce(logits.sum() + 0 * temperature, logits.new_zeros(()))
     same_text = text_key[:, None] == text_key[None, :]
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(same_text & ~own, float("-inf"))
