@@ -23,8 +23,9 @@ demo: setup
 lint: setup
 	cd training && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# one thread for each of the two test processes: more would wait for each other
 test: lint
-	cd training && $(BIN)/python -m pytest -n 2
+	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf $(VENV)
