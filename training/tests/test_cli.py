@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
+from mamba3_jepa.checkpoint import load_checkpoint, save_checkpoint
 from mamba3_jepa.cli.main import main
 
 
@@ -56,6 +58,14 @@ def test_evaluate_writes_what_it_measured(checkpoint: Path, tmp_path: Path, scen
     assert 0 <= numbers["test/image_to_text_r1"] <= numbers["test/image_to_text_r10"] <= 1
     assert numbers["data"] == f"synthetic scenes ({scenes})"
     assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_collapsed_model_is_said_aloud(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    collapsed = load_checkpoint(checkpoint)
+    collapsed.model["predictor.pred_head.weight"] = torch.zeros_like(collapsed.model["predictor.pred_head.weight"])
+    save_checkpoint(tmp_path / "collapsed.pt", collapsed)
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "collapsed.pt"), "--samples", "48"]) == 0
+    assert "the predicted embeddings have collapsed to one point" in caplog.text
 
 
 def test_evaluate_on_a_named_manifest(checkpoint: Path, tmp_path: Path) -> None:

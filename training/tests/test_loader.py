@@ -281,7 +281,7 @@ def _wait_until_gone(pids: list[int], seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs POSIX signals")
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs POSIX signals")
 def test_workers_and_signals(tmp_path: Path) -> None:
     """Signals to the whole group leave the workers at work; none outlives its parent, even one killed."""
     (tmp_path / "script.py").write_text(_SCRIPT)

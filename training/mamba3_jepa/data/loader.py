@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -249,7 +250,7 @@ class BatchLoader:
             options = {
                 "multiprocessing_context": multiprocessing.get_context("spawn"),
                 "persistent_workers": True,
-                "worker_init_fn": _start_worker,
+                "worker_init_fn": partial(_start_worker, parent=os.getpid()),
             }
         self._loader: DataLoader[Any] = DataLoader(
             maker,
@@ -321,15 +322,20 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _start_worker(worker_id: int) -> None:
+def _start_worker(worker_id: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    if hasattr(signal, "sigwaitinfo"):
-        threading.Thread(target=_obey_parent_only, args=(os.getppid(),), daemon=True).start()
+    if hasattr(signal, "sigtimedwait"):
+        threading.Thread(target=_obey_parent_only, args=(parent,), daemon=True).start()
 
 
 def _obey_parent_only(parent: int) -> None:
-    """Ends this worker when its parent asks with SIGTERM; the same signal from anybody else is dropped."""
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
-            os._exit(0)
+    """Ends this worker when its parent asks with SIGTERM or is gone; a SIGTERM from anybody else is dropped.
+
+    The parent may have died while this worker was still starting, which torch's own watch would not notice.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import ValidationReport, collect, evaluate
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+logger = logging.getLogger(__name__)
 
 SCENES = 256  # as many distinct scenes as the gallery of the README's numbers
 
@@ -46,6 +49,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> ValidationReport:
     )
     collected = collect(model, loader, model.device)
     report = evaluate(collected)
+    for warning in report.warnings:
+        logger.warning(warning)
     if settings.contact_sheet is not None:
         write_contact_sheet(collected, source, settings.contact_sheet)
     if settings.output is not None:
