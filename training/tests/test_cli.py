@@ -132,3 +132,20 @@ def test_every_flag_the_readmes_name_exists() -> None:
         flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme.read_text())) - other_programs
         missing = sorted(flag for flag in flags if not re.search(rf"{flag}\b", helps))
         assert missing == [], readme
+
+
+def test_evaluate_holds_out_what_training_held_out(tmp_path: Path) -> None:
+    """Another share would mix training samples into the measurement."""
+    data, run, output = tmp_path / "data", tmp_path / "run", tmp_path / "numbers.json"
+    data.mkdir()
+    records = [{"image": None, "query": f"What is {i}?", "answer": str(i % 5)} for i in range(60)]
+    (data / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = ["--tiny", "--data-dir", str(data), "--val-fraction", "0.3", "--max-steps", "1", "--batch-size", "4"]
+    assert main(["train-jepa", *arguments, "--output-dir", str(run)]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    best = run / "phase1_best.pt"
+    assert main(["evaluate", "--checkpoint", str(best), "--data-dir", str(data), "--output", str(output)]) == 0
+    held_out = load_checkpoint(best).data["val_samples"]
+    assert 10 < held_out < 30
+    assert json.loads(output.read_text())["test/samples"] == held_out

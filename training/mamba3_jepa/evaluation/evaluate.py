@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mamba3_jepa.checkpoint import load_checkpoint
+from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits
@@ -19,6 +16,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import ValidationReport, collect, evaluate
+from mamba3_jepa.jsonfile import write_json
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 logger = logging.getLogger(__name__)
@@ -33,9 +31,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> ValidationReport:
         UserError: the checkpoint, the data or the device cannot be used.
     """
     checkpoint = load_checkpoint(settings.checkpoint)
-    model = Mamba3Jepa.from_checkpoint(settings.checkpoint, device=checked_device(settings.device))
-    seed = int(checkpoint.run.get("seed", 0))
-    source, indices = _open(settings, model.config.vision.image_size, seed)
+    model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint), checked_device(settings.device))
+    source, indices = _open(settings, checkpoint)
     loader = build_loader(
         source,
         indices[: settings.samples],
@@ -55,7 +52,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> ValidationReport:
         write_contact_sheet(collected, source, settings.contact_sheet)
     if settings.output is not None:
         values = {"checkpoint": str(settings.checkpoint), "data": source.name, **report.metrics("test")}
-        _write_json(settings.output, values)
+        write_json(settings.output, values)
     return report
 
 
@@ -72,7 +69,9 @@ def checked_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
 
 
-def _open(settings: EvaluateSettings, image_size: int, seed: int) -> tuple[Source, NDArray[np.int64]]:
+def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, NDArray[np.int64]]:
+    """The data to measure on. What was held out is what the checkpoint's own run held out."""
+    image_size, seed = checkpoint.config.vision.image_size, int(checkpoint.run["seed"])
     if settings.data_dir is None:
         scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
         return scenes, scenes.indices("target")
@@ -83,17 +82,6 @@ def _open(settings: EvaluateSettings, image_size: int, seed: int) -> tuple[Sourc
         if not len(indices):
             raise UserError(f"{source.name}: no sample has an answer or a text to compare with")
         return source, indices
-    splits = open_splits(settings.data_dir, image_size=image_size, seed=seed)
+    val_fraction = float(checkpoint.run["val_fraction"])
+    splits = open_splits(settings.data_dir, image_size=image_size, seed=seed, val_fraction=val_fraction)
     return splits.val, splits.val_indices
-
-
-def _write_json(path: Path, values: dict[str, object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

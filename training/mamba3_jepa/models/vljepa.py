@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from mamba3_jepa.checkpoint import load_checkpoint
+from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.images import load_image, normalize, to_pixels, to_rgb
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
@@ -79,14 +79,18 @@ class Mamba3Jepa(nn.Module):
         Raises:
             UserError: the file is missing, damaged, or its weights do not fit its configuration.
         """
-        checkpoint = load_checkpoint(path)
+        return cls.from_loaded(load_checkpoint(path), str(path), device)
+
+    @classmethod
+    def from_loaded(cls, checkpoint: Checkpoint, source: str, device: torch.device | str = "cpu") -> Mamba3Jepa:
+        """`from_checkpoint` for a checkpoint that has been read already; `source` names it in messages."""
         model = cls(
             checkpoint.config,
-            TextTokenizer.from_json(checkpoint.tokenizer, source=f"{path}: tokenizer"),
+            TextTokenizer.from_json(checkpoint.tokenizer, source=f"{source}: tokenizer"),
             x_encoder=VisionEncoder.empty(checkpoint.config.vision),
             with_decoder=any(name.startswith("y_decoder.") for name in checkpoint.model),
         )
-        load_state(model, checkpoint.model, source=str(path))
+        load_state(model, checkpoint.model, source=source)
         return model.eval().to(device)
 
     @property
