@@ -281,22 +281,27 @@ def _wait_until_gone(pids: list[int], seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs POSIX signals")
-def test_workers_and_signals(tmp_path: Path) -> None:
-    """Signals to the whole group leave the workers at work; none outlives its parent, even one killed."""
-    (tmp_path / "script.py").write_text(_SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "go")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def _start(command: list[str]) -> tuple[subprocess.Popen, list[int]]:
+    """The script in a process group of its own, once its workers run, and their process numbers."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
+    return process, [int(pid) for pid in process.stdout.readline().split()]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs POSIX signals")
+def test_workers_and_signals(tmp_path: Path) -> None:
+    """Signals to the whole group leave the workers at work; none outlives its parent, even one killed."""
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "go")]
+    process, pids = _start(command)
+    assert process.stdout is not None
     assert len(pids) == 2
     os.killpg(process.pid, signal.SIGTERM)
     os.killpg(process.pid, signal.SIGINT)
@@ -307,16 +312,8 @@ def test_workers_and_signals(tmp_path: Path) -> None:
     _wait_until_gone(pids, 60)
 
     (tmp_path / "go").unlink()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
+    process, pids = _start(command)
     assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
     process.kill()
     process.wait()
     _wait_until_gone(pids, 60)

@@ -73,12 +73,3 @@ def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
     votes = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
-
-
-def sum_over_ranks(value: float, device: torch.device) -> float:
-    """The sum of `value` over ranks."""
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return float(total)

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.state import load_state
 from mamba3_jepa.training.distributed import all_gather_object, any_rank, rank, world_size
 from mamba3_jepa.training.interrupt import Interrupted, StopSignal
 from mamba3_jepa.training.optim import build_optimizer, learning_rate
@@ -221,7 +222,7 @@ class _State:
         if checkpoint is None or checkpoint.trainer is None:
             return
         trainer = checkpoint.trainer
-        self.task.model.load_state_dict(checkpoint.model)
+        load_state(self.task.model, checkpoint.model, source=str(self.run.last_path))
         own = dict(self.task.objective.named_parameters(recurse=False))
         with torch.no_grad():
             for name, value in trainer["objective"].items():

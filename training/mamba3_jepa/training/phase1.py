@@ -38,9 +38,8 @@ def train_phase1(settings: Phase1Settings) -> None:
     _demand_vit(settings)
     accelerator = build_accelerator(settings)
     settings = dataclasses.replace(settings, workers=spare_cores() if settings.workers is None else settings.workers)
-    set_seed(settings.seed)
     config = settings.model_config()
-    x_encoder = _load_vit(settings, config)
+    x_encoder = _load_vit(settings)
     if x_encoder is not None:
         config = config.replace(vision=x_encoder.config)
     data = _open_data(settings, config)
@@ -83,7 +82,7 @@ def _demand_vit(settings: Phase1Settings) -> None:
         )
 
 
-def _load_vit(settings: Phase1Settings, config: ModelConfig) -> VisionEncoder | None:
+def _load_vit(settings: Phase1Settings) -> VisionEncoder | None:
     if settings.vit_checkpoint is None:
         return None
     return VisionEncoder.from_checkpoint(settings.vit_checkpoint)

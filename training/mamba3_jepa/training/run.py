@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import platform
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ import mamba3_jepa
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.plots import plot_training
+from mamba3_jepa.jsonfile import write_json
 from mamba3_jepa.training.metrics_log import MetricsLog
 from mamba3_jepa.training.settings import TrainSettings
 from mamba3_jepa.training.task import Validation
@@ -99,12 +98,7 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-        temporary = self.folder / ".config.json.tmp"
-        try:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
-            os.replace(temporary, self.folder / "config.json")
-        except OSError as error:
-            raise UserError(f"cannot write {self.folder / 'config.json'}: {error.strerror}") from error
+        write_json(self.folder / "config.json", values)
 
     def log(self, position: Any, metrics: dict[str, float]) -> None:
         """Append to metrics.jsonl and to the trackers that were asked for."""
