@@ -104,6 +104,28 @@ def test_chunked_equals_sequential(kind: str, with_state: bool, L: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["siso", "mimo"])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("L", [1, 7, 15])
+def test_chunked_without_the_last_state(kind: str, with_state: bool, L: int) -> None:
+    """What only the state needs is left out; the output and its gradients stay."""
+    layer = layer_of(kind)
+    inputs = scan_inputs(layer, L)
+    state = state_of(layer, 2) if with_state else None
+    leaves = [x for x in (*inputs, *(state or ())) if isinstance(x, Tensor)]
+
+    def output_and_gradients(y: Tensor) -> list[Tensor | None]:
+        torch.manual_seed(3)
+        return [y.detach(), *torch.autograd.grad((y * torch.randn_like(y)).sum(), leaves, allow_unused=True)]
+
+    expected = output_and_gradients(sequential_scan(inputs, state)[0])
+    for chunk_size in (1, 7, 64):
+        y, after = chunked_scan(inputs, state, chunk_size, return_state=False)
+        assert after is None
+        for a, b in zip(output_and_gradients(y), expected, strict=True):
+            assert (a is None or not a.any()) if b is None else relative(a, b) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["siso", "mimo"])
 def test_chunked_equals_sequential_over_a_thousand_tokens(kind: str) -> None:
     # Wide heads, so that the layer keeps the requested 64 tokens a chunk.
     layer = layer_of(kind, d_state=64, headdim=64, d_model=32)

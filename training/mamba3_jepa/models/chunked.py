@@ -82,6 +82,7 @@ def chunked_scan(
     y, theta, h = _apply(
         L // chunk_size,
         chunk_size,
+        return_state,
         order,
         theta,
         h,
@@ -250,6 +251,9 @@ def _masked_(x: Tensor, mask: Tensor, R: int) -> Tensor:
 class _ChunkedScan(torch.autograd.Function):
     """(theta, h, sequence) -> (y (B, L, R, H, P), theta (B, H, S), h (B, H, P, N)) after the last token.
 
+    No h to start from is zero, and the last one is computed only if it is wanted (else it is empty): a sequence
+    of one chunk then has no products with states at all.
+
     The backward pass takes the gradient of the log decays from two products that are there anyway: scaling
     a_t up scales y_t's terms from the past, so sum_t' >= t of (dy . y - v . dv) collects it.
     """
@@ -258,17 +262,18 @@ class _ChunkedScan(torch.autograd.Function):
     def forward(
         ctx: Any,
         chunk_size: int,
+        wants_state: bool,
         order: Tensor,
         theta: Tensor | None,
         h: Tensor | None,
         *sequence: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         seq = _Sequence(*sequence).reordered(order)
-        B, L, R, _, N = seq.q.shape
+        B, L, R = seq.q.shape[:3]
         H, P = seq.v.shape[2:]
         ctx.has_state = h is not None
         theta = seq.v.new_zeros(B, H, seq.omega.shape[-1]) if theta is None else theta
-        h = seq.v.new_zeros(B, H, P, N) if h is None else h.index_select(-1, order)
+        h = None if h is None else h.index_select(-1, order)
         y = seq.v.new_empty(B, L, R, H, P)
         out = y if seq.z is None else torch.empty_like(y)
         before = []
@@ -278,13 +283,19 @@ class _ChunkedScan(torch.autograd.Function):
             x = _build_chunk(seq, s, theta)
             theta = x.theta
             y_rows = _masked_(x.scores, x.mask, R) @ x.v
-            y_rows.addcmul_(x.from_start, x.q @ h.mT).addcmul_(seq.skip[:, None, None], x.v)
-            h = _add_product_(x.through * h, (x.v * x.weight * x.to_end).mT, x.k)
+            y_rows.addcmul_(seq.skip[:, None, None], x.v)
+            if h is not None:
+                y_rows.addcmul_(x.from_start, x.q @ h.mT)
+            if wants_state or s.stop < L:
+                added = (x.v * x.weight * x.to_end).mT
+                h = added @ x.k if h is None else _add_product_(x.through * h, added, x.k)
             y[:, s] = y_rows.unflatten(2, (-1, R)).permute(0, 2, 3, 1, 4)
             if seq.z is not None:
                 out[:, s, 0] = F.silu(seq.z[:, s]).mul_(y[:, s, 0])
         ctx.save_for_backward(order, y, h, *before, *seq)
-        ctx.chunk_size = chunk_size
+        ctx.chunk_size, ctx.wants_state = chunk_size, wants_state
+        if h is None or not wants_state:
+            return out, theta, seq.v.new_empty(0)
         return out, theta, h.index_select(-1, order.argsort())
 
     @staticmethod
@@ -299,10 +310,10 @@ class _ChunkedScan(torch.autograd.Function):
         seq = _Sequence(*ctx.saved_tensors[-len(_Sequence._fields) :])
         R, L, S = seq.q.shape[2], seq.q.shape[1], seq.omega.shape[-1]
         grad = seq.map(torch.zeros_like)
-        dh = dh.index_select(-1, order)
+        dbefore = dh.index_select(-1, order) if ctx.wants_state else None
         for i, start in reversed(list(enumerate(range(0, L, ctx.chunk_size)))):
             s = slice(start, min(start + ctx.chunk_size, L))
-            leave, dleave = h, dh
+            leave, dleave = h, dbefore
             theta, h = before[2 * i : 2 * i + 2]
             x = _build_chunk(seq, s, theta)
             dy = dout[:, s]
@@ -315,25 +326,32 @@ class _ChunkedScan(torch.autograd.Function):
 
             dy_start = dy * x.from_start
             v_end = x.v * x.to_end
-            kh = x.k @ dleave.mT
-            v_end_w = v_end * x.weight
             dattn = dy @ x.v.mT
             dmask = x.scores * dattn
             attn = _masked_(x.scores, x.mask, R)
             dv = attn.mT @ dy
-            dv.addcmul_(x.to_end * x.weight, kh).addcmul_(seq.skip[:, None, None], dy)
+            dv.addcmul_(seq.skip[:, None, None], dy)
             dscores = _masked_(dattn, x.mask, R)
-            dq = _add_product_(dscores @ x.k, dy_start, h)
-            dk = _add_product_(dscores.mT @ x.q, v_end_w, dleave)
-            dh = _add_product_(x.through * dleave, dy_start.mT, x.q)
+            dq = dscores @ x.k
+            dk = dscores.mT @ x.q
 
             if R > 1:
                 dmask = dmask.unflatten(-1, (-1, R)).unflatten(2, (-1, R)).sum((3, 5))
             grad.now[..., s] = dmask.diagonal(dim1=-2, dim2=-1)
-            grad.weight[..., s] = dmask.mul_(x.decay).sum(-2) + _per_token((v_end * kh).sum(-1), R)
+            grad.weight[..., s] = dmask.mul_(x.decay).sum(-2)
+            if dleave is not None:  # through the state after the chunk
+                kh = x.k @ dleave.mT
+                dv.addcmul_(x.to_end * x.weight, kh)
+                dk = _add_product_(dk, v_end * x.weight, dleave)
+                grad.weight[..., s] += _per_token((v_end * kh).sum(-1), R)
+            if h is not None:  # through the state before it
+                dq = _add_product_(dq, dy_start, h)
+                carried = dy_start.mT @ x.q
+                dbefore = carried if dleave is None else carried.addcmul_(x.through, dleave)
             grad.skip.add_((dy * x.v).sum((0, 2, 3)))
             da = _per_token((dy * y_rows).sub_(x.v * dv).sum(-1), R)
-            da[..., -1] += (leave * dleave).sum((-1, -2))
+            if dleave is not None:
+                da[..., -1] += (leave * dleave).sum((-1, -2))
             grad.log_alpha[..., s] = _sum_from(da.unsqueeze(-1)).squeeze(-1)
 
             dangle = (x.q[..., :S] * dq[..., S : 2 * S]).addcmul_(x.q[..., S : 2 * S], dq[..., :S], value=-1)
@@ -357,8 +375,10 @@ class _ChunkedScan(torch.autograd.Function):
                 grad.v[:, s] = (dv * seq.v_spread.unsqueeze(1)).sum(3).transpose(1, 2)
                 grad.v_spread.add_((dv * seq.v[:, s].transpose(1, 2).unsqueeze(3)).sum((0, 2)))
         inverse = order.argsort()
-        dstate = (dtheta, dh.index_select(-1, inverse)) if ctx.has_state else (None, None)
-        return None, None, *dstate, *grad.reordered(inverse)
+        dstate: tuple[Tensor | None, Tensor | None] = (None, None)
+        if ctx.has_state and dbefore is not None:
+            dstate = (dtheta, dbefore.index_select(-1, inverse))
+        return None, None, None, *dstate, *grad.reordered(inverse)
 
 
 def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
