@@ -88,6 +88,18 @@ class AngnConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RecursionConfig:
+    """The confusion monitor and the state injector on the predictor's pooled state."""
+
+    hidden_dim: int = Field(default=256, gt=0)
+    """Width of the confusion probe's hidden layer."""
+    knowledge_dim: int | None = Field(default=None, gt=0)
+    """Length of a knowledge vector; None: `embed_dim`, what the Y-Encoder gives."""
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    """How much of the smoothed confusion score stays when the next state is observed."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelConfig:
     """Everything that decides the shape and the meaning of the weights."""
 
@@ -103,6 +115,12 @@ class ModelConfig:
     max_answer_tokens: int = Field(default=64, gt=1)
     query_prompt: str = Field(default="Describe the image.", min_length=1)
     angn: AngnConfig = Field(default_factory=AngnConfig)
+    recursion: RecursionConfig = Field(default_factory=RecursionConfig)
+
+    @property
+    def knowledge_dim(self) -> int:
+        """Length of a knowledge vector."""
+        return self.recursion.knowledge_dim or self.embed_dim
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, validated again."""
@@ -148,7 +166,7 @@ def preset(name: PresetName) -> ModelConfig:
     if name == "mini":
         return ModelConfig(
             preset="mini",
-            vision=VisionConfig(hidden_size=384, depth=2, heads=6, image_size=64, patch_size=16, frames=2),
+            vision=VisionConfig(hidden_size=384, depth=1, heads=6, image_size=64, patch_size=32, frames=2),
             predictor=_backbone(4, 128, 32, 32),
             y_encoder=_backbone(2, 128, 32, 32),
             y_decoder=_backbone(2, 128, 32, 32),

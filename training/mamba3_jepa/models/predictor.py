@@ -34,6 +34,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.vision_proj = nn.Linear(vision_dim, config.d_model)
         self.query_proj = nn.Linear(query_dim, config.d_model)
+        nn.init.zeros_(self.query_proj.bias)
         self.backbone = Mamba3Backbone(config)
         self.pred_head = nn.Linear(config.d_model, embed_dim)
 
@@ -61,6 +62,32 @@ class Predictor(nn.Module):
         h = self.backbone(tokens, gate=None if gate is None else partial(_masked, gate, mask))
         pooled = masked_mean(h, mask)
         return PredictorOutput(self.embed(pooled), pooled)
+
+    @torch.no_grad()
+    def whiten_vision(self, visual_tokens: Tensor, floor: float = 1e-2) -> None:
+        """Set `vision_proj` so that it starts from whitened principal components of the visual tokens.
+
+        Frozen features are badly scaled: a few directions (brightness, colour) have thousands of times the variance
+        of those that tell shapes apart, and gradient descent is slow along the small ones. Data-dependent
+        initialisation: Krähenbühl et al. 2016, arXiv 1511.06856. Only the starting point changes, no parameter.
+
+        Args:
+            visual_tokens: (n, vision_dim), several times vision_dim of them for a stable estimate.
+            floor: added to every variance, as a share of the mean variance, so that noise is not blown up.
+        """
+        tokens = visual_tokens.double()
+        mean = tokens.mean(dim=0)
+        centred = tokens - mean
+        variance, directions = torch.linalg.eigh(centred.T @ centred / len(tokens))
+        d_model, vision_dim = self.vision_proj.weight.shape
+        kept = min(d_model, vision_dim)
+        scale = (variance[-kept:] + floor * variance.mean()).rsqrt()
+        # A random rotation spreads the components over all channels; its generator keeps it the same everywhere.
+        noise = torch.randn(d_model, d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        rotation = torch.linalg.qr(noise).Q[:, :kept].to(tokens.device)
+        weight = rotation @ (directions[:, -kept:] * scale).T
+        self.vision_proj.weight.copy_(weight)
+        self.vision_proj.bias.copy_(-weight @ mean)
 
     def embed(self, pooled: Tensor) -> Tensor:
         """Pooled state (B, D) -> embedding (B, E) of unit length."""

@@ -21,6 +21,7 @@ from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.angn import Angn
 from mamba3_jepa.models.predictor import Predictor, PredictorOutput
+from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.state import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.y_decoder import YDecoder
@@ -30,17 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 class Mamba3Jepa(nn.Module):
-    """X-Encoder, predictor, Y-Encoder, and where wanted the gates and the Y-Decoder.
+    """X-Encoder, predictor, Y-Encoder, and where wanted the gates, the Y-Decoder and the recursion.
 
     Args:
         config: all sizes.
         tokenizer: its vocabulary must have `config.vocab_size` tokens.
         x_encoder: a `VisionEncoder` with `config.vision`; by default one with random weights.
         with_decoder: also build the Y-Decoder (phase 2 trains it).
+        with_recursion: also build the confusion monitor and the state injector (phase 3 trains them).
 
     Attributes:
         angn: None unless `config.angn.enabled`.
-        y_decoder: None unless `with_decoder`.
+        y_decoder: None until there is one.
+        recursion: None until there is one.
 
     Raises:
         UserError: the tokenizer or the X-Encoder does not fit the configuration.
@@ -52,6 +55,7 @@ class Mamba3Jepa(nn.Module):
         tokenizer: TextTokenizer,
         x_encoder: VisionEncoder | None = None,
         with_decoder: bool = False,
+        with_recursion: bool = False,
     ) -> None:
         super().__init__()
         if config.vocab_size != tokenizer.vocab_size:
@@ -66,11 +70,12 @@ class Mamba3Jepa(nn.Module):
         self.predictor = Predictor(config.predictor, config.vision.hidden_size, query_dim, embed_dim=config.embed_dim)
         self.y_encoder = YEncoder(config.y_encoder, config.vocab_size, config.embed_dim)
         self.angn = Angn(config.predictor.n_layers, d_model, config.angn) if config.angn.enabled else None
-        self.y_decoder = (
-            YDecoder(config.y_decoder, config.vocab_size, config.embed_dim, config.prefix_tokens)
-            if with_decoder
-            else None
-        )
+        self.y_decoder: YDecoder | None = None
+        self.recursion: Recursion | None = None
+        if with_decoder:
+            self.add_decoder()
+        if with_recursion:
+            self.add_recursion()
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Mamba3Jepa:
@@ -89,9 +94,23 @@ class Mamba3Jepa(nn.Module):
             TextTokenizer.from_json(checkpoint.tokenizer, source=f"{source}: tokenizer"),
             x_encoder=VisionEncoder.empty(checkpoint.config.vision),
             with_decoder=any(name.startswith("y_decoder.") for name in checkpoint.model),
+            with_recursion=any(name.startswith("recursion.") for name in checkpoint.model),
         )
         load_state(model, checkpoint.model, source=source)
         return model.eval().to(device)
+
+    def add_decoder(self) -> YDecoder:
+        """A Y-Decoder with new weights in place of the one there is, on the model's device."""
+        config = self.config
+        decoder = YDecoder(config.y_decoder, config.vocab_size, config.embed_dim, config.prefix_tokens)
+        self.y_decoder = decoder.to(self.device)
+        return self.y_decoder
+
+    def add_recursion(self) -> Recursion:
+        """A confusion monitor and a state injector with new weights, on the model's device."""
+        config = self.config
+        self.recursion = Recursion(config.predictor.d_model, config.knowledge_dim, config.recursion).to(self.device)
+        return self.recursion
 
     @property
     def device(self) -> torch.device:
@@ -136,13 +155,13 @@ class Mamba3Jepa(nn.Module):
         query_tokens = self.y_encoder.embed_tokens(query_ids)
         return self.predictor(visual_tokens, has_image, query_tokens, query_mask, gate=self.angn)
 
-    def embed(
+    def observe(
         self,
         images: Sequence[str | Path | Image.Image | None],
         questions: Sequence[str | None],
         batch_size: int = 32,
-    ) -> Tensor:
-        """Predicted embeddings of image-question pairs.
+    ) -> PredictorOutput:
+        """What the predictor makes of image-question pairs: embeddings and pooled states.
 
         Args:
             images: per sample a file, an image, or None for a question without image.
@@ -150,7 +169,7 @@ class Mamba3Jepa(nn.Module):
             batch_size: samples computed at once; the result does not depend on it.
 
         Returns:
-            (B, E) float32 of unit length, on the model's device.
+            embedding (B, E) float32 of unit length and pooled (B, d_model) float32, on the model's device.
 
         Raises:
             UserError: no sample, lengths that differ, an empty question, an image that cannot be read.
@@ -159,14 +178,24 @@ class Mamba3Jepa(nn.Module):
             raise UserError(f"embed: {len(images)} images but {len(questions)} questions; give one per sample")
         texts = [self.config.query_prompt if question is None else question for question in questions]
         encoded = self._encode_texts(texts, self.config.max_query_tokens, "question")
-        embeddings = []
+        outputs = []
         with self._inference():
             for rows in _slices(len(texts), batch_size):
                 pixels, has_image = self._pixels(images[rows])
                 ids, mask = self._batch(encoded, rows)
                 visual_tokens = self.encode_images(pixels, has_image)
-                embeddings.append(self.predict(visual_tokens, has_image, ids, mask).embedding.float())
-        return torch.cat(embeddings)  # outside, so that the result can take part in training
+                outputs.append(self.predict(visual_tokens, has_image, ids, mask))
+        # Outside, so that the result can take part in training.
+        return PredictorOutput(*(torch.cat([tensor.float() for tensor in part]) for part in zip(*outputs, strict=True)))
+
+    def embed(
+        self,
+        images: Sequence[str | Path | Image.Image | None],
+        questions: Sequence[str | None],
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Predicted embeddings (B, E) of image-question pairs: the embeddings of `observe`."""
+        return self.observe(images, questions, batch_size).embedding
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Target embeddings of answers or captions.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mamba3_jepa.config import BackboneConfig
 from mamba3_jepa.models.mamba3 import Mamba3Backbone
 from mamba3_jepa.models.scan import Mamba3State
-from mamba3_jepa.models.y_encoder import EMBEDDING_STD
+
+EMBEDDING_STD = 0.02
 
 
 class YDecoder(nn.Module):

@@ -1,0 +1,255 @@
+"""Text from the Y-Decoder, token by token: greedy, sampled, or by beam search.
+
+Only `YDecoder.prefill` and `YDecoder.step` are used, so memory and time per token do not depend on how much has
+been said. Sequences that have ended leave the batch.
+
+Shape letters: B samples, E embedding width, V vocabulary, N sequences still being generated, K beams.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.inference.settings import GenerationConfig
+from mamba3_jepa.models.scan import Mamba3State
+from mamba3_jepa.models.y_decoder import YDecoder
+
+__all__ = ["Generated", "GenerationConfig", "generate"]
+
+T = TypeVar("T")
+State = list[Mamba3State]
+# (logits (N, V), the samples they belong to) -> tokens (N,)
+Choice = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+@dataclass(kw_only=True)
+class Generated:
+    """One generated answer.
+
+    ids: the tokens, without bos and eos.
+    log_probs: the natural logarithm of the probability the decoder gave to each token when it was chosen, that of eos
+        last if it was; temperature, top-k and top-p do not enter.
+    finished: whether it ended with eos, rather than by the limit.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@torch.no_grad()
+def generate(
+    decoder: YDecoder,
+    embedding: Tensor,
+    *,
+    bos_id: int,
+    eos_id: int,
+    config: GenerationConfig,
+    max_tokens: int,
+    rows: Sequence[int] | None = None,
+) -> list[Generated]:
+    """Let the decoder speak each of B embeddings (B, E).
+
+    A sample's tokens do not depend on the others in the batch.
+
+    Args:
+        max_tokens: tokens to generate at most, eos included, where `config.max_tokens` does not say; a model
+            trained on answers of at most `max_answer_tokens` (bos and eos included) never saw more than one fewer.
+        rows: B numbers; sampling draws from a random stream of its own for each (`config.seed`, number). Default:
+            the positions in the batch.
+
+    Raises:
+        UserError: the decoder's outputs are not finite.
+        ValueError: an embedding that is not (B, E), or not B row numbers.
+    """
+    if embedding.ndim != 2 or embedding.shape[1] != decoder.embed_to_prefix.in_features:
+        raise ValueError(
+            f"embedding has shape {tuple(embedding.shape)}, expected (B, {decoder.embed_to_prefix.in_features})"
+        )
+    rows = range(len(embedding)) if rows is None else rows
+    if len(rows) != len(embedding):
+        raise ValueError(f"{len(rows)} row numbers for {len(embedding)} embeddings")
+    if len(embedding) == 0:
+        return []
+    limit = config.max_tokens or max_tokens
+    embedding = embedding.to(decoder.lm_head.weight)
+    if config.method == "beam":
+        answers = _beam_search(decoder, embedding, bos_id, eos_id, config, limit)
+    else:
+        answers = _one_each(decoder, embedding, bos_id, eos_id, _choice(config, rows), limit)
+    if any(math.isnan(log_prob) for answer in answers for log_prob in answer.log_probs):
+        raise UserError("the Y-Decoder's outputs are not finite: its weights or the embeddings are damaged")
+    return answers
+
+
+def _one_each(
+    decoder: YDecoder, embedding: Tensor, bos_id: int, eos_id: int, choice: Choice, limit: int
+) -> list[Generated]:
+    answers = [Generated() for _ in embedding]
+    live = list(range(len(answers)))
+    state = decoder.prefill(embedding)
+    ids = torch.full((len(live),), bos_id, device=embedding.device)
+    for _ in range(limit):
+        logits, state = decoder.step(ids, state)
+        ids = choice(logits, live)
+        log_probs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        for sample, token, log_prob in zip(live, ids.tolist(), log_probs.tolist(), strict=True):
+            answers[sample].log_probs.append(log_prob)
+            if token == eos_id:
+                answers[sample].finished = True
+            else:
+                answers[sample].ids.append(token)
+        stay = [row for row, sample in enumerate(live) if not answers[sample].finished]
+        if not stay:
+            break
+        if len(stay) < len(live):
+            live = [live[row] for row in stay]
+            kept = torch.tensor(stay, device=ids.device)
+            ids, state = ids[kept], _select(state, kept)
+    return answers
+
+
+def _choice(config: GenerationConfig, rows: Sequence[int]) -> Choice:
+    """How to choose the next tokens."""
+    if config.method == "greedy" or config.temperature == 0:
+        return lambda logits, live: logits.argmax(-1)
+    streams = [random.Random(stable_hash(f"{config.seed}/{row}")) for row in rows]
+
+    def draw(logits: Tensor, live: Sequence[int]) -> Tensor:
+        u = torch.tensor([streams[sample].random() for sample in live], dtype=torch.float32, device=logits.device)
+        return sample_tokens(logits, u, config)
+
+    return draw
+
+
+def sample_tokens(logits: Tensor, u: Tensor, config: GenerationConfig) -> Tensor:
+    """The tokens that uniform numbers u (N,) in [0, 1) pick from logits (N, V): int64 (N,).
+
+    Temperature first, then the `top_k` most probable tokens, then the fewest of those whose share of what is left
+    reaches `top_p`.
+    """
+    # Sorted stably: among equal tokens the first is the most probable, as for argmax.
+    sorted_logits, tokens = logits.float().sort(dim=-1, descending=True, stable=True)
+    scaled = (sorted_logits - sorted_logits[:, :1]) / config.temperature
+    if config.top_k is not None:
+        scaled = scaled[:, : config.top_k]
+    probability = scaled.softmax(-1)
+    mass = probability.cumsum(-1)
+    if config.top_p is not None:
+        probability = probability.masked_fill(mass - probability >= config.top_p, 0)
+        mass = probability.cumsum(-1)
+    # The last token with any mass is where the sum ends, whatever rounding made of that sum.
+    last = ((probability > 0).sum(-1) - 1).clamp(min=0)
+    position = (mass <= u[:, None] * mass[:, -1:]).sum(-1).minimum(last)
+    return tokens.gather(-1, position[:, None])[:, 0]
+
+
+@dataclass(kw_only=True)
+class _Beam:
+    """The search for one sample's answer.
+
+    Of `width` places, every answer that ends takes one for good; the search is over when none is left.
+
+    Attributes:
+        trace: for each step and sequence (the sequence it continues, its token, the token's log-probability).
+        totals: log-probability of each sequence that goes on, best first.
+    """
+
+    width: int
+    trace: list[list[tuple[int, int, float]]] = field(default_factory=list)
+    totals: list[float] = field(default_factory=lambda: [0.0])
+    best: Generated = field(default_factory=Generated)
+    best_score: float = -math.inf
+
+    def advance(self, candidates: Iterable[tuple[float, int, int, float]], eos_id: int, penalty: float) -> None:
+        """Take the best continuations: (total, sequence, token, the token's log-probability), best first."""
+        step, self.totals = [], []
+        for total, slot, token, log_prob in list(candidates)[: self.width]:
+            if total == -math.inf:  # a continuation of a place that holds no sequence
+                break
+            if token != eos_id:
+                step.append((slot, token, log_prob))
+                self.totals.append(total)
+                continue
+            answer = self.answer(slot)
+            answer.log_probs.append(log_prob)
+            answer.finished = True
+            self.finish(answer, penalty)
+            self.width -= 1
+        self.trace.append(step)
+
+    def answer(self, slot: int) -> Generated:
+        """What sequence `slot` says so far."""
+        answer = Generated()
+        for step in reversed(self.trace):
+            slot, token, log_prob = step[slot]
+            answer.ids.append(token)
+            answer.log_probs.append(log_prob)
+        answer.ids.reverse()
+        answer.log_probs.reverse()
+        return answer
+
+    def finish(self, answer: Generated, penalty: float) -> None:
+        """Keep the answer if it is the best so far."""
+        score = sum(answer.log_probs) / len(answer.log_probs) ** penalty
+        if score > self.best_score or not self.best.log_probs:
+            self.best, self.best_score = answer, score
+
+    def can_improve(self, limit: int, penalty: float) -> bool:
+        """Whether a sequence that goes on could still end better than the best answer: its total can only fall,
+        so its score is greatest with nothing more lost, at the next token or at the limit.
+        """
+        if not self.totals or not self.width:
+            return False
+        lengths = (len(self.trace) + 1, limit)
+        return any(self.totals[0] / length**penalty > self.best_score for length in lengths)
+
+
+def _beam_search(
+    decoder: YDecoder, embedding: Tensor, bos_id: int, eos_id: int, config: GenerationConfig, limit: int
+) -> list[Generated]:
+    """Every sample has K rows of the batch; those that hold no sequence have a total of -inf."""
+    K, V, penalty = config.beams, decoder.lm_head.out_features, config.length_penalty
+    device = embedding.device
+    beams = [_Beam(width=K) for _ in embedding]
+    live = list(beams)
+    state = _select(decoder.prefill(embedding), torch.arange(len(live), device=device).repeat_interleave(K))
+    ids = torch.full((len(live) * K,), bos_id, device=device)
+    for _ in range(limit):
+        logits, state = decoder.step(ids, state)
+        log_probs = logits.float().log_softmax(-1).unflatten(0, (len(live), K))
+        totals = torch.tensor([_padded(beam.totals, K, -math.inf) for beam in live], device=device)
+        best, places = (totals[..., None] + log_probs).flatten(1).topk(K)
+        found = (best, places // V, places % V, log_probs.flatten(1).gather(1, places))
+        for beam, *candidates in zip(live, *(tensor.tolist() for tensor in found), strict=True):
+            beam.advance(zip(*candidates, strict=True), eos_id, penalty)
+        numbers = [i for i, beam in enumerate(live) if beam.can_improve(limit, penalty)]
+        if not numbers:
+            break
+        rows = [row for i in numbers for row in _padded([i * K + slot for slot, _, _ in live[i].trace[-1]], K, i * K)]
+        live = [live[i] for i in numbers]
+        ids = torch.tensor([_padded([token for _, token, _ in beam.trace[-1]], K, eos_id) for beam in live])
+        ids, state = ids.flatten().to(device), _select(state, torch.tensor(rows, device=device))
+    for beam in beams:
+        if not beam.best.finished:
+            for slot in range(len(beam.totals)):
+                beam.finish(beam.answer(slot), penalty)
+    return [beam.best for beam in beams]
+
+
+def _padded(values: list[T], length: int, filler: T) -> list[T]:
+    return values + [filler] * (length - len(values))
+
+
+def _select(state: State, rows: Tensor) -> State:
+    """The given rows of every tensor of every layer's state."""
+    return [Mamba3State(*(tensor.index_select(0, rows) for tensor in layer)) for layer in state]
