@@ -84,8 +84,8 @@ def test_questions_agree_with_the_caption(train: SceneSource) -> None:
             assert sample.question is not None
             assert _answer(sample.question, objects) is None
             assert not sample.question.startswith(("how", "is there"))
-            assert sample.target is None
             assert sample.confused is True
+        assert samples[4].target is None
 
 
 def test_answers_are_balanced(train: SceneSource) -> None:
@@ -105,6 +105,31 @@ def test_mismatched_questions_belong_to_other_scenes(train: SceneSource) -> None
     mismatched = {train.sample(6 * i + 5).question for i in range(N)}
     assert len(mismatched) > 30
     assert mismatched != questions
+
+
+def test_the_answer_of_a_mismatched_question_is_right_where_it_comes_from(train: SceneSource) -> None:
+    """Some other scene gives that answer to that question; whether any does is looked up in all of them."""
+    known = {(q, _answer(q, objects)) for objects in (_read_caption(train.scene(i).caption) for i in range(N))
+             for q in {train.sample(6 * i + 5).question or "" for i in range(40)}}  # fmt: skip
+    for i in range(40):
+        sample = train.sample(6 * i + 5)
+        assert sample.target is not None
+        assert (sample.question, sample.target) in known
+
+
+def test_confusing_samples_differ_by_the_sample_they_are_made_of(train: SceneSource) -> None:
+    for kind in ("unanswerable", "mismatched"):
+        samples = [train.confusing(6 * index + slot, kind) for index in range(60) for slot in (1, 2)]  # type: ignore[arg-type]
+        for position, sample in enumerate(samples):
+            objects = _read_caption(train.scene(position // 2).caption)
+            assert sample.question is not None
+            assert _answer(sample.question, objects) is None
+            assert (sample.target is None) == (kind == "unanswerable")
+            assert sample.confused is True
+            assert sample.meta["scene"] == position // 2
+        assert sum(a.question != b.question for a, b in zip(samples[::2], samples[1::2], strict=True)) > 40
+        again = [train.confusing(6 * index + slot, kind).question for index in range(60) for slot in (1, 2)]  # type: ignore[arg-type]
+        assert again == [sample.question for sample in samples]
 
 
 def test_held_out_pairs_occur_in_the_compositional_split_only() -> None:

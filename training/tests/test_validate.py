@@ -65,6 +65,7 @@ def make_batch(model: Mamba3Jepa, numbers: list[int]) -> Batch:
         target_ids=targets.ids,
         target_mask=targets.mask,
         target_hash=torch.zeros(len(samples), dtype=torch.int64),
+        has_target=torch.ones(len(samples), dtype=torch.bool),
         index=torch.tensor(numbers, dtype=torch.int64) + 100,
         questions=questions,
         targets=[text for _, _, text in samples],

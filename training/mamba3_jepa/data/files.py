@@ -15,7 +15,7 @@ from PIL import Image
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, load_image
 from mamba3_jepa.data.records import Record, parse_record, read_text, resolve_inside
-from mamba3_jepa.data.sample import Kind, OnBadSample, Sample
+from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
@@ -115,6 +115,12 @@ class ManifestSource:
         }
         return np.flatnonzero(chosen[kind])
 
+    def file_state(self, indices: NDArray[np.int64]) -> str:
+        """Changes when an image or a text file of these samples does (see `sample.FileBacked`)."""
+        records = (self.record(int(i)) for i in indices)
+        paths = (path for record in records for path in (record.image, record.text_path) if path is not None)
+        return state_of_files(self._root / path for path in dict.fromkeys(paths))
+
     def _where(self, line_number: int) -> str:
         return f"{self.name} line {line_number}"
 
@@ -203,6 +209,11 @@ class FolderSource:
 
     def indices(self, kind: Kind) -> NDArray[np.int64]:
         return np.arange(len(self) if kind in ("all", "target", "caption") else 0)
+
+    def file_state(self, indices: NDArray[np.int64]) -> str:
+        """Changes when an image or a text file of these samples does (see `sample.FileBacked`)."""
+        images = (self._root / self._images[i] for i in indices)
+        return state_of_files(path for image in images for path in (image, image.with_suffix(".txt")))
 
 
 def contains_images(data_dir: Path) -> bool:

@@ -44,6 +44,8 @@ class Batch:
     has_image: (B,) bool.
     query_ids, query_mask: (B, Lq) int64 and bool; target_ids, target_mask: (B, La).
     target_hash: (B,) int64, equal for equal target texts.
+    has_target: (B,) bool; False only where `build_loader` was told that targets are not needed. The target of
+        such a sample is the empty text.
     index: (B,) int64, the samples' indices in the source.
     questions, targets: the texts encoded; the question of an image-text pair is the query prompt.
     n_truncated: how many of the 2B texts were cut to the token limit.
@@ -57,6 +59,7 @@ class Batch:
     target_ids: Tensor
     target_mask: Tensor
     target_hash: Tensor
+    has_target: Tensor
     index: Tensor
     questions: list[str]
     targets: list[str]
@@ -100,6 +103,7 @@ def build_loader(
     drop_last: bool,
     workers: int = 0,
     on_bad_sample: OnBadSample = "error",
+    demand_target: bool = True,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -111,7 +115,7 @@ def build_loader(
     worst case empty; positions do not move, so resuming stays exact. `Batch.bad` says what was wrong.
 
     Args:
-        indices: samples of `source` that have a target.
+        indices: samples of `source`; they must have a target unless `demand_target` is False.
         skip_batches: start after so many batches of the epoch, without decoding them.
         workers: processes that prepare batches; 0 prepares them where they are used.
 
@@ -131,7 +135,7 @@ def build_loader(
         np.asarray(indices, dtype=np.int64), batch_size, shuffle, seed, rank, world_size, drop_last=drop_last
     )
     plan.set_epoch(epoch, skip_batches)
-    return BatchLoader(plan, BatchMaker(source, tokenizer, config, on_bad_sample), workers)
+    return BatchLoader(plan, BatchMaker(source, tokenizer, config, on_bad_sample, demand_target), workers)
 
 
 class BatchPlan(Sampler[list[int]]):
@@ -182,10 +186,15 @@ class BatchMaker(Dataset["Batch | _Failure"]):
     """Turns the indices of one batch into the batch."""
 
     def __init__(
-        self, source: Source, tokenizer: TextTokenizer, config: ModelConfig, on_bad_sample: OnBadSample
+        self,
+        source: Source,
+        tokenizer: TextTokenizer,
+        config: ModelConfig,
+        on_bad_sample: OnBadSample,
+        demand_target: bool,
     ) -> None:
         self._source, self._tokenizer, self._config = source, tokenizer, config
-        self._skip_bad = on_bad_sample == "skip"
+        self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
 
     def __getitem__(self, indices: list[int]) -> Batch | _Failure:
         try:
@@ -199,11 +208,12 @@ class BatchMaker(Dataset["Batch | _Failure"]):
         images: list[Tensor | None] = []
         questions: list[str] = []
         targets: list[str] = []
+        has_target: list[bool] = []
         bad: list[str] = []
         for i in indices:
             try:
                 sample = self._source.sample(i)
-                if sample.target is None:
+                if sample.target is None and self._demand_target:
                     raise ValueError(f"sample {i} of {self._source.name} has no target")
                 image = None if sample.image is None else to_pixels(sample.image(), size)
             except BadSampleError as error:
@@ -214,7 +224,8 @@ class BatchMaker(Dataset["Batch | _Failure"]):
             kept.append(i)
             images.append(image)
             questions.append(config.query_prompt if sample.question is None else sample.question)
-            targets.append(sample.target)
+            targets.append(sample.target or "")
+            has_target.append(sample.target is not None)
         pixels = [image for image in images if image is not None]
         queries = self._tokenizer.encode(questions, config.max_query_tokens)
         answers = self._tokenizer.encode(targets, config.max_answer_tokens)
@@ -226,6 +237,7 @@ class BatchMaker(Dataset["Batch | _Failure"]):
             target_ids=answers.ids,
             target_mask=answers.mask,
             target_hash=torch.tensor([target_hash(text) for text in targets], dtype=torch.int64),
+            has_target=torch.tensor(has_target, dtype=torch.bool),
             index=torch.tensor(kept, dtype=torch.int64),
             questions=questions,
             targets=targets,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from hashlib import blake2b
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,3 +77,30 @@ def source_texts(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> 
             yield sample.question
         if sample.target is not None:
             yield sample.target
+
+
+@runtime_checkable
+class FileBacked(Protocol):
+    """A source, or a view of one, whose samples lie in files that may be replaced while its fingerprint stays."""
+
+    def file_state(self, indices: NDArray[np.int64]) -> str:
+        """Digest of names, sizes and modification times of the files these samples are read from."""
+        ...
+
+
+def file_state(source: Source, indices: NDArray[np.int64]) -> str:
+    """`source.file_state(indices)`; empty for a source without files."""
+    return source.file_state(indices) if isinstance(source, FileBacked) else ""
+
+
+def state_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """Digest of the paths given, with size and modification time of each file; a missing one counts as missing."""
+    digest = blake2b(digest_size=16)
+    for path in paths:
+        try:
+            status = os.stat(path)
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            state = "missing"
+        digest.update(f"{os.fspath(path)}\0{state}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

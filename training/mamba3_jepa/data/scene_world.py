@@ -143,10 +143,13 @@ def unanswerable_question(scene: Scene, dice: Dice, pairs: Sequence[Pair] = SEEN
 
 
 def mismatched_question(scene: Scene, other: Scene, dice: Dice) -> Question | None:
-    """A question about `other` that cannot be answered on `scene`: what it is about is not there."""
+    """A question about `other` that cannot be answered on `scene`: what it is about is not there.
+
+    Its answer is the right one where it comes from, on `other`. None if every question can be answered here too.
+    """
     for question in dice.shuffled(_presupposing_questions(other, dice)):
         if question.presupposes is not None and not scene.matching(question.presupposes):
-            return Question(text=question.text, answer=None, presupposes=question.presupposes)
+            return question
     return None
 
 

@@ -32,18 +32,21 @@ from mamba3_jepa.errors import UserError
 
 SceneSplit = Literal["train", "val", "compositional"]
 SceneKind = Literal["caption", "question", "unanswerable", "mismatched"]
+ConfusingKind = Literal["unanswerable", "mismatched"]
 
 MAX_QUESTIONS = 3  # so many different questions can be asked about any scene
 _VAL_SHARE = 10  # one caption in so many is reserved for validation
 _MAX_ATTEMPTS = 10_000
+_MAX_OTHER_SCENES = 20  # tried for a question that does not fit; 98 of 100 have one
 
 
 class SceneSource:
     """`n_scenes` scenes; each gives one sample of every kind, and `questions_per_scene` of kind "question".
 
     A "caption" has no question, a "question" its answer; both have `confused` False. "unanswerable" asks
-    about an object that is not there, "mismatched" is a question of another scene that cannot be answered
-    here; both have `confused` True and no target. In "val" and "compositional" all captions differ.
+    about an object that is not there and has no target. "mismatched" is a question of another scene that cannot
+    be answered here; its target is the answer it has there, which nobody can tell from this picture. Both have
+    `confused` True, and `indices("target")` leaves them out. In "val" and "compositional" all captions differ.
     """
 
     synthetic = True
@@ -99,15 +102,26 @@ class SceneSource:
         index, slot = divmod(i, len(self._slots))
         kind, number = self._slots[slot]
         scene = self.scene(index)
-        question: str | None = None
-        target: str | None = scene.caption
-        if kind != "caption":
-            asked = self._question(scene, index, kind, number)
-            question, target = asked.text, asked.answer
+        dice = Dice(kind, self.split, self.seed, index)
+        if kind == "caption":
+            return self._make(scene, index, kind, None)
+        if kind == "question":
+            questions = answerable_questions(scene, dice, MAX_QUESTIONS, self._pairs)
+            return self._make(scene, index, kind, questions[number])
+        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice))
+
+    def confusing(self, i: int, kind: ConfusingKind) -> Sample:
+        """A sample of `kind` on the scene of sample i, with another question for every i."""
+        index = i // len(self._slots)
+        scene = self.scene(index)
+        dice = Dice("confusing", kind, self.split, self.seed, i)
+        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice))
+
+    def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None) -> Sample:
         return Sample(
             image=partial(draw_scene, scene, self.image_size),
-            question=question,
-            target=target,
+            question=None if asked is None else asked.text,
+            target=scene.caption if asked is None else asked.answer,
             confused=kind in ("unanswerable", "mismatched"),
             meta={"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind},
         )
@@ -150,12 +164,9 @@ class SceneSource:
             attempts[index] = attempt
         return attempts
 
-    def _question(self, scene: Scene, index: int, kind: SceneKind, number: int) -> Question:
-        dice = Dice(kind, self.split, self.seed, index)
-        if kind == "question":
-            return answerable_questions(scene, dice, MAX_QUESTIONS, self._pairs)[number]
+    def _confusing_question(self, scene: Scene, kind: ConfusingKind, dice: Dice) -> Question:
         if kind == "mismatched":
-            for _ in range(20):
+            for _ in range(_MAX_OTHER_SCENES):
                 other = self.scene(dice.pick(range(self.n_scenes)))
                 found = mismatched_question(scene, other, dice)
                 if found is not None:

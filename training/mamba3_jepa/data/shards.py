@@ -24,7 +24,7 @@ from PIL import Image
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
 from mamba3_jepa.data.records import decode_text
-from mamba3_jepa.data.sample import Kind, OnBadSample, Sample
+from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
@@ -109,6 +109,10 @@ class ShardSource:
 
     def indices(self, kind: Kind) -> NDArray[np.int64]:
         return np.arange(len(self) if kind in ("all", "target", "caption") else 0)
+
+    def file_state(self, indices: NDArray[np.int64]) -> str:
+        """Changes when a shard of these samples does (see `sample.FileBacked`)."""
+        return state_of_files(self._shards[shard] for shard in np.unique(self._places[indices, 0]))
 
     def _key(self, i: int) -> str:
         return bytes(self._keys[i]).decode("utf-8", "surrogateescape")

@@ -130,6 +130,21 @@ class TextTokenizer:
             mask_bl[b, : len(row)] = True
         return EncodedTexts(ids_bl, mask_bl, n_truncated)
 
+    def unlearned(self, text: str) -> str:
+        """The different characters of `text` that it has no token for, in their order.
+
+        A byte-level vocabulary encodes any character, if need be as bytes that mean nothing by themselves. That is
+        how it encodes a script it was not trained on. ASCII characters are never among them.
+        """
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        pieces = [0] * len(text)
+        for token, (start, end) in zip(encoded.tokens, encoded.offsets, strict=True):
+            for i in range(start, end):
+                pieces[i] += 2 if token == unknown else 1
+        found = [character for character, n in zip(text, pieces, strict=True) if n > 1 and not character.isascii()]
+        return "".join(dict.fromkeys(found))
+
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of one sequence of ids; special tokens are dropped."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)

@@ -1,0 +1,261 @@
+"""Samples a model should be confused by, made from any data, beside those it should not be confused by.
+
+Every question, and every other caption, is offered as it is. Every question is offered once more in a way that
+cannot be answered, and the other captions with a destroyed image, so that there are as many confused samples as
+clear ones and about equally many of each kind. Everything follows from (seed, index).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
+from mamba3_jepa.data.sample import Kind, Sample, Source, file_state
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.errors import UserError
+
+MadeKind = Literal["mismatched", "unanswerable", "corrupted"]
+MADE_KINDS: tuple[MadeKind, ...] = get_args(MadeKind)
+CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
+_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED = range(5)
+
+_DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
+_PAIR_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # spreads question hashes before a group's hash is added
+
+
+class ConfusionSource:
+    """A view of some samples of a source; `meta["kind"]` of each of its samples is one of
+
+    - "clear": as it is, not confused;
+    - "given": as it is, with the manifest's own `confused`;
+    - "mismatched": a question with the image of another group, of which the data does not ask the same;
+    - "unanswerable": a question asked without its image; of scenes, one about an object that is not there;
+    - "corrupted": its image destroyed beyond recognition.
+
+    The last three are confused. Their target is the right answer all the same, which only somebody who knows more
+    could give: the answer the question had where it came from, or the caption. A scene's unanswerable question has
+    none. Samples labelled as confused are only "given". Samples with neither target nor label are left out.
+
+    Attributes:
+        kinds: (len(self),) uint8, positions in `CONFUSION_KINDS`.
+        confused: (len(self),) bool.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int] | NDArray[np.int64],
+        seed: int = 0,
+        made_kinds: Sequence[MadeKind] = MADE_KINDS,
+    ) -> None:
+        """
+        Args:
+            indices: samples of `source` to make this of, such as one side of a split; nothing else of it is used.
+            made_kinds: the kinds of confusion to make.
+
+        Raises:
+            UserError: none of the samples is of use.
+        """
+        self._source, self._seed = source, seed
+        self.name, self.synthetic = f"{source.name} with confusion", source.synthetic
+        base = _Base.of(source, np.unique(np.asarray(indices, dtype=np.int64)))
+        if not len(base.index):
+            raise UserError(f'{source.name}: no sample has a question with an answer, a caption, or a "confused" label')
+        rows, kinds, donors = _plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
+        self._base, self._donor, self.kinds = base.index[rows], donors, kinds
+        self.confused = np.where(kinds == _GIVEN, base.confused[rows], kinds > _GIVEN)
+        content = blake2b(digest_size=16)
+        for array in (self._base, self._donor, self.kinds):
+            content.update(np.ascontiguousarray(array).tobytes())
+        self.fingerprint = f"confusion-1/{source.fingerprint}/{seed}/{content.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def sample(self, i: int) -> Sample:
+        kind, index = int(self.kinds[i]), int(self._base[i])
+        if kind in (_MISMATCHED, _UNANSWERABLE) and isinstance(self._source, SceneSource):
+            made = self._source.confusing(index, "mismatched" if kind == _MISMATCHED else "unanswerable")
+        else:
+            made = self._made(self._source.sample(index), kind, i)
+        meta = {**made.meta, "kind": CONFUSION_KINDS[kind]}
+        return dataclasses.replace(made, confused=bool(self.confused[i]), meta=meta)
+
+    def _made(self, sample: Sample, kind: int, i: int) -> Sample:
+        if kind == _MISMATCHED:
+            donor = self._source.sample(int(self._donor[i]))
+            meta = {**sample.meta, "image_of": donor.meta.get("origin")}
+            return dataclasses.replace(sample, image=donor.image, meta=meta)
+        if kind == _UNANSWERABLE:
+            return dataclasses.replace(sample, image=None)
+        if kind == _CORRUPTED and sample.image is not None:
+            dice = stable_hash(f"corrupted/{self._seed}/{int(self._base[i])}")
+            name = list(CORRUPTIONS)[dice % len(CORRUPTIONS)]
+            meta = {**sample.meta, "corruption": name}
+            return dataclasses.replace(sample, image=partial(_corrupted, sample.image, name, dice), meta=meta)
+        return sample
+
+    def group(self, i: int) -> str:
+        return self._source.group(int(self._base[i]))
+
+    def group_hashes(self) -> NDArray[np.uint64]:
+        return self._source.group_hashes()[self._base]
+
+    def indices(self, kind: Kind) -> NDArray[np.int64]:
+        if kind in ("all", "confused"):
+            return np.arange(len(self))
+        chosen = np.isin(self._base, self._source.indices(kind))
+        if isinstance(self._source, SceneSource):  # made of a question with an answer, but without one itself
+            chosen &= self.kinds != _UNANSWERABLE
+        return np.flatnonzero(chosen)
+
+    def file_state(self, indices: NDArray[np.int64]) -> str:
+        """Changes when a file does that any of these samples may be read from (see `sample.FileBacked`)."""
+        donors = self._donor[indices]
+        return file_state(self._source, np.unique(np.concatenate([self._base[indices], donors[donors >= 0]])))
+
+
+def _corrupted(load: Callable[[], Image.Image], name: str, seed: int) -> Image.Image:
+    return corrupt(load(), name, seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Base:
+    """What is known of the n samples of use. Arrays of length n.
+
+    index: their numbers in the source; caption, question: which kind they are, with a target; image: have one;
+    labelled, confused: have the manifest's label, and what it says; question_hash, group: stable hashes.
+    makes_own: the source itself has confusing samples; then `question_hash` is not needed and all zeros.
+    """
+
+    index: NDArray[np.int64]
+    caption: NDArray[np.bool_]
+    question: NDArray[np.bool_]
+    image: NDArray[np.bool_]
+    labelled: NDArray[np.bool_]
+    confused: NDArray[np.bool_]
+    question_hash: NDArray[np.uint64]
+    group: NDArray[np.uint64]
+    makes_own: bool
+
+    @staticmethod
+    def of(source: Source, indices: NDArray[np.int64]) -> _Base:
+        makes_own = isinstance(source, SceneSource)
+        useful = source.indices("target")
+        if not makes_own:
+            useful = np.union1d(useful, source.indices("confused"))
+        index = np.intersect1d(indices, useful)
+        caption = np.isin(index, source.indices("caption"))
+        n = len(index)
+        labelled = np.zeros(n, dtype=bool) if makes_own else np.isin(index, source.indices("confused"))
+        image, confused = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
+        question_hash = np.zeros(n, dtype=np.uint64)
+        if not makes_own:
+            for row in np.flatnonzero(~caption):
+                sample = source.sample(int(index[row]))
+                image[row], confused[row] = sample.image is not None, bool(sample.confused)
+                question_hash[row] = stable_hash(sample.question or "")
+        return _Base(
+            index=index,
+            caption=caption & ~labelled,
+            question=np.isin(index, source.indices("question")),
+            image=image,
+            labelled=labelled,
+            confused=confused,
+            question_hash=question_hash,
+            group=source.group_hashes()[index],
+            makes_own=makes_own,
+        )
+
+
+def _plan(
+    base: _Base, dice: np.random.Generator, made: set[MadeKind]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Which sample becomes what: rows of `base`, their kinds, and the source indices whose image they get, else -1.
+
+    Of C captions every other one is corrupted instead of clear. The questions are divided so that, with those
+    captions, each kind of confusion occurs equally often, as far as that goes.
+    """
+    captions = dice.permutation(np.flatnonzero(base.caption))
+    corrupted = captions[: len(captions) // 2] if "corrupted" in made else captions[:0]
+    questions = dice.permutation(np.flatnonzero(base.question & base.image & ~(base.labelled & base.confused)))
+    donors = np.full(len(base.index), -1, dtype=np.int64)
+    fits = np.full(len(questions), "mismatched" in made)
+    if "mismatched" in made and not base.makes_own:
+        donors[questions] = _donors(base, questions, dice)
+        fits = donors[questions] >= 0
+    elif base.makes_own and len(np.unique(base.group)) < 2:
+        fits[:] = False
+    share = _shares(len(questions), len(corrupted), made)
+    possible = questions[fits]
+    mismatched = possible[: share["mismatched"]]
+    rest = dice.permutation(np.setdiff1d(questions, mismatched))
+    others = share["unanswerable"] + share["corrupted"]
+    if not others:
+        rest = rest[:0]
+    # Questions that no other image was found for are divided among the other kinds.
+    cut = round(len(rest) * share["unanswerable"] / max(1, others))
+    as_it_is = np.flatnonzero((base.question | base.caption) & ~base.labelled)
+    parts = {
+        _CLEAR: np.setdiff1d(as_it_is, corrupted),
+        _GIVEN: np.flatnonzero(base.labelled),
+        _MISMATCHED: mismatched,
+        _UNANSWERABLE: rest[:cut],
+        _CORRUPTED: np.concatenate([rest[cut:], corrupted]),
+    }
+    rows = np.concatenate(list(parts.values()))
+    kinds = np.repeat(np.array(list(parts), dtype=np.uint8), [len(part) for part in parts.values()])
+    order = np.lexsort((kinds, rows))
+    rows, kinds = rows[order], kinds[order]
+    return rows, kinds, np.where(kinds == _MISMATCHED, donors[rows], -1)
+
+
+def _shares(n_questions: int, n_corrupted: int, made: set[MadeKind]) -> dict[MadeKind, int]:
+    """How many of the questions each kind gets, when so many captions are corrupted already."""
+    shares: dict[MadeKind, int] = dict.fromkeys(MADE_KINDS, 0)
+    if not made:
+        return shares
+    if "corrupted" in made:
+        each = (n_questions + n_corrupted) / len(made)
+        shares["corrupted"] = n_questions if made == {"corrupted"} else max(0, round(each - n_corrupted))
+    about_words = [kind for kind in MADE_KINDS if kind in made and kind != "corrupted"]
+    left = n_questions - shares["corrupted"]
+    for number, kind in enumerate(about_words):
+        shares[kind] = left // len(about_words) + (number < left % len(about_words))
+    return shares
+
+
+def _donors(base: _Base, questions: NDArray[np.int64], dice: np.random.Generator) -> NDArray[np.int64]:
+    """For each question a sample with an image of another group, of which the same is not asked; -1 if none is found.
+
+    All questions look at once, each at a random sample; those that cannot use it look again.
+    """
+    found = np.full(len(questions), -1, dtype=np.int64)
+    candidates = np.flatnonzero(base.image)
+    if not len(candidates):
+        return found
+    asked = np.unique(_pairs(base.question_hash, base.group))
+    open_rows = np.arange(len(questions))
+    for _ in range(_DONOR_ROUNDS):
+        if not len(open_rows):
+            break
+        donor = dice.choice(candidates, len(open_rows))
+        own = questions[open_rows]
+        fits = base.group[donor] != base.group[own]
+        fits &= ~np.isin(_pairs(base.question_hash[own], base.group[donor]), asked)
+        found[open_rows[fits]] = base.index[donor[fits]]
+        open_rows = open_rows[~fits]
+    return found
+
+
+def _pairs(question_hash: NDArray[np.uint64], group: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return question_hash * _PAIR_FACTOR + group  # uint64 arrays wrap around

@@ -1,0 +1,50 @@
+"""Synthetic scenes written as a data directory: pictures to look at, to ask about, and to try the formats with."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.errors import UserError
+
+
+def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
+    """Writes `images/N.png` and `manifest.jsonl` with a caption and two questions of each scene.
+
+    The scenes are those of the "val" split, which no training run on scenes sees. All of it appears at once:
+    written beside `output_dir`, then renamed.
+
+    Returns:
+        The number of manifest lines.
+
+    Raises:
+        UserError: `output_dir` holds something already, or cannot be written.
+    """
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not empty: choose another --output, or remove it")
+    source = SceneSource("val", n_scenes=n_scenes, seed=seed, image_size=image_size)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+            build = Path(temporary) / "data"
+            (build / "images").mkdir(parents=True)
+            records = []
+            for i in source.indices("target").tolist():
+                sample = source.sample(i)
+                relative = f"images/{sample.meta['scene']:04d}.png"
+                if sample.image is not None and not (build / relative).exists():
+                    sample.image().save(build / relative)
+                record = {"image": relative, "question": sample.question, "answer": sample.target}
+                if sample.question is None:
+                    record = {"image": relative, "text": sample.target}
+                records.append(record)
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (build / "manifest.jsonl").write_text(lines, encoding="utf-8")
+            os.replace(build, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error}") from error
+    return len(records)
