@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
 from mamba3_jepa.data.sources import DataSplits, Source
@@ -46,7 +47,7 @@ class JepaObjective(nn.Module):
         model = self.model
         visual_tokens = model.encode_images(normalize(batch.pixels), batch.has_image)
         predicted = model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask).embedding
-        target = model.y_encoder(batch.target_ids, batch.target_mask)
+        target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
         temperature = self.log_temperature.exp()
         contrast = info_nce(all_gather(predicted), all_gather(target), all_gather(batch.target_hash), temperature)
         loss = contrast.loss
@@ -83,6 +84,7 @@ class JepaTask:
         self.val_loader = self._loader(data.val, some(data.val_indices, settings.val_samples), training=False)
         self.batches_per_epoch = len(self.loader)
         self._collected: Collected | None = None
+        self._answers = common_answers(data.train, data.train_indices)
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
         settings = self.settings
@@ -153,8 +155,9 @@ class JepaTask:
             write_contact_sheet(self._collected, self.data.val, folder / "contact_sheet.png")
 
     def checkpoint_fields(self) -> dict[str, Any]:
-        """The tokenizer, and where the data came from."""
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": describe(self.data)}
+        """The tokenizer, where the data came from, and its most frequent answers."""
+        data = describe(self.data) | {"answers": self._answers}
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": data}
 
 
 def some(indices: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:

@@ -9,6 +9,8 @@ import torch
 from accelerate.utils import set_seed
 
 from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.data.images import normalize
+from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sources import DataSplits, open_splits, source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -16,13 +18,16 @@ from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.training.distributed import all_gather_object, rank
-from mamba3_jepa.training.jepa import JepaTask, describe
+from mamba3_jepa.training.jepa import JepaTask, describe, some
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run, start_trackers
 from mamba3_jepa.training.session import build_accelerator, spare_cores
-from mamba3_jepa.training.settings import Phase1Settings
+from mamba3_jepa.training.settings import Phase1Settings, TrainSettings
 
 logger = logging.getLogger(__name__)
+
+# Enough visual tokens for a stable covariance, from few images of a large X-Encoder, which are dear.
+_TOKENS_PER_DIMENSION, _MIN_WHITENING_IMAGES, _WHITENING_BATCH = 8, 32, 32
 
 _SCENES_PER_VALIDATION_SAMPLE = 3  # one caption and two questions of each scene
 
@@ -42,13 +47,15 @@ def train_phase1(settings: Phase1Settings) -> None:
     x_encoder = _load_vit(settings)
     if x_encoder is not None:
         config = config.replace(vision=x_encoder.config)
-    data = _open_data(settings, config)
+    data = open_data(settings, config)
     run = Run(settings, phase=1, accelerator=accelerator)
     tokenizer = _tokenizer(settings, config, data, run)
     config = config.replace(vocab_size=tokenizer.vocab_size)
-    _demand_same(run, config, data)
+    demand_same(run, config, data)
     set_seed(settings.seed)  # the weights depend on the seed alone, not on what was read before
     model = Mamba3Jepa(config, tokenizer, x_encoder=x_encoder).to(accelerator.device)
+    if run.resumed is None:
+        _start_vision_proj(model, data, settings)
     if settings.compile:
         compile_layers(model)
     run.write_config(config.to_dict(), describe(data))
@@ -64,6 +71,26 @@ def train_phase1(settings: Phase1Settings) -> None:
     accelerator.end_training()
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
+
+
+def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
+    """Whiten the visual tokens of some training images; the same on every rank, and with any batch size."""
+    vision = model.config.vision
+    n_images = max(_MIN_WHITENING_IMAGES, _TOKENS_PER_DIMENSION * vision.hidden_size // vision.n_tokens)
+    loader = build_loader(
+        data.train,
+        some(data.train_indices, n_images),
+        model.tokenizer,
+        model.config,
+        _WHITENING_BATCH,
+        shuffle=False,
+        seed=0,
+        drop_last=False,
+        on_bad_sample=settings.on_bad_sample,
+    )
+    tokens = [model.x_encoder(normalize(batch.pixels.to(model.device))) for batch in loader if len(batch.pixels)]
+    if tokens:
+        model.predictor.whiten_vision(torch.cat(tokens).flatten(0, 1))
 
 
 def compile_layers(model: torch.nn.Module) -> None:
@@ -88,7 +115,8 @@ def _load_vit(settings: Phase1Settings) -> VisionEncoder | None:
     return VisionEncoder.from_checkpoint(settings.vit_checkpoint)
 
 
-def _open_data(settings: Phase1Settings, config: ModelConfig) -> DataSplits:
+def open_data(settings: TrainSettings, config: ModelConfig) -> DataSplits:
+    """Training and validation samples with a target, for any phase."""
     return open_splits(
         settings.data_dir,
         image_size=config.vision.image_size,
@@ -113,7 +141,7 @@ def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, 
     return TextTokenizer.from_json(all_gather_object(trained)[0])
 
 
-def _demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
+def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
     """A continued run must see the model and the data it was started with."""
     if run.resumed is None:
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -20,6 +20,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+_Settings = TypeVar("_Settings", bound="TrainSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ class TrainSettings:
             "cpu",
             "epochs",
             "max_steps",
+            "cache_dir",
         ]
     )
 
@@ -108,6 +110,12 @@ class TrainSettings:
         if not 0 < self.val_fraction < 1:
             raise UserError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
 
+    def with_defaults(self: _Settings, values: dict[str, Any]) -> _Settings:
+        """A copy in which `values` stand wherever the command line was silent."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        open_fields = {name: value for name, value in values.items() if getattr(self, name) == defaults[name]}
+        return dataclasses.replace(self, **open_fields)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return {
@@ -118,7 +126,7 @@ class TrainSettings:
 # What a preset implies where the command line is silent.
 _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
     "small": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "synthetic_scenes": 20_000},
-    "mini": {"epochs": 6, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000},
+    "mini": {"epochs": 10, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000},
     "tiny": {"epochs": 2, "batch_size": 16, "lr": 2e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
 }
 
@@ -162,12 +170,7 @@ class Phase1Settings(TrainSettings):
             raise UserError(f"--temperature {self.temperature}: must lie between 0.01 and 1")
         if self.random_vit and self.vit_checkpoint is not None:
             raise UserError("--random-vit and --vit-checkpoint contradict each other; give one of them")
-        open_fields = {key: value for key, value in _PHASE1_DEFAULTS[name].items() if self._is_open(key)}
-        return dataclasses.replace(self, preset=name, tiny=False, **open_fields)
-
-    def _is_open(self, name: str) -> bool:
-        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
-        return getattr(self, name) == default
+        return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
     def model_config(self) -> ModelConfig:
         """The preset with this run's choices; vision and vocabulary are settled when the files are read."""
@@ -179,6 +182,43 @@ class Phase1Settings(TrainSettings):
             context_reset_threshold=self.angn_reset_threshold,
         )
         return config.replace(angn=angn)
+
+
+_PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
+    "small": {"epochs": 20, "batch_size": 32, "lr": 1e-4, "synthetic_scenes": 20_000},
+    "mini": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "synthetic_scenes": 8_000},
+    "tiny": {"epochs": 4, "batch_size": 16, "lr": 5e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase2Settings(TrainSettings):
+    """Phase 2: train the Y-Decoder to say the answer that phase 1's model predicts; everything else stays frozen."""
+
+    output_dir: Path = Path("checkpoints/phase2")
+    """Where phase2_best.pt, phase2_last.pt, config.json, metrics.jsonl, answer_sheet.png and the plots go."""
+    phase1_checkpoint: Path = Path("checkpoints/phase1/phase1_best.pt")
+    """The model of phase 1; its size, its tokenizer and its weights are kept."""
+    tiny: bool = False
+    """A short run, for the checkpoint of a --tiny phase 1 only."""
+    cache_dir: _Path = None
+    """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
+    --output-dir."""
+
+    def resolved(self, preset_name: PresetName) -> Phase2Settings:
+        """A copy in which the checkpoint's preset has filled every value the command line left open.
+
+        Raises:
+            UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
+        """
+        self.check()
+        if self.tiny and preset_name != "tiny":
+            raise UserError(
+                f"--tiny: {self.phase1_checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint "
+                "of a --tiny phase 1"
+            )
+        filled = self.with_defaults(_PHASE2_DEFAULTS[preset_name])
+        return dataclasses.replace(filled, cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs")
 
 
 def _flag(name: str) -> str:

@@ -1,0 +1,147 @@
+"""What phase 3 learns from: pooled states of the frozen model, what is confused, and the knowledge that would help.
+
+Letters: N samples, n of them with knowledge of their own, B rows, E embedding width, K length of a knowledge vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.sample import OnBadSample, Sample
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
+from mamba3_jepa.training.settings import Precision
+
+_FROZEN_BATCH = 64  # samples the frozen model sees at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenKnowledge:
+    """What the data itself says should be known. index: (n,) int64, samples of a source, ascending; vectors: (n, K)."""
+
+    index: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentData:
+    """N samples of a `ConfusionSource` with what the frozen model makes of them.
+
+    confused: (N,) bool. own: (N,) int64, each sample's row in `given`, -1 where it has none. Such a sample is told its
+    right answer, as the Y-Encoder embeds it, if a knowledge vector is as long as that (`answers_are_knowledge`).
+    """
+
+    source: ConfusionSource
+    frozen: FrozenOutputs
+    confused: Tensor
+    own: Tensor
+    given: GivenKnowledge
+    answers_are_knowledge: bool
+
+    def __len__(self) -> int:
+        return len(self.frozen)
+
+    def knowledge(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) int64 -> knowledge vectors (B, K), and whether there is one and a right answer to reach (B,).
+
+        Zeros where not.
+        """
+        own, has_target = self.own[rows], self.frozen.has_target[rows]
+        if self.answers_are_knowledge:
+            vectors, known = self.frozen.target_embedding[rows], has_target
+        else:
+            vectors, known = self.given.vectors.new_zeros(len(rows), self.given.vectors.shape[1]), own >= 0
+        if bool((own >= 0).any()):
+            vectors[own >= 0] = self.given.vectors[own[own >= 0]]
+        known = known & has_target
+        return vectors * known.unsqueeze(1), known
+
+
+def agent_data(
+    model: Mamba3Jepa,
+    source: ConfusionSource,
+    indices: NDArray[np.int64],
+    *,
+    cache_dir: Path | None,
+    workers: int = 0,
+    on_bad_sample: OnBadSample = "error",
+    precision: Precision = "fp32",
+) -> AgentData:
+    """Everything about some samples of `source`; the frozen model's part comes from `cache_dir` as far as it is there.
+
+    Raises:
+        UserError: knowledge that does not fit the model (see `given_knowledge`), or a sample is unreadable.
+        Interrupted: SIGTERM or Ctrl-C; complete parts are kept.
+    """
+    given = given_knowledge(model, source, indices)  # first: what is wrong with it should be said at once
+    frozen = frozen_outputs(
+        model,
+        source,
+        indices,
+        cache_dir=cache_dir,
+        batch_size=_FROZEN_BATCH,
+        workers=workers,
+        on_bad_sample=on_bad_sample,
+        precision=precision,
+    )
+    place = torch.full((len(source),), -1, dtype=torch.int64)
+    place[given.index] = torch.arange(len(given.index))
+    return AgentData(
+        source=source,
+        frozen=frozen,
+        confused=torch.from_numpy(source.confused)[frozen.index],
+        own=place[frozen.index],
+        given=given,
+        answers_are_knowledge=model.config.knowledge_dim == model.config.embed_dim,
+    )
+
+
+def given_knowledge(model: Mamba3Jepa, source: ConfusionSource, indices: NDArray[np.int64]) -> GivenKnowledge:
+    """The knowledge that the data gives with some samples: vectors as they are, texts as the Y-Encoder embeds them.
+
+    Raises:
+        UserError: a vector has another length than the model's `knowledge_dim`; or that is not `embed_dim`, and there
+            is a text, or no vector at all. Names the file and line.
+    """
+    length, embed_dim = model.config.knowledge_dim, model.config.embed_dim
+    index = np.intersect1d(indices, source.indices("knowledge"))
+    vectors = torch.zeros(len(index), length)
+    texts: dict[str, list[int]] = {}
+    for row, i in enumerate(index):
+        sample = source.sample(int(i))
+        if isinstance(sample.knowledge, str):
+            if length != embed_dim:
+                raise UserError(
+                    f'{_origin(sample)}: field "knowledge" is a text, which the Y-Encoder turns into {embed_dim} '
+                    f"numbers, but --knowledge-dim is {length}: leave --knowledge-dim out, or give only vectors of "
+                    f"length {length}"
+                )
+            texts.setdefault(sample.knowledge, []).append(row)
+        elif sample.knowledge is not None:
+            if len(sample.knowledge) != length:
+                raise UserError(
+                    f'{_origin(sample)}: field "knowledge" is a vector of length {len(sample.knowledge)}, but this '
+                    f"model takes {length}: correct it, or give --knowledge-dim if all vectors have that length"
+                )
+            vectors[row] = torch.tensor(sample.knowledge)
+    if length != embed_dim and not len(index):
+        raise UserError(
+            f"--knowledge-dim {length}: {source.name} has no knowledge vectors, and what the Y-Encoder makes of its "
+            f"answers has length {embed_dim}; leave --knowledge-dim out"
+        )
+    if texts:
+        for rows, embedding in zip(texts.values(), model.embed_text(list(texts)).cpu(), strict=True):
+            vectors[rows] = embedding
+    return GivenKnowledge(index=torch.from_numpy(index), vectors=vectors)
+
+
+def _origin(sample: Sample) -> str:
+    return str(sample.meta.get("origin", "a sample"))

@@ -1,0 +1,198 @@
+"""Phase 2's objective and task. Letters: B local batch, G global batch, E embedding width, La tokens of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mamba3_jepa.data.length_batches import length_batches
+from mamba3_jepa.data.sources import DataSplits
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
+from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, score_tokens, sum_scores
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
+from mamba3_jepa.training.frozen import FrozenOutputs
+from mamba3_jepa.training.jepa import some
+from mamba3_jepa.training.settings import Phase2Settings
+from mamba3_jepa.training.task import StepOutput, Validation
+
+GENERATED_SAMPLES = 512  # of the validation samples so many are answered by generation
+_SCORED_TOGETHER = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderBatch:
+    """One rank's share of one global batch.
+
+    embedding: (B, E); ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
+    n_tokens: tokens to predict here; n_global_tokens: in the whole global batch, over all ranks.
+    """
+
+    embedding: Tensor
+    ids: Tensor
+    mask: Tensor
+    n_tokens: int
+    n_global_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def to(self, device: torch.device | str) -> DecoderBatch:
+        """A copy with all tensors on `device`."""
+        return DecoderBatch(
+            embedding=self.embedding.to(device, non_blocking=True),
+            ids=self.ids.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            n_tokens=self.n_tokens,
+            n_global_tokens=self.n_global_tokens,
+        )
+
+
+class DecoderObjective(nn.Module):
+    """Cross-entropy of the next token, over the valid tokens of the answers."""
+
+    def __init__(self, decoder: YDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, batch: DecoderBatch) -> StepOutput:
+        """Mean loss per token of this batch."""
+        scores = score_tokens(self.decoder, batch.embedding, batch.ids, batch.mask)
+        loss = scores.nll / scores.tokens
+        return StepOutput(loss, {"token_accuracy": scores.right / scores.tokens})
+
+
+class DecoderTask:
+    """Phase 2 as the loop sees it (see `training.task.Task`)."""
+
+    phase = 2
+
+    def __init__(
+        self,
+        model: Mamba3Jepa,
+        train: FrozenOutputs,
+        val: FrozenOutputs,
+        data: DataSplits,
+        settings: Phase2Settings,
+        provenance: dict[str, Any],
+    ) -> None:
+        """`train`, `val`: the frozen model's outputs on samples of `data` with a target; `provenance`: what the
+        checkpoint says about the data."""
+        if model.y_decoder is None:
+            raise ValueError("the model has no Y-Decoder to train")
+        self.model, self.config, self.decoder = model, model.config, model.y_decoder
+        self.train, self.val, self.data, self.settings = train, val, data, settings
+        self.objective = DecoderObjective(self.decoder)
+        self._provenance = provenance
+        self._lengths: NDArray[np.int64] = train.target_lengths.numpy()
+        self._global_size = (settings.batch_size or 1) * world_size()
+        if len(train) < self._global_size:
+            raise UserError(
+                f"{data.train.name}: --batch-size: a batch of {self._global_size} ({settings.batch_size} on each of "
+                f"{world_size()} processes) is larger than the {len(train)} samples there are"
+            )
+        self.batches_per_epoch = len(train) // self._global_size
+        self._asked = self._questions()
+        self._answers: Answers | None = None
+
+    def batches(self, epoch: int, skip: int) -> Iterator[DecoderBatch]:
+        """This process's batches of `epoch`, without the first `skip`."""
+        plan = length_batches(self._lengths, self._global_size, seed=self.settings.seed, epoch=epoch)
+        for block in plan[skip:]:
+            yield self.batch(block)
+
+    def batch(self, block: NDArray[np.int64]) -> DecoderBatch:
+        """This rank's share of the global batch of rows `block` (G,)."""
+        mine = block[rank() :: world_size()]  # rows lie sorted by length: every rank gets some of all
+        rows = torch.from_numpy(mine)
+        ids, mask = self.train.targets(rows)
+        return DecoderBatch(
+            embedding=self.train.embedding[rows],
+            ids=ids,
+            mask=mask,
+            n_tokens=int((self._lengths[mine] - 1).sum()),
+            n_global_tokens=int((self._lengths[block] - 1).sum()),
+        )
+
+    def weights(self, batches: Sequence[DecoderBatch]) -> list[float]:
+        """Every token of the step counts alike, whichever rank and micro-batch it is in; gradients are averaged
+        over ranks afterwards."""
+        total = sum(batch.n_global_tokens for batch in batches)
+        return [batch.n_tokens * world_size() / total for batch in batches]
+
+    def after_step(self) -> None:
+        """Nothing to keep in place."""
+
+    def validate(self, device: torch.device) -> Validation:
+        """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share."""
+        was_training = self.decoder.training
+        self.decoder.eval()
+        tokens = TokenReport.of(all_gather_object(sum_scores(self.decoder, self._val_batches(), device)))
+        self._answers, unfinished = self._generate(device)
+        self.decoder.train(was_training)
+        metrics = {
+            "val/loss": tokens.loss,
+            "val/perplexity": tokens.perplexity,
+            "val/token_accuracy": tokens.accuracy,
+            **self._answers.metrics().metrics("val"),
+            "val/unfinished": unfinished,
+        }
+        # The best answers; where two checkpoints answer alike, the one with the lower loss. One more right answer
+        # outweighs any loss.
+        tie = min(tokens.loss, 10.0) / 10 / (2 * GENERATED_SAMPLES)
+        return Validation(metrics=metrics, score=metrics["val/exact_match"] - tie)
+
+    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """This rank's validation samples, in batches of similar length."""
+        order = self.val.target_lengths.argsort(stable=True)[rank() :: world_size()]
+        for rows in order.split(_SCORED_TOGETHER):
+            yield self.val.embedding[rows], *self.val.targets(rows)
+
+    def _questions(self) -> Answers:
+        """The samples to answer by generation, with nothing generated yet."""
+        rows = torch.from_numpy(some(np.arange(len(self.val)), GENERATED_SAMPLES))
+        index = self.val.index[rows].tolist()
+        samples = [self.data.val.sample(i) for i in index]
+        expected = [sample.target or "" for sample in samples]
+        questions = [sample.question for sample in samples]
+        self._rows = rows
+        return Answers(
+            index=index,
+            questions=questions,
+            expected=expected,
+            generated=[],
+            nearest=nearest_texts(self.val.embedding[rows], self.val.target_embedding[rows], expected, questions),
+        )
+
+    def _generate(self, device: torch.device) -> tuple[Answers, float]:
+        """The answers, and the share of them that did not come to an end."""
+        said = generate_texts(
+            self.decoder,
+            self.model.tokenizer,
+            self.val.embedding[self._rows[rank() :: world_size()]],
+            max_tokens=self.config.max_answer_tokens - 1,  # bos is given
+            device=device,
+        )
+        generated: list[tuple[str, bool]] = [("", False)] * len(self._rows)
+        for number, share in enumerate(all_gather_object(said)):
+            generated[number :: world_size()] = share
+        answers = Answers(**vars(self._asked) | {"generated": [text for text, _ in generated]})
+        return answers, sum(not finished for _, finished in generated) / len(generated)
+
+    def illustrate(self, folder: Path) -> None:
+        """answer_sheet.png: a few validation samples and what was said; plots/answers_by_type.png."""
+        if self._answers is not None:
+            write_answer_pictures(self._answers, self.data.val, folder)
+
+    def checkpoint_fields(self) -> dict[str, Any]:
+        """The tokenizer, and where the data came from."""
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._provenance}

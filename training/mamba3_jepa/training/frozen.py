@@ -1,0 +1,337 @@
+"""What the frozen part of the model gives, computed once and reused over epochs and runs.
+
+The phases after the first train small parts behind a frozen model, whose outputs are the same in every epoch.
+They are computed here in one pass and kept on disk under a key of everything they depend on, in parts, so that an
+interrupted pass goes on where it stopped.
+
+Shapes: N samples, B rows of them, E embedding width, D width of the pooled state, La tokens of the longest target.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mamba3_jepa.data.images import normalize
+from mamba3_jepa.data.loader import Batch, build_loader
+from mamba3_jepa.data.sample import OnBadSample, Source
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.retrieval import distinct
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
+from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, cache_key, concatenate
+from mamba3_jepa.training.interrupt import Interrupted, StopSignal
+from mamba3_jepa.training.progress import CountReport
+from mamba3_jepa.training.settings import Precision
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PART_SIZE = 2048  # samples in one file
+_IN_MEMORY_BYTES = 1 << 30  # up to this size rows are read into memory; beyond it they stay memory-mapped
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Rows:
+    """(N, W) float32 in consecutive pieces, which may be memory-mapped: picking rows reads those rows only."""
+
+    def __init__(self, pieces: Sequence[Tensor]) -> None:
+        """`pieces`: (n_i, W) each; at least one."""
+        size = sum(piece.numel() * piece.element_size() for piece in pieces)
+        self._pieces = [torch.cat(list(pieces))] if size <= _IN_MEMORY_BYTES else list(pieces)
+        self._ends = torch.tensor([len(piece) for piece in self._pieces]).cumsum(0)
+        self.shape = (int(self._ends[-1]), self._pieces[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows (B,) int64 -> (B, W), a copy."""
+        if len(self._pieces) == 1:
+            return self._pieces[0][rows]
+        picked = self._pieces[0].new_empty(len(rows), self.shape[1])
+        piece_of_row = torch.bucketize(rows, self._ends, right=True)
+        for piece in piece_of_row.unique().tolist():
+            chosen = piece_of_row == piece
+            start = int(self._ends[piece]) - len(self._pieces[piece])
+            picked[chosen] = self._pieces[piece][rows[chosen] - start]
+        return picked
+
+    def tensor(self) -> Tensor:
+        """All rows (N, W), in memory."""
+        return self._pieces[0] if len(self._pieces) == 1 else torch.cat(self._pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenOutputs:
+    """What a frozen model made of N samples of one source, on the CPU, in the order they were asked for.
+
+    index: (N,) int64, the samples' numbers in their source; bad samples are left out.
+    embedding: (N, E) predicted embeddings of unit length; pooled: (N, D) the states they were read from.
+    has_target: (N,) bool; target_embedding: (N, E), zeros where there is no target.
+    target_ids: int32, the tokens of all targets, [bos] ... [eos] each, nothing where there is none; those of row r
+        are `target_ids[target_offsets[r] : target_offsets[r + 1]]`.
+    bad: what was wrong with each sample left out; n_truncated: texts that were cut to the token limit.
+    """
+
+    index: Tensor
+    embedding: Rows
+    pooled: Rows
+    has_target: Tensor
+    target_embedding: Rows
+    target_ids: Tensor
+    target_offsets: Tensor
+    pad_id: int
+    bad: list[str]
+    n_truncated: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def target_lengths(self) -> Tensor:
+        """(N,) int64, tokens of each target with bos and eos."""
+        return self.target_offsets.diff()
+
+    def targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) -> token ids (B, La) int64 padded on the right, and which of them are valid (B, La)."""
+        starts, lengths = self.target_offsets[rows], self.target_lengths[rows]
+        positions = torch.arange(int(lengths.max()) if len(rows) else 0)
+        mask = positions < lengths.unsqueeze(1)
+        ids = torch.full(mask.shape, self.pad_id, dtype=torch.int64)
+        ids[mask] = self.target_ids[(starts.unsqueeze(1) + positions)[mask]].long()
+        return ids, mask
+
+
+def frozen_outputs(
+    model: Mamba3Jepa,
+    source: Source,
+    indices: Sequence[int] | NDArray[np.int64],
+    *,
+    cache_dir: Path | None,
+    batch_size: int,
+    workers: int = 0,
+    on_bad_sample: OnBadSample = "error",
+    precision: Precision = "fp32",
+) -> FrozenOutputs:
+    """Predicted embeddings, pooled states and targets of some samples, from `cache_dir` as far as they are there.
+
+    What is not there is computed on the model's device, with its weights as they are, and kept. Several processes
+    share the work. Samples without target are welcome.
+
+    Args:
+        cache_dir: folder of all frozen outputs, one folder in it for each key; None keeps them in memory.
+        batch_size: samples computed at once; results do not depend on it.
+        workers: processes that decode images.
+
+    Raises:
+        UserError: a sample is unreadable (with "skip" it is left out), none is left, or `cache_dir` is not writable.
+        Interrupted: SIGTERM or Ctrl-C; complete parts are kept.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    if not len(indices):
+        raise UserError(f"{source.name}: there are no samples to compute")
+    pieces = np.split(indices, range(PART_SIZE, len(indices), PART_SIZE))
+    work = _Pass(model, source, batch_size, workers, on_bad_sample, precision)
+    if cache_dir is None:
+        mine = _on_every_rank(lambda: dict(work.parts(pieces, range(rank(), len(pieces), world_size()))))
+        everyone = {number: part for share in all_gather_object(mine) for number, part in share.items()}
+        return _assemble([everyone[number] for number in range(len(pieces))], model, source)
+    key = cache_key(
+        model, source, indices, on_bad_sample=on_bad_sample, precision=precision, part_size=PART_SIZE
+    )  # fmt: skip
+    store = PartStore(cache_dir, key)
+    missing = [number for number in range(len(pieces)) if not store.exists(number)]
+    missing = all_gather_object(missing)[0]  # files appear while others look
+    if missing:
+        _on_every_rank(lambda: _compute_missing(work, store, pieces, missing))
+    elif rank() == 0:
+        logger.info("%s: using the frozen outputs in %s", source.name, store.folder)
+    return _assemble(_on_every_rank(lambda: _read_all(work, store, pieces)), model, source)
+
+
+def _on_every_rank(work: Callable[[], T]) -> T:
+    """`work()` on each rank; a user's error on one of them is raised on all, so that none waits for ever."""
+    error: UserError | None = None
+    try:
+        result = work()
+    except UserError as own:
+        error = own
+    told = [message for message in all_gather_object(None if error is None else str(error)) if message is not None]
+    if error is not None or told:
+        raise error or UserError(told[0])
+    return result
+
+
+def _compute_missing(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], missing: list[int]) -> None:
+    if rank() == 0:
+        logger.info("%s: computing frozen outputs into %s", work.source.name, store.folder)
+        store.describe({"source": work.source.name, "samples": sum(map(len, pieces)), "parts": len(pieces)})
+    for number, part in work.parts(pieces, missing[rank() :: world_size()], kept=len(pieces) - len(missing)):
+        store.write(number, part)
+
+
+def _read_all(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]]) -> list[Part]:
+    """Every part, computed again where what is on the disk cannot be used."""
+    found: dict[int, Part] = {}
+    for number in range(len(pieces)):
+        try:
+            found[number] = store.read(number)
+        except PartError as error:
+            logger.warning("%s; computing it again", error)
+    lost = [number for number in range(len(pieces)) if number not in found]
+    for number, part in work.parts(pieces, lost, kept=len(found)):
+        store.write(number, part)
+        found[number] = part
+    return [found[number] for number in range(len(pieces))]
+
+
+def _assemble(parts: list[Part], model: Mamba3Jepa, source: Source) -> FrozenOutputs:
+    lengths = concatenate(parts, "target_lengths")
+    outputs = FrozenOutputs(
+        index=concatenate(parts, "index"),
+        embedding=Rows([part.embedding for part in parts]),
+        pooled=Rows([part.pooled for part in parts]),
+        has_target=concatenate(parts, "has_target"),
+        target_embedding=Rows([part.target_embedding for part in parts]),
+        target_ids=concatenate(parts, "target_ids"),
+        target_offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        pad_id=model.tokenizer.pad_id,
+        bad=[text for part in parts for text in part.bad],
+        n_truncated=sum(part.n_truncated for part in parts),
+    )
+    if outputs.bad:
+        logger.warning("%s: %d bad samples skipped, the first: %s", source.name, len(outputs.bad), outputs.bad[0])
+    if outputs.n_truncated:
+        logger.warning("%s: %d texts longer than the token limit were cut", source.name, outputs.n_truncated)
+    if not len(outputs):
+        raise UserError(f"{source.name}: not one of {len(outputs.bad)} samples could be read")
+    return outputs
+
+
+class _Pass:
+    """One pass of the frozen model over parts of a source."""
+
+    def __init__(
+        self,
+        model: Mamba3Jepa,
+        source: Source,
+        batch_size: int,
+        workers: int,
+        on_bad_sample: OnBadSample,
+        precision: Precision,
+    ) -> None:
+        self.model, self.source = model, source
+        # Parts are whole numbers of batches, so that one loader, and its workers, can serve them all.
+        self._batch_size = 1 << (min(batch_size, PART_SIZE).bit_length() - 1)
+        self._workers, self._on_bad_sample, self._precision = workers, on_bad_sample, precision
+
+    def parts(
+        self, pieces: list[NDArray[np.int64]], wanted: Sequence[int], kept: int = 0
+    ) -> Iterator[tuple[int, Part]]:
+        """Compute the `wanted` parts, ascending; each is given with its number as soon as it is complete."""
+        if not len(wanted):
+            return
+        loader = build_loader(
+            self.source,
+            np.concatenate([pieces[number] for number in wanted]),
+            self.model.tokenizer,
+            self.model.config,
+            self._batch_size,
+            shuffle=False,
+            seed=0,
+            drop_last=False,
+            workers=self._workers,
+            on_bad_sample=self._on_bad_sample,
+            demand_target=False,
+        )
+        total = sum(len(pieces[number]) for number in wanted)
+        batches = iter(loader)
+        try:
+            with StopSignal() as stop, CountReport("frozen outputs", total, "samples", rank() == 0) as report:
+                for done, number in enumerate(wanted):
+                    computed = []
+                    for batch in itertools.islice(batches, -(-len(pieces[number]) // self._batch_size)):
+                        _obey(stop, f"{kept + done} of {len(pieces)}")
+                        computed.append(self._compute(batch))
+                        report.advance(len(batch) + len(batch.bad))
+                    yield number, _join(computed)
+                _obey(stop, f"{kept + len(wanted)} of {len(pieces)}")
+        finally:
+            loader.close()
+
+    @torch.no_grad()
+    def _compute(self, batch: Batch) -> Part:
+        model = self.model
+        device = model.device
+        on_device = batch.to(device)
+        in_training = [module for module in model.modules() if module.training]
+        model.eval()
+        dtype = _AUTOCAST.get(self._precision)
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+            visual_tokens = self._visual_tokens(on_device, batch.pixels)
+            predicted = model.predict(visual_tokens, on_device.has_image, on_device.query_ids, on_device.query_mask)
+            labels, first = distinct(batch.targets)
+            target = model.y_encoder(on_device.target_ids[first], on_device.target_mask[first])[labels]
+        if not (predicted.embedding.isfinite().all() and predicted.pooled.isfinite().all()):
+            raise UserError(
+                "the frozen model's outputs are not finite: its checkpoint is damaged, or --precision too coarse"
+            )
+        if model.angn is not None:
+            model.angn.reset_context()  # its moving average is for inference
+        for module in in_training:
+            module.training = True
+        mask = batch.target_mask & batch.has_target.unsqueeze(1)
+        return Part(
+            index=batch.index,
+            embedding=predicted.embedding.float().cpu(),
+            pooled=predicted.pooled.float().cpu(),
+            has_target=batch.has_target,
+            target_embedding=torch.where(batch.has_target.unsqueeze(1), target.float().cpu(), 0.0),
+            target_ids=batch.target_ids[mask].int(),
+            target_lengths=mask.sum(dim=1),
+            bad=batch.bad,
+            n_truncated=batch.n_truncated,
+        )
+
+    def _visual_tokens(self, on_device: Batch, pixels: Tensor) -> Tensor:
+        """(B, Nv, D) visual tokens. Questions about one image often follow each other: it is encoded once."""
+        if not len(pixels):
+            return self.model.encode_images(normalize(on_device.pixels), on_device.has_image)
+        labels, first = distinct([blake2b(image.numpy().data).hexdigest() for image in pixels])
+        images = normalize(on_device.pixels[first])
+        tokens = self.model.encode_images(images, torch.ones(len(images), dtype=torch.bool, device=images.device))
+        visual_tokens = tokens.new_zeros(len(on_device), *tokens.shape[1:])
+        visual_tokens[on_device.has_image] = tokens[labels]
+        return visual_tokens
+
+
+def _obey(stop: StopSignal, complete: str) -> None:
+    if stop.received is not None:
+        raise Interrupted(
+            f"stopped by request while computing frozen outputs: {complete} parts are complete; "
+            "the same command goes on from there",
+            stop.received,
+        )
+
+
+def _join(parts: list[Part]) -> Part:
+    tensors = {name: concatenate(parts, name) for name in parts[0].tensors()}
+    return Part(
+        **tensors,
+        bad=[text for part in parts for text in part.bad],
+        n_truncated=sum(part.n_truncated for part in parts),
+    )

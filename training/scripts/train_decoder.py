@@ -1,0 +1,8 @@
+"""Phase 2: `python scripts/train_decoder.py --help`. Also runs under `accelerate launch` and `torchrun`."""
+
+import sys
+
+from mamba3_jepa.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train-decoder", *sys.argv[1:]], prog="mamba3-jepa"))

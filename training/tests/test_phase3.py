@@ -1,0 +1,378 @@
+"""Phase 3: its loss against an independent formula, and the command from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors import safe_open
+
+from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.config import preset
+from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
+from mamba3_jepa.data.files import ManifestSource
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.sources import source_texts
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.training import frozen
+from mamba3_jepa.training.agent import AgentBatch, AgentObjective, AgentTask
+from mamba3_jepa.training.agent_data import agent_data, given_knowledge
+from mamba3_jepa.training.metrics_log import read_metrics
+from mamba3_jepa.training.phase3_settings import ConfusionKind, Phase3Settings
+
+SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "--batch-size", "30", "--epochs", "30",
+         "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Several runs in one process: accelerate's state belongs to one of them at a time."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def phase2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as phase 2 leaves it. Nothing was trained: the frozen model is what it is."""
+    scenes = SceneSource("train", n_scenes=24, image_size=32)
+    tokenizer = TextTokenizer.train(source_texts(scenes, range(len(scenes))), 400)
+    torch.manual_seed(0)
+    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size)
+    model = Mamba3Jepa(config, tokenizer, with_decoder=True)
+    path = tmp_path_factory.mktemp("phase2") / "phase2_best.pt"
+    checkpoint = Checkpoint(
+        phase=2, config=config, model=model.state_dict(), tokenizer=tokenizer.to_json(),
+        data={"source": "scenes", "synthetic": True, "answers": ["red", "blue"]},
+    )  # fmt: skip
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+def train(phase2: Path, output_dir: Path, *arguments: str) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    command = ["train-agent", *SHORT, "--phase2-checkpoint", str(phase2), "--output-dir", str(output_dir)]
+    return main([*command, *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(phase2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phase3") / "run"
+    assert train(phase2, folder) == 0
+    return folder
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).model
+
+
+# --- the objective ---
+
+
+def model_with_recursion(phase2: Path, **recursion: int) -> Mamba3Jepa:
+    checkpoint = load_checkpoint(phase2)
+    config = checkpoint.config.replace(recursion=replace(checkpoint.config.recursion, **recursion))
+    model = Mamba3Jepa.from_loaded(replace(checkpoint, config=config), "test")
+    model.requires_grad_(False)
+    torch.manual_seed(1)
+    model.add_recursion()
+    return model
+
+
+def random_batch(n: int, injected: list[bool]) -> AgentBatch:
+    torch.manual_seed(2)
+    mask = torch.tensor(injected)
+    unit = torch.nn.functional.normalize(torch.randn(2, n, 32), dim=-1) * mask[:, None]
+    return AgentBatch(
+        pooled=torch.randn(n, 64), confused=torch.arange(n) % 2 == 0, knowledge=unit[0], target=unit[1], injected=mask
+    )
+
+
+def test_the_loss_is_confusion_and_weighted_injection(phase2: Path) -> None:
+    model = model_with_recursion(phase2)
+    recursion, head = model.recursion, model.predictor.pred_head
+    assert recursion is not None
+    with torch.no_grad():
+        recursion.injector.projection.weight.normal_()
+    batch = random_batch(5, [True, False, True, True, False])
+    output = AgentObjective(recursion, model.predictor, 0.7)(batch)
+    confusion, injection = 0.0, 0.0
+    for i in range(5):
+        p = float(torch.sigmoid(recursion.confusion_probe(batch.pooled[i : i + 1]).double()).detach())
+        confusion -= np.log(p if batch.confused[i] else 1 - p) / 5
+        if batch.injected[i]:
+            state = batch.pooled[i] + recursion.injector.projection.weight @ batch.knowledge[i]
+            embedding = head.weight @ state + head.bias
+            embedding = embedding / embedding.norm()
+            injection += float(((embedding - batch.target[i]) ** 2).detach().mean())
+    assert float(output.loss.detach()) == pytest.approx(confusion + 0.7 * injection / 5, rel=1e-5)
+    assert float(output.logged["confusion_loss"]) == pytest.approx(confusion, rel=1e-5)
+    assert float(output.logged["injection_loss"]) == pytest.approx(injection / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("injected", [[True] * 8, [False] * 8, [True, False] * 4])
+def test_halves_of_a_batch_average_to_the_whole(phase2: Path, injected: list[bool]) -> None:
+    """Whatever the halves hold; and every weight always has a gradient, as data parallelism expects."""
+    model = model_with_recursion(phase2)
+    assert model.recursion is not None
+    objective = AgentObjective(model.recursion, model.predictor, 1.0).double()
+    whole = random_batch(8, injected)
+    parameters = list(model.recursion.parameters())
+
+    def gradients(rows: slice) -> list[torch.Tensor]:
+        values = {name: value[rows] for name, value in vars(whole).items()}
+        batch = AgentBatch(**{k: v.double() if v.is_floating_point() else v for k, v in values.items()})
+        return list(torch.autograd.grad(objective(batch).loss, parameters, allow_unused=False))
+
+    for full, first, second in zip(*map(gradients, (slice(0, 8), slice(0, 4), slice(4, 8))), strict=True):
+        torch.testing.assert_close(full, (first + second) / 2)
+
+
+def test_training_mode_does_not_reach_the_frozen_predictor(phase2: Path) -> None:
+    model = model_with_recursion(phase2)
+    assert model.recursion is not None
+    objective = AgentObjective(model.recursion, model.predictor, 1.0)
+    objective.train()
+    assert model.recursion.training
+    assert not any(module.training for module in model.predictor.modules())
+    trainable = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[0] for name in trainable} == {"recursion"}
+
+
+def test_the_states_are_those_of_the_frozen_model(phase2: Path) -> None:
+    model = model_with_recursion(phase2)
+    source = ConfusionSource(SceneSource("train", n_scenes=4, image_size=32), range(12))
+    data = agent_data(model, source, np.arange(len(source)), cache_dir=None)
+    samples = [source.sample(i) for i in range(len(source))]
+    for i, sample in enumerate(samples):
+        predicted = model.embed([None if sample.image is None else sample.image()], [sample.question])
+        embedding = model.predictor.embed(data.frozen.pooled[torch.tensor([i])])
+        torch.testing.assert_close(embedding, predicted, atol=1e-5, rtol=1e-4)
+    assert data.confused.tolist() == [sample.confused for sample in samples]
+    knowledge, known = data.knowledge(torch.arange(len(source)))
+    assert known.tolist() == [sample.target is not None for sample in samples]
+    torch.testing.assert_close(
+        knowledge[known], model.embed_text([s.target for s in samples if s.target is not None]), atol=1e-5, rtol=1e-4
+    )
+    assert not knowledge[~known].any()
+
+
+# --- knowledge from a manifest ---
+
+
+def write_manifest(folder: Path, knowledge: list, n: int = 12) -> Path:
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for i in range(n):
+        Image.new("RGB", (32, 32), (20 * i, 80, 200)).save(folder / "images" / f"{i}.png")
+        lines.append({"image": f"images/{i}.png", "question": f"what is number {i}?", "answer": f"thing {i % 3}",
+                      "knowledge": knowledge[i % len(knowledge)], "confused": i % 2 == 0})  # fmt: skip
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_given_knowledge_comes_before_the_answer(phase2: Path, tmp_path: Path) -> None:
+    model = model_with_recursion(phase2)
+    vector = [0.5] * 32
+    folder = write_manifest(tmp_path / "data", ["a red thing", vector, None])
+    source = ConfusionSource(ManifestSource(folder), range(12), made_kinds=[])
+    data = agent_data(model, source, np.arange(12), cache_dir=None)
+    knowledge, known = data.knowledge(torch.arange(12))
+    assert bool(known.all())
+    text = model.embed_text(["a red thing"])[0]
+    for i in range(0, 12, 3):
+        torch.testing.assert_close(knowledge[i], text)
+        torch.testing.assert_close(knowledge[i + 1], torch.tensor(vector))
+        torch.testing.assert_close(knowledge[i + 2], data.frozen.target_embedding[torch.tensor([i + 2])][0])
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "knowledge_dim", "message"),
+    [
+        ([[1.0] * 32, [1.0] * 5], None, r'manifest.jsonl line 2: field "knowledge": .*length 5, .* takes 32'),
+        ([[1.0] * 5, "a text"], 5, r'manifest.jsonl line 2: field "knowledge".* is a text, .* 32 numbers.* is 5'),
+        ([[1.0] * 5, [1.0] * 4], 5, r'manifest.jsonl line 2: field "knowledge": .*length 4, .* takes 5'),
+        ([None], 5, r"--knowledge-dim 5: .* has no knowledge vectors"),
+    ],
+)
+def test_knowledge_that_does_not_fit_names_its_line(
+    phase2: Path, tmp_path: Path, knowledge: list, knowledge_dim: int | None, message: str
+) -> None:
+    folder = write_manifest(tmp_path / "data", knowledge)
+    changes = {} if knowledge_dim is None else {"knowledge_dim": knowledge_dim}
+    model = model_with_recursion(phase2, **changes)
+    source = ConfusionSource(ManifestSource(folder), range(12))
+    with pytest.raises(UserError, match=message.replace('knowledge":', 'knowledge" is a vector of')):
+        given_knowledge(model, source, np.arange(len(source)))
+
+
+def test_vectors_of_another_length_train(phase2: Path, tmp_path: Path) -> None:
+    folder = write_manifest(tmp_path / "data", [[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], None])
+    arguments = ["--data-dir", str(folder), "--knowledge-dim", "5", "--epochs", "2", "--batch-size", "4"]
+    assert train(phase2, tmp_path / "run", *arguments, "--val-fraction", "0.4") == 0
+    model = Mamba3Jepa.from_checkpoint(tmp_path / "run" / "phase3_best.pt")
+    assert model.recursion is not None
+    assert model.recursion.injector.projection.weight.shape == (64, 5)
+    assert model.recursion.injector.projection.weight.any()
+
+
+# --- the command ---
+
+
+def test_a_run_leaves_everything_behind(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "phase3_best.pt", "phase3_last.pt", "recursion.safetensors", "config.json", "metrics.jsonl", "plots"
+    }  # fmt: skip
+    plots = {path.stem for path in (finished / "plots").iterdir()}
+    assert {"confusion_histograms", "confusion_roc", "confusion_reliability", "injection", "loss"} <= plots
+    last = {key: value for line in read_metrics(finished / "metrics.jsonl") for key, value in line.items()}
+    wanted = {"train/loss", "train/confusion_loss", "train/injection_loss", "val/loss", "val/auroc", "val/ece",
+              "val/auroc_mismatched", "val/auroc_unanswerable", "val/auroc_corrupted", "val/auroc_unanswerable_alike",
+              "val/retrieved_before", "val/retrieved_after", "val/retrieved_wrong", "val/generated_before",
+              "val/generated_after", "val/generated_wrong", "val/confusion_threshold"}  # fmt: skip
+    assert wanted <= set(last)
+    config = json.loads((finished / "config.json").read_text())
+    assert config["data"]["synthetic"] is True
+    assert config["data"]["confusion"] == {"clear": 60, "mismatched": 20, "unanswerable": 20, "corrupted": 20}
+    checkpoint = load_checkpoint(finished / "phase3_best.pt", phase=3)
+    assert checkpoint.data["answers"] == ["red", "blue"]
+    assert checkpoint.data["earlier"]["source"] == "scenes"
+
+
+def test_it_learns_on_real_states(finished: Path) -> None:
+    """Even an untrained encoder sees that an image is destroyed, and its head can be steered."""
+    last = {key: value for line in read_metrics(finished / "metrics.jsonl") for key, value in line.items()}
+    assert last["val/auroc_corrupted"] > 0.7
+    assert last["val/retrieved_after"] > 2 * last["val/retrieved_before"]
+    assert last["val/retrieved_after"] > 0.6
+    assert last["val/retrieved_wrong"] <= last["val/retrieved_before"]
+
+
+def test_only_the_recursion_has_moved(phase2: Path, finished: Path) -> None:
+    before, after = weights(phase2), weights(finished / "phase3_last.pt")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    new = {name for name in after if name not in before}
+    assert {name.split(".")[0] for name in new} == {"recursion"}
+    torch.manual_seed(0)
+    assert after["recursion.injector.projection.weight"].any()
+
+
+def test_threshold_and_temperature_are_in_the_checkpoint_and_in_the_export(finished: Path) -> None:
+    checkpoint = load_checkpoint(finished / "phase3_best.pt", phase=3)
+    probe = {name.rpartition(".")[2]: value for name, value in checkpoint.model.items() if "confusion_probe" in name}
+    assert float(probe["threshold"]) == pytest.approx(checkpoint.metrics["val/confusion_threshold"])
+    assert float(probe["temperature"]) == pytest.approx(checkpoint.metrics["val/confusion_temperature"])
+    assert float(probe["temperature"]) != 1
+    with safe_open(finished / "recursion.safetensors", framework="pt") as file:
+        assert file.metadata()["component"] == "recursion"
+        assert file.metadata()["phase"] == "3"
+        exported = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    recursion = {name: value for name, value in checkpoint.model.items() if name.startswith("recursion.")}
+    assert len(exported) == len(recursion)
+    for name in ("recursion.confusion_probe.linear.weight", "recursion.injector.projection.weight"):
+        assert torch.equal(exported[name], recursion[name])
+
+
+def test_stopped_and_resumed_gives_the_same_bits(
+    phase2: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Stopped in the middle of an epoch. The frozen outputs are there already, and the phase 2 checkpoint is not needed
+    any more."""
+    own = Path(shutil.copy(phase2, tmp_path / "phase2_best.pt"))
+    settings = ["--cache-dir", str(finished.parent / "frozen_outputs"), "--phase2-checkpoint"]
+    make, made = AgentTask.batch, []
+
+    def stopping(data, rows):  # type: ignore[no-untyped-def]
+        made.append(rows)
+        if len(made) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make(data, rows)
+
+    def never(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(frozen._Pass, "_compute", never)
+    with monkeypatch.context() as patch:
+        patch.setattr(AgentTask, "batch", staticmethod(stopping))
+        assert train_again(tmp_path / "run", *settings, str(own)) == 128 + signal.SIGTERM
+    stopped = load_checkpoint(tmp_path / "run" / "phase3_last.pt").trainer
+    assert stopped is not None
+    assert (stopped["position"]["step"], stopped["position"]["batch"]) == (6, 2)
+    own.unlink()
+    # the flag names another file than before: that is another run
+    assert train_again(tmp_path / "run", *settings, str(phase2), "--resume") == 2
+    assert "--phase2-checkpoint" in capfd.readouterr().err
+    assert train_again(tmp_path / "run", *settings, str(own), "--resume") == 0
+    a, b = weights(tmp_path / "run" / "phase3_last.pt"), weights(finished / "phase3_last.pt")
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def train_again(output_dir: Path, *arguments: str) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return main(["train-agent", *SHORT, "--output-dir", str(output_dir), *arguments])
+
+
+def test_only_a_phase_2_checkpoint_will_do(
+    phase2: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    checkpoint = load_checkpoint(phase2)
+    save_checkpoint(tmp_path / "phase1.pt", replace(checkpoint, phase=1))
+    mini = replace(checkpoint, config=checkpoint.config.replace(preset="mini"))
+    save_checkpoint(tmp_path / "mini.pt", mini)
+    for path, message in (
+        (tmp_path / "phase1.pt", "train the decoder on it first"),
+        (finished / "phase3_best.pt", "phase 3 checkpoint.*--resume"),
+        (tmp_path / "nowhere.pt", "train phase 2 first"),
+        (tmp_path / "mini.pt", "--tiny: .* is a mini model"),
+    ):
+        assert train(path, tmp_path / "run") == 2
+        error = " ".join(capfd.readouterr().err.split())
+        assert re.search(message, error), error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--knowledge-dim", "0"], "--knowledge-dim 0"),
+        (["--injection-weight", "-1"], "--injection-weight -1"),
+        (["--batch-size", "4000"], "larger than the 120 samples"),
+        (["--confusion-kinds", "sleepy"], "sleepy"),
+        (["--knowledge-dim", "5"], "has no knowledge vectors"),
+    ],
+)
+def test_bad_arguments(
+    phase2: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    try:
+        code = train(phase2, tmp_path / "run", "--cache-dir", str(finished.parent / "frozen_outputs"), *arguments)
+    except SystemExit as error:  # the command line's own errors
+        code = int(error.code or 0)
+    assert code == 2
+    captured = capfd.readouterr()
+    assert message in " ".join((captured.err + captured.out).split())
+    assert "Traceback" not in captured.err
+
+
+def test_settings_and_data_name_the_same_kinds() -> None:
+    assert set(ConfusionKind.__args__) == set(MADE_KINDS)  # type: ignore[attr-defined]
+
+
+def test_defaults_follow_the_preset() -> None:
+    small = Phase3Settings().resolved("small")
+    assert (small.epochs, small.batch_size, small.lr) == (10, 16, 5e-5)
+    assert small.cache_dir == Path("checkpoints/frozen_outputs")
+    assert Phase3Settings(lr=1.0).resolved("mini").lr == 1.0
