@@ -23,7 +23,8 @@ def write_run(path, steps):
     validation = {
         "loss": 1.0, "alignment": 0.3, "uniformity": -2.0, "effective_rank_predicted": 9.0,
         "effective_rank_target": 11.0, "answer_accuracy": 0.5, "answer_accuracy_colour": 0.25,
-        "image_to_text_r1": 0.5, "image_to_text_r5": 0.7, "text_to_image_r10": 1.0,
+        "exact_match": 0.4, "exact_match_what_color": 0.1, "caption_exact_match": 0.0, "bleu": 12.0, "perplexity": 3.0,
+        "token_accuracy": 0.6, "image_to_text_r1": 0.5, "image_to_text_r5": 0.7, "text_to_image_r10": 1.0,
     }  # fmt: skip
     log.append(steps[-1], 1, {f"val/{key}": value for key, value in validation.items()})
     return log
@@ -38,7 +39,7 @@ def ink(path):
 def test_every_picture_is_drawn_from_few_and_many_points(tmp_path, steps):
     write_run(tmp_path, steps)
     paths = plot_training(tmp_path)
-    names = ["loss", "retrieval", "embeddings", "optimization", "gates"]
+    names = ["loss", "answers", "retrieval", "embeddings", "optimization", "gates"]
     assert paths == [tmp_path / "plots" / f"{name}.png" for name in names]
     assert all(ink(path) > 0.01 for path in paths)
 

@@ -3,38 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
-from mamba3_jepa.errors import UserError
-
-# Everything is in pixels of the PNG, which is drawn at twice the size it is meant to be seen at.
-_CARD, _IMAGE, _PAD, _GAP, _MARGIN = 620, 572, 24, 28, 36
-_BODY, _SMALL, _LINE = 25, 20, 34
-_MARK, _SCORE = 36, 84
-_MAX_COLUMNS = 4
-
-_PAGE, _PAPER, _BORDER = "#eef0f3", "#ffffff", "#d5d9df"
-_INK, _FAINT, _EMPTY = "#1f2328", "#6a737d", "#e1e4e8"
-_RIGHT, _WRONG = "#1a7f37", "#cf222e"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One line of text in a card; `mark` is given to retrieved texts: right (True) or wrong (False)."""
-
-    text: str
-    color: str
-    size: int = _BODY
-    bold: bool = False
-    mark: bool | None = None
-    score: float | None = None
-    space_above: int = 0
-    indent: int = 0
+from mamba3_jepa.evaluation.cards import Row, draw_cards, heading, marked_rows, text_rows
 
 
 def contact_sheet(
@@ -59,133 +32,15 @@ def contact_sheet(
     if not images or len({len(images), len(questions), len(expected), len(retrieved)}) != 1:
         raise ValueError("a contact sheet needs equally many images, questions, expected and retrieved texts")
     cards = [_rows(*texts) for texts in zip(questions, expected, retrieved, strict=True)]
-    columns = min(_MAX_COLUMNS, len(cards))
-    heights = [
-        max(_card_height(rows) for rows in cards[start : start + columns]) for start in range(0, len(cards), columns)
-    ]
-    size = (
-        2 * _MARGIN + columns * _CARD + (columns - 1) * _GAP,
-        2 * _MARGIN + sum(heights) + (len(heights) - 1) * _GAP,
-    )
-    sheet = Image.new("RGB", size, _PAGE)
-    top = _MARGIN
-    for row, height in enumerate(heights):
-        for column, number in enumerate(range(row * columns, min((row + 1) * columns, len(cards)))):
-            left = _MARGIN + column * (_CARD + _GAP)
-            _draw_card(sheet, left, top, height, images[number], cards[number])
-        top += height + _GAP
-    return _save(sheet, Path(path))
+    return draw_cards(images, cards, Path(path), "the contact sheet")
 
 
-def _rows(question: str | None, expected: str, retrieved: Sequence[tuple[str, float]]) -> list[_Row]:
+def _rows(question: str | None, expected: str, retrieved: Sequence[tuple[str, float]]) -> list[Row]:
     """A card's text from top to bottom, already wrapped."""
-    rows = []
-    width = _CARD - 2 * _PAD
-    if question is not None:
-        lines = _wrap(question, width, _BODY, bold=True, max_lines=4)
-        rows += [_Row(text=line, color=_INK, bold=True) for line in lines]
-    rows.append(_Row(text="expected", color=_FAINT, size=_SMALL, space_above=10 if rows else 0))
-    rows += [_Row(text=line, color=_INK) for line in _wrap(expected, width, _BODY, max_lines=4)]
-    rows.append(_Row(text="retrieved", color=_FAINT, size=_SMALL, space_above=10))
+    rows = [] if question is None else text_rows(question, bold=True)
+    rows.append(heading("expected", space_above=10 if rows else 0))
+    rows += text_rows(expected)
+    rows.append(heading("retrieved"))
     for text, score in retrieved:
-        is_right = text == expected
-        lines = _wrap(text, width - _MARK - _SCORE, _BODY, max_lines=3)
-        rows += [
-            _Row(
-                text=line,
-                color=_RIGHT if is_right else _WRONG,
-                indent=_MARK,
-                mark=is_right if number == 0 else None,
-                score=score if number == 0 else None,
-                space_above=4 if number == 0 else 0,
-            )
-            for number, line in enumerate(lines)
-        ]
+        rows += marked_rows(text, text == expected, score=score, max_lines=3)
     return rows
-
-
-def _card_height(rows: Sequence[_Row]) -> int:
-    return _PAD + _IMAGE + _PAD + sum(_LINE + row.space_above for row in rows) + _PAD
-
-
-def _draw_card(
-    sheet: Image.Image, left: int, top: int, height: int, image: Image.Image | None, rows: Sequence[_Row]
-) -> None:
-    draw = ImageDraw.Draw(sheet)
-    draw.rounded_rectangle(
-        (left, top, left + _CARD - 1, top + height - 1), radius=18, fill=_PAPER, outline=_BORDER, width=2
-    )
-    x, y = left + _PAD, top + _PAD
-    _draw_image(sheet, x, y, image)
-    y += _IMAGE + _PAD
-    right_edge = left + _CARD - _PAD
-    for row in rows:
-        y += row.space_above
-        baseline = y + _BODY
-        draw.text((x + row.indent, baseline), row.text, row.color, _font(row.size, row.bold), anchor="ls")
-        if row.mark is not None:
-            draw.text((x, baseline), "✓" if row.mark else "✗", row.color, _font(_BODY, True), anchor="ls")
-        if row.score is not None:
-            draw.text((right_edge, baseline), f"{row.score:.2f}", _FAINT, _font(_SMALL), anchor="rs")
-        y += _LINE
-
-
-def _draw_image(sheet: Image.Image, x: int, y: int, image: Image.Image | None) -> None:
-    box = (x, y, x + _IMAGE - 1, y + _IMAGE - 1)
-    draw = ImageDraw.Draw(sheet)
-    draw.rectangle(box, fill=_EMPTY)
-    if image is None:
-        draw.text((x + _IMAGE // 2, y + _IMAGE // 2), "no image", _FAINT, _font(_BODY), anchor="mm")
-        return
-    # Few pixels stay crisp when enlarged; many are averaged when shrunk.
-    method = Image.Resampling.NEAREST if max(image.size) * 4 <= _IMAGE else Image.Resampling.LANCZOS
-    fitted = ImageOps.contain(image.convert("RGB"), (_IMAGE, _IMAGE), method)
-    sheet.paste(fitted, (x + (_IMAGE - fitted.width) // 2, y + (_IMAGE - fitted.height) // 2))
-    draw.rectangle(box, outline=_EMPTY, width=2)  # where a white picture ends
-
-
-def _wrap(text: str, width: int, size: int, *, bold: bool = False, max_lines: int) -> list[str]:
-    """Lines no wider than `width` pixels: longer words are cut, lines over `max_lines` become an ellipsis."""
-    font = _font(size, bold)
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        *full, rest = _cut(word, width, font)
-        lines[-1:] = [*full, rest]
-    if len(lines) > max_lines:
-        last = lines[max_lines - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[: max_lines - 1], last.rstrip() + "…"]
-    return lines
-
-
-def _cut(word: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """The word in pieces that fit the width; one piece when it fits whole."""
-    pieces = [""]
-    for character in word:
-        if pieces[-1] and font.getlength(pieces[-1] + character) > width:
-            pieces.append("")
-        pieces[-1] += character
-    return pieces
-
-
-@lru_cache(maxsize=8)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic, and the marks."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
-
-
-def _save(sheet: Image.Image, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the contact sheet: {error.strerror or error}") from error
-    return path

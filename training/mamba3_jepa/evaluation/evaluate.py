@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
+from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_sheet
+from mamba3_jepa.evaluation.decoding import generate_texts
+from mamba3_jepa.evaluation.generation import AnswerMetrics, plain_text
+from mamba3_jepa.evaluation.retrieval import label_recall
 from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
-from mamba3_jepa.evaluation.validate import ValidationReport, collect, evaluate
+from mamba3_jepa.evaluation.validate import Collected, ValidationReport, collect, evaluate
+from mamba3_jepa.inference.texts import read_lines
 from mamba3_jepa.jsonfile import write_json
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -24,14 +34,70 @@ logger = logging.getLogger(__name__)
 SCENES = 256  # as many distinct scenes as the gallery of the README's numbers
 
 
-def evaluate_checkpoint(settings: EvaluateSettings) -> ValidationReport:
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotReport:
+    """Samples whose text is one of the labels; recall: the share with the right label among the nearest k."""
+
+    recall: dict[int, float]
+    n_samples: int
+    n_labels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Everything one evaluation measured.
+
+    generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
+    ending. nearest: of the nearest texts instead.
+    """
+
+    data: str
+    validation: ValidationReport
+    nearest: AnswerMetrics
+    generated: AnswerMetrics | None
+    unfinished: float | None
+    zero_shot: ZeroShotReport | None
+
+    def metrics(self, prefix: str = "test") -> dict[str, float]:
+        """Flat numbers: those of `ValidationReport` and `AnswerMetrics`, and with the prefix `test`:
+
+        - `test/unfinished`, where there are generated answers;
+        - with labels `test/zero_shot_top{1,5,10}`, `test/zero_shot_samples`, `test/zero_shot_labels`.
+        """
+        values = self.validation.metrics(prefix)
+        if self.generated is not None and self.unfinished is not None:
+            values |= self.generated.metrics(prefix) | {f"{prefix}/unfinished": self.unfinished}
+        if self.zero_shot is not None:
+            values |= {f"{prefix}/zero_shot_top{k}": share for k, share in self.zero_shot.recall.items()}
+            values[f"{prefix}/zero_shot_samples"] = self.zero_shot.n_samples
+            values[f"{prefix}/zero_shot_labels"] = self.zero_shot.n_labels
+        return values
+
+    def by_type(self) -> dict[str, dict[str, float]]:
+        """For each question type, most frequent first: how many, and the shares right by nearest and by generation."""
+        rows: dict[str, dict[str, float]] = {}
+        for kind, (share, questions) in self.nearest.by_type.items():
+            rows[kind] = {"questions": questions, "nearest": share}
+            if self.generated is not None:
+                rows[kind]["generated"] = self.generated.by_type[kind][0]
+        return rows
+
+
+def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     """Run the model over the data and write what was asked for.
 
     Raises:
-        UserError: the checkpoint, the data or the device cannot be used.
+        UserError: the settings, the checkpoint, the data or the device cannot be used.
     """
+    settings.check()
+    labels = None if settings.labels is None else read_lines(settings.labels, "label")
+    device = checked_device(settings.device)
     checkpoint = load_checkpoint(settings.checkpoint)
-    model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint), checked_device(settings.device))
+    model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint), device)
+    if settings.answer_sheet is not None and model.y_decoder is None:
+        raise UserError(
+            f"--answer-sheet shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
+        )
     source, indices = _open(settings, checkpoint)
     loader = build_loader(
         source,
@@ -45,14 +111,18 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> ValidationReport:
         workers=settings.workers,
     )
     collected = collect(model, loader, model.device)
-    report = evaluate(collected)
-    for warning in report.warnings:
+    answers, unfinished = _answers(model, collected, settings)
+    report = EvaluationReport(
+        data=source.name,
+        validation=evaluate(collected),
+        nearest=answers.nearest_metrics(),
+        generated=None if unfinished is None else answers.metrics(),
+        unfinished=unfinished,
+        zero_shot=None if labels is None else _zero_shot(model, collected, labels, settings),
+    )
+    for warning in report.validation.warnings:
         logger.warning(warning)
-    if settings.contact_sheet is not None:
-        write_contact_sheet(collected, source, settings.contact_sheet)
-    if settings.output is not None:
-        values = {"checkpoint": str(settings.checkpoint), "data": source.name, **report.metrics("test")}
-        write_json(settings.output, values)
+    _write(settings, report, collected, answers, source)
     return report
 
 
@@ -67,6 +137,81 @@ def checked_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+
+
+def zero_shot(
+    predicted: Tensor, texts: Sequence[str], labels: Sequence[str], label_embeddings: Tensor
+) -> ZeroShotReport | None:
+    """Classify the samples whose text is one of the labels, but for case and white space; None if there are none.
+
+    Args:
+        predicted: (N, E), of the N samples with these texts.
+        label_embeddings: (G, E), of the G labels.
+    """
+    number = {plain_text(label): i for i, label in enumerate(labels)}
+    rows = [i for i, text in enumerate(texts) if plain_text(text) in number]
+    if not rows:
+        return None
+    recall = label_recall(predicted[rows], label_embeddings, [number[plain_text(texts[i])] for i in rows])
+    return ZeroShotReport(recall=recall, n_samples=len(rows), n_labels=len(labels))
+
+
+def _zero_shot(
+    model: Mamba3Jepa, collected: Collected, labels: Sequence[str], settings: EvaluateSettings
+) -> ZeroShotReport:
+    embeddings = model.embed_text([settings.label_template.replace("{}", label) for label in labels]).cpu()
+    report = zero_shot(collected.predicted, collected.texts, labels, embeddings)
+    if report is None:
+        raise UserError(
+            f"{settings.labels}: none of the {len(collected.texts)} samples has one of these {len(labels)} labels "
+            f"as its answer or caption, such as {labels[0]!r}; the first one has {collected.texts[0]!r}"
+        )
+    return report
+
+
+def _answers(model: Mamba3Jepa, collected: Collected, settings: EvaluateSettings) -> tuple[Answers, float | None]:
+    """What is nearest and what is generated, and the share of the latter that met the limit; None if none are."""
+    said: list[tuple[str, bool]] = []
+    if model.y_decoder is not None and not settings.skip_generation and collected.texts:
+        said = generate_texts(
+            model.y_decoder,
+            model.tokenizer,
+            collected.predicted,
+            max_tokens=model.config.max_answer_tokens - 1,  # bos is given
+            device=model.device,
+            config=settings.generation,
+            batch_size=settings.batch_size,
+        )
+    answers = Answers(
+        index=collected.index.tolist(),
+        questions=collected.questions,
+        expected=collected.texts,
+        generated=[text for text, _ in said],
+        nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions),
+    )
+    return answers, sum(not finished for _, finished in said) / len(said) if said else None
+
+
+def _write(
+    settings: EvaluateSettings, report: EvaluationReport, collected: Collected, answers: Answers, source: Source
+) -> None:
+    """The files that were asked for."""
+    if settings.output is not None:
+        values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
+        write_json(settings.output, values | report.metrics() | {"by_type": report.by_type()})
+    if settings.contact_sheet is not None:
+        write_contact_sheet(collected, source, settings.contact_sheet)
+    if settings.answer_sheet is not None:
+        write_answer_sheet(answers, source, settings.answer_sheet)
+    if settings.answers_plot is None:
+        return
+    nearest, path = report.nearest.by_type, settings.answers_plot
+    if not nearest:
+        raise UserError(f"--answers-plot: {report.data} has no questions to draw")
+    if report.generated is None:
+        plot_answers_by_type(nearest, path, label="nearest answer")
+    else:
+        plot_answers_by_type(report.generated.by_type, path, other=nearest, other_label="nearest answer")
 
 
 def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, NDArray[np.int64]]:

@@ -43,9 +43,9 @@ Panel = Callable[[Axes, Metrics], None]
 def plot_training(run_dir: str | Path) -> list[Path]:
     """Draw `run_dir/metrics.jsonl` into `run_dir/plots/*.png`; returns the files written.
 
-    loss (training and validation), retrieval (both directions, answers), embeddings (alignment, uniformity,
-    effective rank), optimization (learning rate, temperature, gradient norm, throughput) and gates (activity
-    of each layer). What was not logged is left out.
+    loss (training and validation), answers (exact match, BLEU), retrieval (both directions, answers), embeddings
+    (alignment, uniformity, effective rank), optimization (learning rate, temperature, gradient norm, throughput) and
+    gates (activity of each layer). What was not logged is left out.
 
     Raises:
         UserError: the metrics cannot be read, or a picture cannot be written.
@@ -182,6 +182,27 @@ def _answers(axes: Axes, metrics: Metrics) -> None:
     _legend(axes)
 
 
+def _generated(axes: Axes, metrics: Metrics) -> None:
+    _title(axes, "Generated answers", "exact match")
+    colors = [BLUE, INK, GREEN, ORANGE, PURPLE, GREY]
+    names = {"val/exact_match": "all questions", "val/caption_exact_match": "captions"}
+    keys = [key for key in names if key in metrics]
+    keys += sorted(key for key in metrics if re.fullmatch(r"val/exact_match_\w+", key))
+    for number, key in enumerate(keys[:_MAX_CURVES]):
+        name = names.get(key, key.removeprefix("val/exact_match_").replace("_", " "))
+        _line(axes, metrics[key], colors[number % len(colors)], f"{name}   {metrics[key].values[-1]:.3f}")
+    axes.set_ylim(-0.02, 1.02)
+    _legend(axes)
+
+
+def _token_accuracy(axes: Axes, metrics: Metrics) -> None:
+    _title(axes, "Next token, led by the answer", "share right")
+    for part, shown, color in (("train", "training", BLUE), ("val", "validation", ORANGE)):
+        if series := metrics.get(f"{part}/token_accuracy"):
+            _line(axes, series, color, shown, noisy=part == "train")
+    _legend(axes)
+
+
 def _plane(axes: Axes, metrics: Metrics) -> None:
     """The path of (uniformity, alignment), dark at the end; both are better when lower."""
     _title(axes, "Alignment and uniformity", "alignment   (lower: pairs agree)")
@@ -273,12 +294,20 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 
 _LOSS_KEYS = r"(train|val)/(\w+_)?loss"
 _ANSWER_KEYS = r"val/answer_accuracy\w*"
+_GENERATED_KEYS = r"val/(caption_)?exact_match\w*"
+_MAX_CURVES = 10  # in one panel
 
 # For each picture its panels, each with the keys (a regular expression) that it needs at least one of.
 _FIGURES: dict[str, list[tuple[str, Panel]]] = {
     "loss": [
         (_LOSS_KEYS, _loss),
         (r"train/accuracy", _single("train/accuracy", "Accuracy within the batch", "share right", GREEN)),
+        (r"(train|val)/token_accuracy", _token_accuracy),
+        (r"val/perplexity", _single("val/perplexity", "Perplexity", "per token", PURPLE, noisy=False, log=True)),
+    ],
+    "answers": [
+        (_GENERATED_KEYS, _generated),
+        (r"val/bleu", _single("val/bleu", "BLEU of generated texts", "0 to 100", GREEN, noisy=False, zero=True)),
     ],
     "retrieval": [
         (r"val/image_to_text_r\d+", _recall("image_to_text", "Image to text")),

@@ -109,6 +109,18 @@ def nearest_answer(predicted: Tensor, answer_embeddings: Tensor, answers: Sequen
     return [row[0][0] for row in top_texts(predicted, answer_embeddings, answers, k=1)]
 
 
+def label_recall(predicted: Tensor, label_embeddings: Tensor, right: Sequence[int]) -> dict[int, float]:
+    """Zero-shot classification: the share of predictions with their right label among the nearest k, k as in RECALL_AT.
+
+    Args:
+        predicted: (Q, E), Q > 0.
+        label_embeddings: (G, E), one row for each of the G labels.
+        right: for each of the Q predictions the number of its label.
+    """
+    labels = torch.tensor(right, device=predicted.device)
+    return _recall(_image_to_text_ranks(_unit(predicted), _unit(label_embeddings), labels))
+
+
 def answer_accuracy(
     given: Sequence[str], expected: Sequence[str], question_types: Sequence[str] | None = None
 ) -> AnswerReport:

@@ -1,0 +1,98 @@
+"""Validation samples answered by generation: their numbers and their pictures.
+
+Shapes: N samples, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mamba3_jepa.data.sample import Source
+from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
+from mamba3_jepa.evaluation.answer_sheet import answer_sheet
+from mamba3_jepa.evaluation.generation import AnswerMetrics, answer_metrics
+from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
+
+_CARDS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Validation samples answered by generation.
+
+    index: their numbers in the source; questions: None for captions; nearest: for questions, the answer whose
+    embedding is nearest to the predicted one, which is what the decoder is given.
+    """
+
+    index: list[int]
+    questions: list[str | None]
+    expected: list[str]
+    generated: list[str]
+    nearest: list[str]
+
+    def metrics(self) -> AnswerMetrics:
+        """Of the generated texts."""
+        return answer_metrics(self.expected, self.generated, self.questions)
+
+    def nearest_metrics(self) -> AnswerMetrics:
+        """Of the nearest answers, for comparison."""
+        return answer_metrics(self.expected, self.nearest, self.questions)
+
+
+def nearest_texts(
+    predicted: Tensor, target: Tensor, expected: Sequence[str], questions: Sequence[str | None]
+) -> list[str]:
+    """For each of N samples the nearest of all answers to questions, or, for a caption, of all captions.
+
+    Args:
+        predicted, target: (N, E), the targets those of the N texts `expected`.
+    """
+    nearest = [""] * len(expected)
+    for is_question in (True, False):
+        chosen = [i for i, question in enumerate(questions) if (question is not None) == is_question]
+        if not chosen:
+            continue
+        _, first = distinct([expected[i] for i in chosen])
+        gallery = [chosen[i] for i in first]
+        found = nearest_answer(predicted[chosen], target[gallery], [expected[i] for i in gallery])
+        for i, text in zip(chosen, found, strict=True):
+            nearest[i] = text
+    return nearest
+
+
+def write_answer_pictures(answers: Answers, source: Source, folder: Path) -> list[Path]:
+    """answer_sheet.png, with more questions than captions on it, and plots/answers_by_type.png if there are questions.
+
+    Raises:
+        UserError: a picture cannot be written.
+    """
+    written = [write_answer_sheet(answers, source, folder / "answer_sheet.png")]
+    by_type = answers.metrics().by_type
+    if by_type:
+        path, other = folder / "plots" / "answers_by_type.png", answers.nearest_metrics().by_type
+        written.append(plot_answers_by_type(by_type, path, other=other, other_label="nearest validation answer"))
+    return written
+
+
+def write_answer_sheet(answers: Answers, source: Source, path: Path) -> Path:
+    """A few of the samples as cards, more questions than captions.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    asked = [i for i, question in enumerate(answers.questions) if question is not None]
+    captions = [i for i, question in enumerate(answers.questions) if question is None]
+    chosen = captions[: max(_CARDS // 3, _CARDS - len(asked))]
+    chosen += asked[: _CARDS - len(chosen)]
+    images = [source.sample(answers.index[i]).image for i in chosen]
+    return answer_sheet(
+        images=[None if image is None else image() for image in images],
+        questions=[answers.questions[i] for i in chosen],
+        expected=[answers.expected[i] for i in chosen],
+        generated=[answers.generated[i] for i in chosen],
+        path=path,
+    )

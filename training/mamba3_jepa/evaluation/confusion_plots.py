@@ -1,0 +1,167 @@
+"""PNG plots of phase 3: scores of each kind of confusion, ROC, reliability, and what injected knowledge does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
+from mamba3_jepa.evaluation.injection import InjectionReport, Rates
+from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
+
+_COLORS = {
+    "clear": BLUE,
+    "mismatched": ORANGE,
+    "unanswerable": PURPLE,
+    "corrupted": GREEN,
+    "given": INK,
+    "given_clear": GREY,
+}
+_LABELS = {"given": "labelled confused", "given_clear": "labelled not confused"}
+_FAINT = "#57606a"
+_HISTOGRAM_BINS = 40
+
+
+def plot_confusion(report: ConfusionReport, folder: Path) -> list[Path]:
+    """confusion_histograms.png, confusion_roc.png and confusion_reliability.png, as far as there is data for them.
+
+    Raises:
+        UserError: a picture cannot be written.
+    """
+    written = [_histograms(report, folder / "confusion_histograms.png")]
+    if report.rocs:
+        written.append(_roc(report, folder / "confusion_roc.png"))
+    if report.ece is not None:
+        written.append(_reliability(report, folder / "confusion_reliability.png"))
+    return written
+
+
+def plot_injection(report: InjectionReport, folder: Path) -> Path:
+    """injection.png: right answers before, after the right and after the wrong knowledge.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    groups: dict[str, Rates] = {"retrieved": report.retrieved}
+    if report.generated is not None:
+        groups["generated"] = report.generated
+    if len(report.by_kind) > 1:
+        groups |= {f"retrieved,\n{_name(kind)}": rates for kind, rates in report.by_kind.items()}
+    figure, (axes,) = _figure(1, (2.6 + 1.5 * len(groups), 4.2))
+    _title(axes, f"Right answers to {report.n_samples:,} confused samples", "", "share right")
+    series = (("before", "before", GREY), ("after", "right knowledge", GREEN), ("wrong", "wrong knowledge", ORANGE))
+    for number, (when, label, color) in enumerate(series):
+        for place, rates in enumerate(groups.values()):
+            value = getattr(rates, when)
+            if value is None:
+                continue
+            x = place + (number - 1) * 0.26
+            axes.bar(x, value, width=0.24, color=color, label=label if place == 0 else None)
+            axes.annotate(f"{value:.2f}", (x, value), ha="center", va="bottom", fontsize=8, color=INK)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(0, 1.08)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
+    return _save(figure, folder / "injection.png")
+
+
+def _histograms(report: ConfusionReport, path: Path) -> Path:
+    """One row for each kind, on one scale, with the threshold across all."""
+    kinds = [kind for kind in _COLORS if kind in report.scores]
+    figure, rows = _figure(len(kinds), (6.4, 0.9 + 1.25 * len(kinds)), columns=1)
+    edges = np.linspace(0, 1, _HISTOGRAM_BINS + 1)
+    threshold = report.calibration.threshold
+    for axes, kind in zip(rows, kinds, strict=True):
+        scores = report.scores[kind].numpy()
+        axes.hist(scores, bins=edges.tolist(), weights=np.full(len(scores), 1 / len(scores)), color=_COLORS[kind])
+        axes.axvline(threshold, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_title(f"{_name(kind)}   ({len(scores):,})", loc="left", fontsize=9, color=INK)
+        axes.set_xlim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if axes is not rows[-1]:
+            axes.set_xticklabels([])
+    rows[-1].set_xlabel(f"P(confused); dashed: the threshold, {threshold:.2f}", fontsize=9, color=_FAINT)
+    figure.suptitle("Confusion scores by kind", x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
+    return _save(figure, path)
+
+
+def _roc(report: ConfusionReport, path: Path) -> Path:
+    figure, (axes,) = _figure(1, (5.4, 5.2))
+    _title(axes, "Confused against clear samples", "clear samples taken for confused", "confused samples noticed")
+    axes.plot([0, 1], [0, 1], color="#c9ced6", linewidth=1.0)
+    for kind, curve in report.rocs.items():
+        label = f"{_name(kind)}   AUROC {curve.auroc:.3f}"
+        axes.plot(
+            curve.false_positive.numpy(), curve.true_positive.numpy(),
+            color=_COLORS.get(kind, GREY), linewidth=1.8, label=label,
+        )  # fmt: skip
+    _square(axes)
+    axes.legend(loc="lower right", fontsize=9, frameon=False, labelcolor=INK)
+    return _save(figure, path)
+
+
+def _reliability(report: ConfusionReport, path: Path) -> Path:
+    figure, panels = _figure(2, (9.6, 5.0))
+    series: Sequence[tuple[str, list[Bin], float | None]] = (
+        ("As trained", report.reliability_uncalibrated, report.ece_uncalibrated),
+        (f"Temperature {report.calibration.temperature:.2f}", report.reliability, report.ece),
+    )
+    for axes, (title, bins, error) in zip(panels, series, strict=True):
+        _title(axes, f"{title}: calibration error {error:.3f}", "P(confused)", "share confused")
+        axes.plot([0, 1], [0, 1], color="#c9ced6", linewidth=1.0)
+        total = sum(each.count for each in bins)
+        scores, shares = [each.score for each in bins], [each.confused for each in bins]
+        axes.plot(scores, shares, color=BLUE, linewidth=1.2)
+        axes.scatter(scores, shares, s=[20 + 400 * each.count / total for each in bins], color=BLUE, alpha=0.75)
+        _square(axes)
+    panels[0].annotate("size: samples in the bin", (0.03, 0.95), fontsize=8, color=_FAINT)
+    return _save(figure, path)
+
+
+def _figure(n_panels: int, size: tuple[float, float], columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    columns = columns or n_panels
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = []
+    for number in range(n_panels):
+        axes = figure.add_subplot(-(-n_panels // columns), columns, number + 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#b8bec6")
+        axes.tick_params(colors=_FAINT, labelsize=9)
+        axes.grid(color="#e6e8eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        panels.append(axes)
+    return figure, panels
+
+
+def _title(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel(xlabel, fontsize=9, color=_FAINT)
+    axes.set_ylabel(ylabel, fontsize=9, color=_FAINT)
+
+
+def _square(axes: Axes) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_aspect("equal")
+
+
+def _name(kind: str) -> str:
+    return _LABELS.get(kind, kind)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the plot: {error.strerror or error}") from error
+    return path

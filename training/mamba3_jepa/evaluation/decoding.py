@@ -1,0 +1,109 @@
+"""How well a Y-Decoder says the targets of frozen outputs: token by token when led, and left to itself.
+
+Shapes: N samples, B rows of them, E embedding width, La tokens of the longest target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.inference.settings import GenerationConfig
+from mamba3_jepa.models.generation import generate
+from mamba3_jepa.models.y_decoder import YDecoder
+
+
+class TokenScores(NamedTuple):
+    """Sums over the valid tokens of a batch: negative log-likelihood (nats, differentiable), how many had the
+    highest logit, and how many there are."""
+
+    nll: Tensor
+    right: Tensor
+    tokens: Tensor
+
+
+def score_tokens(decoder: YDecoder, embedding: Tensor, ids: Tensor, mask: Tensor) -> TokenScores:
+    """Teacher forcing: every token after bos, up to and including eos, is predicted from those before it.
+
+    Args:
+        embedding: (B, E).
+        ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
+    """
+    valid = mask[:, 1:]
+    logits = decoder(embedding, ids[:, :-1])[valid]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    expected = ids[:, 1:][valid]
+    nll = F.cross_entropy(logits, expected, reduction="sum")
+    return TokenScores(nll, (logits.argmax(-1) == expected).sum(), valid.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenReport:
+    """Teacher forcing over all valid tokens. loss: nats per token; accuracy: share in [0, 1]."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that is too large for a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @staticmethod
+    def of(sums: Iterable[tuple[float, int, int]]) -> TokenReport:
+        """From (nll, right, tokens) of several batches or processes."""
+        nll, right, tokens = (sum(column) for column in zip(*sums, strict=True))
+        return TokenReport(loss=nll / max(1, tokens), accuracy=right / max(1, tokens), tokens=int(tokens))
+
+
+@torch.no_grad()
+def sum_scores(
+    decoder: YDecoder, batches: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device | str
+) -> tuple[float, int, int]:
+    """(nll, right, tokens) of batches of (embedding, ids, mask)."""
+    nll, right, tokens = 0.0, 0, 0
+    for batch in batches:
+        scores = score_tokens(decoder, *(tensor.to(device) for tensor in batch))
+        nll += float(scores.nll)
+        right += int(scores.right)
+        tokens += int(scores.tokens)
+    return nll, right, tokens
+
+
+def generate_texts(
+    decoder: YDecoder,
+    tokenizer: TextTokenizer,
+    embedding: Tensor,
+    *,
+    max_tokens: int,
+    device: torch.device | str,
+    config: GenerationConfig | None = None,
+    batch_size: int = 256,
+) -> list[tuple[str, bool]]:
+    """What the decoder says of embeddings (N, E), greedily unless `config` says otherwise, and whether it came to
+    an end within `max_tokens`."""
+    texts = []
+    for rows in _slices(len(embedding), batch_size):
+        answers = generate(
+            decoder,
+            embedding[rows].to(device),
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            config=config or GenerationConfig(),
+            max_tokens=max_tokens,
+            rows=range(len(embedding))[rows],
+        )
+        texts += [(tokenizer.decode(answer.ids), answer.finished) for answer in answers]
+    return texts
+
+
+def _slices(length: int, size: int) -> Sequence[slice]:
+    return [slice(start, start + size) for start in range(0, length, size)]

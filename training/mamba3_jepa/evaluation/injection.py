@@ -1,0 +1,199 @@
+"""What injected knowledge does to samples the model is confused by: before, after, and with the wrong knowledge.
+
+Shapes: M confused samples with a right answer, D width of the pooled state, E embedding width, K length of a
+knowledge vector, G distinct texts to choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamba3_jepa.evaluation.decoding import generate_texts
+from mamba3_jepa.evaluation.generation import same_text
+from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+GENERATED_SAMPLES = 256  # of the M samples so many are also answered by generation
+_TOGETHER = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Shares of right answers in [0, 1] without knowledge, with the right one, and with the wrong one.
+
+    wrong is None where all samples have the same answer, so that there is no wrong one.
+    """
+
+    before: float
+    after: float
+    wrong: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectionReport:
+    """retrieved: the right answer's embedding is the nearest; generated: the Y-Decoder says it (None without one).
+
+    by_kind: retrieved, for each kind of confusion.
+    """
+
+    n_samples: int
+    n_generated: int
+    retrieved: Rates
+    generated: Rates | None
+    by_kind: dict[str, Rates]
+
+    def metrics(self, prefix: str = "val") -> dict[str, float]:
+        """`{prefix}/retrieved_{before,after,wrong}`, the same for `generated`, and `{prefix}/injected_samples`."""
+        values: dict[str, float] = {f"{prefix}/injected_samples": self.n_samples}
+        for name, rates in (("retrieved", self.retrieved), ("generated", self.generated)):
+            for when, rate in ({} if rates is None else vars(rates)).items():
+                if rate is not None:
+                    values[f"{prefix}/{name}_{when}"] = rate
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectionSamples:
+    """M confused samples, each with the answer that is right and the knowledge that should give it.
+
+    pooled (M, D), knowledge (M, K); expected: M right answers; kinds: M kinds of confusion; questions: M, None for
+    captions. texts: G distinct texts to choose from, with their embeddings (G, E); text_is_answer: G, whether to choose
+    it for questions or for captions.
+    """
+
+    pooled: Tensor
+    knowledge: Tensor
+    expected: list[str]
+    questions: list[str | None]
+    kinds: list[str]
+    texts: list[str]
+    text_embeddings: Tensor
+    text_is_answer: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.expected)
+
+
+def gallery(
+    targets: Sequence[str], embeddings: Tensor, questions: Sequence[str | None]
+) -> tuple[list[str], Tensor, list[bool]]:
+    """`texts`, `text_embeddings` and `text_is_answer` from N samples' targets with their embeddings (N, E)."""
+    keyed = [f"{question is not None}{text}" for text, question in zip(targets, questions, strict=True)]
+    _, first = distinct(keyed)
+    return [targets[i] for i in first], embeddings[first], [questions[i] is not None for i in first]
+
+
+class InjectionTrial:
+    """Tries a model's injector on the same samples again and again while it learns; what was before is kept."""
+
+    def __init__(self, samples: InjectionSamples) -> None:
+        """
+        Raises:
+            ValueError: there is no sample.
+        """
+        if not len(samples):
+            raise ValueError("injection needs at least one confused sample with a right answer")
+        self.samples = samples
+        # For each sample whose wrong knowledge it gets; its own number where there is none.
+        self._other = torch.tensor(other_answers(samples.expected, samples.questions))
+        self._spoken = torch.arange(len(samples))[:: -(-len(samples) // GENERATED_SAMPLES)]
+        self._before: tuple[Tensor, Tensor | None] | None = None
+
+    @torch.no_grad()
+    def run(self, model: Mamba3Jepa, device: torch.device | str) -> InjectionReport:
+        """The rates with the model's injector as it is now."""
+        if self._before is None:
+            self._before = self._right(model, self._embed(model, None, device), device)
+        before = self._before
+        after = self._right(model, self._embed(model, self.samples.knowledge, device), device)
+        wrong = self._right(model, self._embed(model, self.samples.knowledge[self._other], device), device)
+        has_wrong = self._other != torch.arange(len(self._other))
+        everything = torch.ones(len(self._other), dtype=torch.bool)
+        generated = None
+        if before[1] is not None and after[1] is not None and wrong[1] is not None:
+            rows = everything[self._spoken]
+            generated = _rates(before[1], after[1], wrong[1], rows, has_wrong[self._spoken])
+        kinds = self.samples.kinds
+        by_kind = {kind: torch.tensor([each == kind for each in kinds]) for kind in dict.fromkeys(kinds)}
+        return InjectionReport(
+            n_samples=len(self.samples),
+            n_generated=0 if generated is None else len(self._spoken),
+            retrieved=_rates(before[0], after[0], wrong[0], everything, has_wrong),
+            generated=generated,
+            by_kind={kind: _rates(before[0], after[0], wrong[0], rows, has_wrong) for kind, rows in by_kind.items()},
+        )
+
+    def _embed(self, model: Mamba3Jepa, knowledge: Tensor | None, device: torch.device | str) -> Tensor:
+        """Embeddings (M, E) predicted from the pooled states, with knowledge (M, K) added where it is given."""
+        if model.recursion is None:
+            raise ValueError("the model has no injector")
+        embeddings = []
+        for rows in torch.arange(len(self.samples)).split(_TOGETHER):
+            pooled = self.samples.pooled[rows].to(device)
+            if knowledge is not None:
+                pooled = model.recursion.injector(pooled, knowledge[rows].to(device))
+            embeddings.append(model.predictor.embed(pooled).float().cpu())
+        return torch.cat(embeddings)
+
+    def _right(self, model: Mamba3Jepa, embedding: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+        """Whether the right answer is retrieved (M,), and generated (of `_spoken`; None without decoder)."""
+        samples = self.samples
+        retrieved = torch.zeros(len(samples), dtype=torch.bool)
+        for is_question in (True, False):
+            rows = [i for i, question in enumerate(samples.questions) if (question is not None) == is_question]
+            choices = [i for i, is_answer in enumerate(samples.text_is_answer) if is_answer == is_question]
+            if rows:
+                found = nearest_answer(
+                    embedding[rows], samples.text_embeddings[choices], [samples.texts[i] for i in choices]
+                )
+                for row, text in zip(rows, found, strict=True):
+                    retrieved[row] = text == samples.expected[row]
+        if model.y_decoder is None:
+            return retrieved, None
+        said = generate_texts(
+            model.y_decoder,
+            model.tokenizer,
+            embedding[self._spoken],
+            max_tokens=model.config.max_answer_tokens - 1,  # bos is given
+            device=device,
+        )
+        expected = [samples.expected[i] for i in self._spoken.tolist()]
+        right = [same_text(text, given) for text, (given, _) in zip(expected, said, strict=True)]
+        return retrieved, torch.tensor(right)
+
+
+def other_answers(expected: Sequence[str], questions: Sequence[str | None], seed: int = 0) -> list[int]:
+    """For each of M samples the number of one with a different answer, to a question if it is one; itself if none is.
+
+    Drawn at random, each such sample as likely as any other.
+    """
+    dice = np.random.default_rng(seed)
+    labels = np.array(distinct(list(expected))[0])
+    is_question = np.array([question is not None for question in questions])
+    other = np.arange(len(expected))
+    for side in (True, False):
+        rows = np.flatnonzero(is_question == side)
+        # Sorted by answer, the samples with one answer lie together: skip over them and draw among the rest.
+        order = rows[np.argsort(labels[rows], kind="stable")]
+        values, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+        for start, count in zip(starts, counts, strict=True):
+            n_other = len(order) - count
+            if len(values) > 1:
+                drawn = dice.integers(0, n_other, count)
+                other[order[start : start + count]] = order[np.where(drawn < start, drawn, drawn + count)]
+    return [int(number) for number in other]
+
+
+def _rates(before: Tensor, after: Tensor, wrong: Tensor, rows: Tensor, has_wrong: Tensor) -> Rates:
+    """Shares over `rows` (M,) bool; those without wrong knowledge do not count in `wrong`."""
+    wrong_rows = rows & has_wrong
+    return Rates(
+        before=float(before[rows].double().mean()),
+        after=float(after[rows].double().mean()),
+        wrong=float(wrong[wrong_rows].double().mean()) if bool(wrong_rows.any()) else None,
+    )
