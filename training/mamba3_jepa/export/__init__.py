@@ -1,0 +1,1 @@
+"""Weights out of a checkpoint, for readers in any language, and the proof that they arrived."""

@@ -1,0 +1,227 @@
+"""What `mamba3-jepa export` does: a checkpoint's weights into a folder, all of it or nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.config import preset
+from mamba3_jepa.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.golden import write_golden
+from mamba3_jepa.export.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
+from mamba3_jepa.export.reader import load_exported, sha256
+from mamba3_jepa.export.settings import ExportSettings
+from mamba3_jepa.export.verify import Difference, compare, demand_equal
+from mamba3_jepa.export.writer import FORMAT, FORMAT_VERSION, write_component
+from mamba3_jepa.jsonfile import write_json
+from mamba3_jepa.models.mamba3 import Mamba3
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+logger = logging.getLogger(__name__)
+
+_CONFIG, _TOKENIZER, _GOLDEN = "config.json", "tokenizer.json", "golden"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedFile:
+    """One file of weights: how many tensors and numbers it holds, and its size in bytes."""
+
+    path: Path
+    tensors: int
+    parameters: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        files: the files of weights.
+        golden: the golden files, if any.
+        removed: files of an earlier export that were in the folder and do not belong to this one.
+        differences: what `--verify` found, if it was asked for.
+    """
+
+    files: list[ExportedFile]
+    golden: list[Path] = field(default_factory=list)
+    removed: list[Path] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+
+
+def export_weights(settings: ExportSettings) -> ExportReport:
+    """Export a checkpoint.
+
+    Everything is written, flushed and verified in a temporary folder first, and moved into place when all of it is
+    there; `config.json`, which holds the digest of every file, comes last.
+
+    Raises:
+        UserError: the checkpoint cannot be read or is of an earlier phase, a tensor does not fit the type, a file
+            cannot be written, or the written files do not give the checkpoint's outputs; the folder is then as it was.
+    """
+    checkpoint = load_checkpoint(settings.checkpoint)
+    phase = _phase(settings, checkpoint)
+    demand_all_mapped(checkpoint.model, str(settings.checkpoint))
+    model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint))
+    components = phase_components(checkpoint.config, phase)
+    written: list[Component] = [*components, "x_encoder"] if settings.x_encoder else components
+    _say_what_is_not_there(settings, checkpoint)
+    with _staging(settings.output) as staging:
+        tensors = {}
+        for component in written:
+            path = staging / f"{component}.safetensors"
+            tensors[component] = write_component(model, component, path, phase=phase, dtype=settings.dtype)
+        _write_text(staging / _TOKENIZER, checkpoint.tokenizer)
+        files = {path.name: _entry(path) for path in sorted(staging.glob("*.safetensors"))}
+        write_json(staging / _CONFIG, _config(model, checkpoint, settings, phase, files))
+        differences: list[Difference] = []
+        golden: list[Path] = []
+        if settings.verify or settings.golden:
+            reloaded = load_exported(staging, x_encoder=None if settings.x_encoder else model.x_encoder)
+            if settings.verify:
+                differences = compare(model, reloaded, settings.dtype)
+                demand_equal(differences)
+            if settings.golden:
+                golden = write_golden(reloaded, components, staging / _GOLDEN, phase=phase, dtype=settings.dtype)
+        golden_names = [path.name for path in golden]
+        removed = _publish(staging, settings.output, [*files, _TOKENIZER], golden_names)
+    for path in removed:
+        logger.info("removed %s: it belonged to an earlier export", path)
+    return ExportReport(
+        files=[_exported_file(settings.output / f"{name}.safetensors", held) for name, held in tensors.items()],
+        golden=[settings.output / _GOLDEN / name for name in golden_names],
+        removed=removed,
+        differences=differences,
+    )
+
+
+def _phase(settings: ExportSettings, checkpoint: Checkpoint) -> int:
+    phase = checkpoint.phase if settings.phase is None else settings.phase
+    if phase > checkpoint.phase:
+        script = {2: "train_decoder.py", 3: "train_agent.py"}[phase]
+        raise UserError(
+            f"{settings.checkpoint} is a phase {checkpoint.phase} checkpoint: --phase {phase} needs one of phase "
+            f"{phase}, which {script} writes"
+        )
+    return phase
+
+
+def _say_what_is_not_there(settings: ExportSettings, checkpoint: Checkpoint) -> None:
+    if not checkpoint.config.angn.enabled:
+        logger.info("ANGN is off in this model: there is no angn.safetensors")
+    if settings.x_encoder:
+        return
+    if _random_x_encoder(checkpoint):
+        logger.warning(
+            "this model's X-Encoder has random weights that are in no other file: without --x-encoder the exported "
+            "weights cannot be used with images"
+        )
+    else:
+        logger.info("the X-Encoder is V-JEPA 2's own file and was not exported; --x-encoder writes it too")
+
+
+def _random_x_encoder(checkpoint: Checkpoint) -> bool:
+    """Phase 1 says whether there was a file; later phases only know whether the shape is one that has no file."""
+    if "vit_checkpoint" in checkpoint.run:
+        return checkpoint.run["vit_checkpoint"] is None
+    config = checkpoint.config
+    return config.preset != "small" and config.vision == preset(config.preset).vision
+
+
+def _config(
+    model: Mamba3Jepa, checkpoint: Checkpoint, settings: ExportSettings, phase: int, files: dict[str, Any]
+) -> dict[str, Any]:
+    """`config.json`: everything a reader needs besides the tensors and the tokenizer."""
+    config, tokenizer = model.config, model.tokenizer
+    layer = cast(Mamba3, model.predictor.backbone.layers[0])
+    constants = {"norm_eps": model.predictor.backbone.final_norm.eps, "A_floor": layer.A_floor}
+    if model.recursion is not None:
+        constants["layer_norm_eps"] = model.recursion.confusion_probe.norm.eps
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "phase": phase,
+        "dtype": settings.dtype,
+        "files": files,
+        "model": config.to_dict(),
+        "knowledge_dim": config.knowledge_dim,
+        "tokens": {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id},
+        "image": {
+            "size": config.vision.image_size, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
+            "resize": "centre square, then bicubic with antialiasing",
+        },
+        "constants": constants,
+        "data": {name: checkpoint.data[name] for name in ("source", "synthetic") if name in checkpoint.data},
+        "metrics": checkpoint.metrics,
+    }  # fmt: skip
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _exported_file(path: Path, tensors: dict[str, Tensor]) -> ExportedFile:
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return ExportedFile(path=path, tensors=len(tensors), parameters=parameters, size=path.stat().st_size)
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A temporary folder in `output`, on the same disk, gone afterwards; so is `output` if nothing came into it."""
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=output))
+    except OSError as error:
+        raise UserError(f"cannot write to the export folder {output}: {error.strerror}") from error
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in missing:  # those this call made, innermost first
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _publish(staging: Path, output: Path, names: list[str], golden: list[str]) -> list[Path]:
+    """Move the files from `staging` into `output`; returns what an earlier export had left there and is now gone.
+
+    The old config.json goes first and the new one comes last: a reader that looks in between finds none.
+    """
+    try:
+        (output / _CONFIG).unlink(missing_ok=True)
+        for name in names:
+            os.replace(staging / name, output / name)
+        if golden:
+            (output / _GOLDEN).mkdir(exist_ok=True)
+        for name in golden:
+            os.replace(staging / _GOLDEN / name, output / _GOLDEN / name)
+        removed = []
+        for component in COMPONENTS:
+            name = f"{component}.safetensors"
+            for path, keep in ((output / name, names), (output / _GOLDEN / name, golden)):
+                if name not in keep and path.is_file():
+                    path.unlink()
+                    removed.append(path)
+        os.replace(staging / _CONFIG, output / _CONFIG)
+    except OSError as error:
+        raise UserError(f"cannot move the exported files into {output}: {error.strerror}") from error
+    return removed

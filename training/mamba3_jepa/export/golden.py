@@ -1,0 +1,233 @@
+"""Golden inputs and outputs of every component, for implementations in other languages to test against.
+
+They are computed by the model that the exported files give, in float32, so that whoever reads the same files and
+computes in float32 gets the same numbers up to rounding, whatever type the weights are stored in. Tensors are F32, I64
+(ids) and U8 (masks: 1 is valid); the header's metadata describes each of them.
+
+Shape letters: B samples, Nv visual tokens, Nq query tokens, L tokens, D model width, E embedding width, V vocabulary, H
+heads, P head size, N state size, R ranks, S rotated pairs, T traced tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mamba3_jepa.export.key_map import Component
+from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
+from mamba3_jepa.export.probe import Probe, golden_probe, knowledge_vectors
+from mamba3_jepa.export.safetensors_file import write_safetensors
+from mamba3_jepa.export.settings import DtypeName
+from mamba3_jepa.export.writer import FORMAT_VERSION
+from mamba3_jepa.inference.settings import GenerationConfig
+from mamba3_jepa.models.generation import generate
+from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
+from mamba3_jepa.models.pooling import masked_mean
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+GOLDEN_FORMAT = "mamba3-jepa-golden"
+TRACED = 4
+
+PREVIOUS_SCORE = 0.25  # what the smoothed confusion score of the golden files continues from
+
+
+class Golden:
+    """The tensors of one golden file, each with a description."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.descriptions: dict[str, str] = {}
+
+    def add(self, name: str, tensor: Tensor, description: str) -> Tensor:
+        """Record `tensor`; booleans become U8, which every reader knows."""
+        stored = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+        self.tensors[name] = stored.detach().clone()
+        self.descriptions[name] = description
+        return tensor
+
+    def add_all(self, prefix: str, tensors: dict[str, Tensor], description: str) -> None:
+        """Record several under `prefix`."""
+        for name, tensor in tensors.items():
+            self.add(f"{prefix}.{name}", tensor, description)
+
+
+def write_golden(
+    model: Mamba3Jepa, components: list[Component], folder: Path, *, phase: int, dtype: DtypeName
+) -> list[Path]:
+    """Write `<component>.safetensors` for each component, and for the X-Encoder, into `folder`.
+
+    Args:
+        model: the model read back from the exported files.
+        components: what was exported.
+        folder: made if need be.
+        phase: the export's phase.
+        dtype: the export's type.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    probe = golden_probe(model)
+    makers: dict[str, Callable[[Mamba3Jepa, Probe, Golden], None]] = {
+        "x_encoder": _x_encoder, "predictor": _predictor, "y_encoder": _y_encoder, "angn": _angn,
+        "y_decoder": _y_decoder, "recursion": _recursion,
+    }  # fmt: skip
+    paths = []
+    for component in dict.fromkeys(["x_encoder", *components]):
+        golden = Golden()
+        with torch.inference_mode():
+            makers[component](model, probe, golden)
+        metadata = {
+            "format": GOLDEN_FORMAT, "format_version": str(FORMAT_VERSION), "component": component,
+            "phase": str(phase), "dtype": dtype, "questions": json.dumps(probe.questions),
+            "texts": json.dumps(probe.texts), "tensors": json.dumps(golden.descriptions),
+        }  # fmt: skip
+        path = folder / f"{component}.safetensors"
+        write_safetensors(path, golden.tensors, metadata)
+        paths.append(path)
+    return paths
+
+
+def _x_encoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    golden.add("image_u8", probe.image_u8, "(1, 3, S, S) the picture, RGB")
+    pixels = golden.add("pixels", probe.pixels, "(1, 3, S, S) (image_u8 / 255 - mean) / std of config.json")
+    golden.add(
+        "visual_tokens", model.x_encoder(pixels), "(1, Nv, vision width) of the picture seen as two equal frames"
+    )
+
+
+def _predictor(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    add, predictor = golden.add, model.predictor
+    visual = add(
+        "visual_tokens",
+        model.encode_images(probe.pixels, probe.has_image),
+        "(B, Nv, vision width); zeros for the sample without image",
+    )
+    has_image = add("has_image", probe.has_image, "(B,)")
+    ids = add("query_ids", probe.query_ids, "(B, Nq) token ids of the questions, padded on the right")
+    query_mask = add("query_mask", probe.query_mask, "(B, Nq)")
+    query = add("query_tokens", model.y_encoder.embed_tokens(ids), "(B, Nq, .) rows of y_encoder.embedding.weight")
+    tokens, mask = predictor._sequence(visual, has_image, query, query_mask)
+    add("sequence", tokens, "(B, L, D) projected: [visual ; query] with an image, [query ; unused] without")
+    add("mask", mask, "(B, L) positions that are pooled")
+    with captured(predictor.backbone) as inner:
+        embedding, pooled = model.predict(visual, has_image, ids, query_mask)
+    _add_layers(golden, inner, predictor.backbone, "after its gate, if there is ANGN")
+    add("pooled", pooled, "(B, D) mean of hidden over mask")
+    add("embedding", embedding, "(B, E) pred_head(pooled) divided by its length")
+
+
+def _y_encoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    add, encoder = golden.add, model.y_encoder
+    ids = add("ids", probe.text_ids, "(B, L) token ids: bos, text, eos, pad")
+    mask = add("mask", probe.text_mask, "(B, L)")
+    tokens = add("tokens", encoder.embed_tokens(ids), "(B, L, D) rows of the embedding")
+    with captured(encoder.backbone) as inner:
+        embedding = encoder(ids, mask)
+    _add_layers(golden, inner, encoder.backbone, "nothing is done before the norm")
+    add("pooled", masked_mean(inner["hidden"], mask), "(B, D) mean of hidden over mask")
+    add("embedding", embedding, "(B, E) projection(pooled) divided by its length")
+    steps, _ = trace_steps(encoder.backbone, tokens[0])
+    golden.add_all("step", steps, "(L, D) sample 0 one token at a time: residual stream after the layer; final norm")
+
+
+def _angn(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    assert model.angn is not None
+    rows: list[tuple[Tensor, Tensor]] = []
+    handle = model.angn.register_forward_hook(
+        lambda _, arguments, output: rows.append((arguments[1][0, :TRACED], output[0, :TRACED]))
+    )
+    try:
+        visual_tokens = model.encode_images(probe.pixels, probe.has_image)
+        model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask)
+    finally:
+        handle.remove()
+    for i, (before, after) in enumerate(rows):
+        golden.add(f"gates.{i}.input", before, "(T, D) residual stream before the layer, in a real prediction")
+        golden.add(f"gates.{i}.output", after, "(T, D) input * sigmoid(weight * input + bias)")
+
+
+def _y_decoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    assert model.y_decoder is not None
+    add, decoder, tokenizer = golden.add, model.y_decoder, model.tokenizer
+    visual_tokens = model.encode_images(probe.pixels, probe.has_image)
+    predicted = model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask).embedding
+    embedding = add("embedding", predicted, "(B, E) predicted embeddings, what the decoder speaks")
+    prefix = add("prefix", decoder._prefix(embedding), "(B, prefix_tokens, D) embed_to_prefix(embedding), reshaped")
+    length = int(probe.text_mask[0].sum()) - 1
+    ids = add("ids", probe.text_ids[:1, :length], "(1, L) bos and the tokens of the answer to sample 0, without eos")
+    add("logits", decoder(embedding[:1], ids), "(1, L, V) for sample 0; position t predicts the token after ids[:, t]")
+    state = decoder.prefill(embedding[:1])
+    for i, layer_state in enumerate(state):
+        golden.add_all(
+            f"prefill.{i}", layer_state._asdict(), "state of the layer after the prefix of sample 0, as in layer0.state"
+        )
+    stepped = []
+    for t in range(length):
+        step_logits, state = decoder.step(ids[:, t], state)
+        stepped.append(step_logits[0])
+    add("step.logits", torch.stack(stepped), "(L, V) the same logits, one token at a time after the prefill")
+    whole = torch.cat([prefix[0], decoder.embedding(ids[0])])
+    steps, _ = trace_steps(decoder.backbone, whole)
+    golden.add_all(
+        "step", steps, "(prefix_tokens + L, D) residual stream after the layer, a token at a time; final norm"
+    )
+    _add_layer0(golden, decoder.backbone, whole)
+    for b, answer in enumerate(
+        generate(
+            decoder,
+            embedding,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            config=GenerationConfig(),
+            max_tokens=model.config.max_answer_tokens - 1,
+        )
+    ):
+        generated = torch.tensor(answer.ids, dtype=torch.int64)
+        add(
+            f"greedy_ids.{b}",
+            generated,
+            "tokens decoded greedily from the embedding of this sample, without bos and eos",
+        )
+
+
+def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    assert model.recursion is not None
+    add, monitor, injector = golden.add, model.recursion.confusion_probe, model.recursion.injector
+    visual_tokens = model.encode_images(probe.pixels, probe.has_image)
+    predicted = model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask)
+    pooled = add("pooled", predicted.pooled, "(B, D) pooled states of the predictor")
+    add("normed", monitor.norm(pooled), "(B, D) LayerNorm with weight and bias, eps of config.json")
+    add("logit", monitor(pooled), "(B,) linear(silu(hidden(normed)))")
+    score = add("score", monitor.score(pooled), "(B,) P(confused) = sigmoid(logit / temperature)")
+    previous = add("previous_score", torch.full_like(score, PREVIOUS_SCORE), "(B,) the smoothed score so far")
+    add("smoothed_score", monitor.smooth(score, previous), "(B,) ema_decay * previous + (1 - ema_decay) * score")
+    text_embedding = model.y_encoder(probe.text_ids, probe.text_mask)
+    knowledge = add("knowledge", knowledge_vectors(model, text_embedding), "(B, K) knowledge vectors")
+    injected = add("injected", injector(pooled, knowledge), "(B, D) pooled + projection(knowledge)")
+    add("embedding", predicted.embedding, "(B, E) predicted from pooled")
+    add("embedding_injected", model.predictor.embed(injected), "(B, E) predicted from injected")
+
+
+def _add_layers(golden: Golden, inner: dict[str, Tensor], backbone: Mamba3Backbone, before: str) -> None:
+    """The inside of a whole pass, and one layer in detail."""
+    for name, tensor in inner.items():
+        kind = name.rpartition(".")[2]
+        description = {
+            "input": f"(B, L, D) residual stream into the layer's norm, {before}",
+            "mixer_output": "(B, L, D) what the Mamba-3 layer adds to it",
+            "hidden": "(B, L, D) after the final norm",
+        }[kind]
+        golden.add(name, tensor, description)
+    _add_layer0(golden, backbone, inner["layers.0.input"][0])
+
+
+def _add_layer0(golden: Golden, backbone: Mamba3Backbone, stream_ld: Tensor) -> None:
+    """Layer 0 on the first tokens of a residual stream (L, D)."""
+    tokens = backbone.norms[0](stream_ld[:TRACED])
+    for name, (tensor, description) in trace_layer(cast(Mamba3, backbone.layers[0]), tokens).items():
+        golden.add(f"layer0.{name}", tensor, f"layer 0 on the first tokens of sample 0: {description}")

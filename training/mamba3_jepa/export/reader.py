@@ -1,0 +1,172 @@
+"""An exported folder back into a model: every key, shape, type and digest must be what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.key_map import model_tensors, phase_components
+from mamba3_jepa.export.settings import DtypeName
+from mamba3_jepa.export.writer import FORMAT, FORMAT_VERSION, stored_dtype
+from mamba3_jepa.models.state import load_state
+from mamba3_jepa.models.vit import VisionEncoder
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+_KEYS = ("format", "format_version", "phase", "dtype", "files", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedConfig:
+    """What `config.json` of an export says.
+
+    Attributes:
+        phase: the phase it was exported as.
+        dtype: type of its large tensors.
+        config: the model's configuration.
+        digests: SHA-256 in hex of each component's file, by component.
+    """
+
+    phase: int
+    dtype: DtypeName
+    config: ModelConfig
+    digests: dict[str, str]
+
+
+def load_exported(
+    folder: str | Path, x_encoder: VisionEncoder | None = None, device: torch.device | str = "cpu"
+) -> Mamba3Jepa:
+    """The model of an exported folder, in eval mode, in float32 whatever type the files have.
+
+    Args:
+        folder: what `mamba3-jepa export` wrote.
+        x_encoder: the frozen vision encoder; by default the folder's own x_encoder.safetensors.
+        device: where to put the model.
+
+    Raises:
+        UserError: a file is missing, damaged or changed since the export, a key, shape or type is not the expected one,
+            or there is no X-Encoder.
+    """
+    folder = Path(folder)
+    exported = read_config(folder)
+    components = [*phase_components(exported.config, exported.phase)]
+    if x_encoder is None:
+        if "x_encoder" not in exported.digests:
+            raise UserError(
+                f"{folder} holds no x_encoder.safetensors: give load_exported the X-Encoder "
+                "(VisionEncoder.from_checkpoint reads V-JEPA 2's own file), or export with --x-encoder"
+            )
+        components.append("x_encoder")
+    state: dict[str, Tensor] = {}
+    for component in components:
+        state |= read_component(folder, component, exported)
+    tokenizer_file = folder / "tokenizer.json"
+    model = Mamba3Jepa(
+        exported.config,
+        TextTokenizer.from_file(tokenizer_file),
+        x_encoder=VisionEncoder.empty(exported.config.vision) if x_encoder is None else x_encoder,
+        with_decoder="y_decoder" in components,
+        with_recursion="recursion" in components,
+    )
+    if x_encoder is not None:
+        state |= {f"x_encoder.{name}": tensor for name, tensor in x_encoder.state_dict().items()}
+    load_state(model, state, source=str(folder))
+    return model.eval().to(device)
+
+
+def read_config(folder: Path) -> ExportedConfig:
+    """`config.json` of an exported folder.
+
+    Raises:
+        UserError: it is missing, is not one of ours, or lists other components than its phase has.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file; expected a folder that `mamba3-jepa export` wrote") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not set(_KEYS) <= set(values):
+        raise UserError(f"{path} is not the config.json of a Mamba3-JEPA export: it needs {', '.join(_KEYS)}")
+    if values["format_version"] != FORMAT_VERSION:
+        raise UserError(f"{path} has export format {values['format_version']}; this version reads {FORMAT_VERSION}")
+    config = ModelConfig.from_dict(values["model"], source=str(path))
+    digests = {name.removesuffix(".safetensors"): entry["sha256"] for name, entry in values["files"].items()}
+    expected = set(phase_components(config, values["phase"]))
+    if set(digests) - {"x_encoder"} != expected:
+        raise UserError(
+            f"{path}: an export of phase {values['phase']} has {', '.join(sorted(expected))}; "
+            f"this one lists {', '.join(sorted(digests))}"
+        )
+    return ExportedConfig(phase=values["phase"], dtype=values["dtype"], config=config, digests=digests)
+
+
+def read_component(folder: Path, component: str, exported: ExportedConfig) -> dict[str, Tensor]:
+    """The tensors of one component under the names of the model's state dict.
+
+    Raises:
+        UserError: the file is missing, damaged, of another model or format, or differs from what was exported.
+    """
+    path = folder / f"{component}.safetensors"
+    with opened(path) as file:
+        _check_metadata(path, component, file.metadata() or {}, exported)
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    named = model_tensors(tensors, component, exported.config, source=str(path))
+    for key, tensor in tensors.items():
+        expected = stored_dtype(key, tensor.dim(), exported.dtype)
+        if tensor.dtype != expected:
+            raise UserError(f"{path}: {key}: expected {expected}, found {tensor.dtype}")
+    if sha256(path) != exported.digests[component]:
+        raise UserError(f"{path} has changed since the export: its SHA-256 is not the one in config.json")
+    return named
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading as torch tensors.
+
+    Raises:
+        UserError: it is missing, damaged, or cut short.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file, or was cut short: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file in hex, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_metadata(path: Path, component: str, metadata: dict[str, str], exported: ExportedConfig) -> None:
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not a file of a Mamba3-JEPA export: its metadata names no format {FORMAT!r}")
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise UserError(
+            f"{path} has export format {metadata.get('format_version')}; this version reads {FORMAT_VERSION}"
+        )
+    if metadata.get("component") != component:
+        raise UserError(f"{path} holds {metadata.get('component')!r}, not {component!r}")
+    config = ModelConfig.from_dict(json.loads(metadata.get("config", "null")), source=f"{path}: metadata")
+    if config != exported.config:
+        raise UserError(f"{path} belongs to another model: its configuration differs from config.json's")

@@ -1,0 +1,73 @@
+"""safetensors files, written whole or not at all, the same bytes for the same tensors.
+
+The library's own writer orders the metadata at random and reports a full disk only by text; the format is simple
+enough to be written here (https://github.com/huggingface/safetensors#format). Reading is the library's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mamba3_jepa.errors import UserError
+
+_ALIGNMENT = 8
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
+}  # fmt: skip
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What the header of a file calls `dtype`; types that readers in other languages lack (bool) have no name."""
+    return _DTYPES[dtype]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` to a temporary file beside `path`, flush it to the disk, rename it; makes the folder if need be.
+
+    Wide types come first, then by name, so that every tensor is aligned.
+
+    Raises:
+        UserError: the file cannot be written; what was at `path` is unchanged.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_header(order, tensors, metadata))
+                for name in order:
+                    content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                    file.write(content.numpy().data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _header(order: list[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name in order:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text

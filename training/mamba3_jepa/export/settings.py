@@ -1,0 +1,41 @@
+"""Settings of `mamba3-jepa export`. Free of torch, so that --help answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+DtypeName = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What to export, and where to."""
+
+    checkpoint: Path
+    """A checkpoint of any phase."""
+    output: Path = Path("weights")
+    """Folder for the .safetensors files, config.json and tokenizer.json."""
+    phase: Annotated[Literal[1, 2, 3] | None, tyro.conf.arg(metavar="{1,2,3}")] = None
+    """1: predictor, y_encoder, angn; 2: and y_decoder; 3: and recursion. Default: the checkpoint's phase."""
+    dtype: DtypeName = "float32"
+    """Type of the weights of linear maps and embeddings; everything small stays float32."""
+    x_encoder: bool = False
+    """Also write the frozen X-Encoder, needed where its weights are random instead of V-JEPA 2's own."""
+    verify: bool = False
+    """Reload the files into a fresh model and compare its outputs with the checkpoint's."""
+    golden: bool = False
+    """Also write golden/*.safetensors: inputs and outputs of every component, for other implementations to test by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings:
+    """What to look into."""
+
+    file: tyro.conf.Positional[Path]
+    """A checkpoint (.pt) or any safetensors file."""
+    json: bool = False
+    """Print everything as JSON."""

@@ -1,0 +1,442 @@
+"""Export: what is written, that it is strict both ways, and that a reader without this code gets the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mamba3_jepa.checkpoint import Checkpoint, save_checkpoint
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.config import AngnConfig, RecursionConfig, preset
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.export import exporter
+from mamba3_jepa.export.exporter import ExportReport, export_weights
+from mamba3_jepa.export.key_map import COMPONENTS, exported_tensors, key_map, model_tensors
+from mamba3_jepa.export.mapping_doc import mapping_document
+from mamba3_jepa.export.reader import load_exported
+from mamba3_jepa.export.settings import ExportSettings
+from mamba3_jepa.export.verify import compare, demand_equal
+from mamba3_jepa.export.writer import write_component
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+QUESTIONS = ["what color is the circle?", "is there a red square?"]
+
+
+def build(angn: bool = True, **changes: Any) -> Mamba3Jepa:
+    """A tiny model away from its initial values, where gates, biases and the injector do nothing."""
+    torch.manual_seed(0)
+    tokenizer = TextTokenizer.train([*QUESTIONS, "a small red circle"], vocab_size=300)
+    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, angn=AngnConfig(enabled=angn), **changes)
+    model = Mamba3Jepa(config, tokenizer, with_decoder=True, with_recursion=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.recursion.confusion_probe.temperature.fill_(1.7)  # type: ignore[union-attr]
+    return model.eval()
+
+
+def save(model: Mamba3Jepa, path: Path, phase: int) -> Path:
+    later = {1: ("y_decoder.", "recursion."), 2: ("recursion.",), 3: ()}[phase]
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(later)}
+    run = {"seed": 0, "vit_checkpoint": None}
+    checkpoint = Checkpoint(
+        phase=phase, config=model.config, model=state, tokenizer=model.tokenizer.to_json(), run=run,
+        data={"source": "synthetic scenes", "synthetic": True, "train_samples": 3}, metrics={"val/loss": 0.5},
+    )  # fmt: skip
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> Mamba3Jepa:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(model: Mamba3Jepa, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {phase: save(model, folder / f"phase{phase}.pt", phase) for phase in (1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoints: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole export, never changed by a test."""
+    folder = tmp_path_factory.mktemp("exported") / "weights"
+    export(checkpoints[3], folder, x_encoder=True, golden=True, verify=True)
+    return folder
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    """One that a test may damage."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def export(checkpoint: Path, output: Path, **settings: Any) -> ExportReport:
+    return export_weights(ExportSettings(checkpoint=checkpoint, output=output, **settings))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- the keys ---
+
+
+def test_the_keys_the_design_names() -> None:
+    config = preset("small").replace(angn=AngnConfig(enabled=True))
+    keys = [key for component in COMPONENTS for key in key_map(component, config)]
+    assert len(keys) == len(set(keys))
+    for key in ("predictor.layers.11.in_proj.weight", "predictor.norms.0.weight", "predictor.final_norm.weight",
+                "angn.gates.11.weight", "recursion.confusion_probe.linear.weight",
+                "recursion.injector.projection.weight"):  # fmt: skip
+        assert key in keys
+    assert not any("backbone" in key for key in keys)
+    assert key_map("predictor", config)["predictor.layers.3.D"] == "predictor.backbone.layers.3.D"
+
+
+def test_every_tensor_of_a_model_has_one_key() -> None:
+    """Also of models with ranks and output norms, which no preset has."""
+    tiny = preset("tiny")
+    layer = dataclasses.replace(tiny.predictor.layer, is_mimo=True, mimo_rank=2, is_outproj_norm=True)
+    mimo = {"predictor": dataclasses.replace(tiny.predictor, layer=layer)}
+    for model in (build(), build(**mimo)):
+        names = [name for component in COMPONENTS for name in key_map(component, model.config).values()]
+        assert sorted(names) == sorted(model.state_dict())
+
+
+def test_unmapped_and_missing_tensors_are_errors(model: Mamba3Jepa) -> None:
+    state = dict(model.state_dict())
+    state["predictor.backbone.layers.0.new"] = torch.ones(1)
+    with pytest.raises(UserError, match=r"here: predictor: not in the key map: predictor\.backbone\.layers\.0\.new"):
+        exported_tensors(state, "predictor", model.config, "here")
+    state = dict(model.state_dict())
+    del state["y_decoder.lm_head.weight"]
+    with pytest.raises(UserError, match=r"missing from the model: y_decoder\.lm_head\.weight"):
+        exported_tensors(state, "y_decoder", model.config, "here")
+    with pytest.raises(UserError, match="no component 'decoder'"):
+        key_map("decoder", model.config)
+    keys = exported_tensors(model.state_dict(), "angn", model.config, "here")
+    back = model_tensors(keys, "angn", model.config, "here")
+    assert all(back[name] is keys[name] for name in back)
+    with pytest.raises(UserError, match=r"missing from the file: angn\.gates\.0\.bias"):
+        model_tensors({key: keys[key] for key in keys if key != "angn.gates.0.bias"}, "angn", model.config, "here")
+
+
+def test_a_part_the_model_lacks_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the model has no angn"):
+        write_component(build(angn=False), "angn", tmp_path / "angn.safetensors", phase=1)
+
+
+# --- the files ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_library_reads_what_was_written(model: Mamba3Jepa, tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "recursion.safetensors"
+    write_component(model, "recursion", path, phase=3, dtype=dtype)  # type: ignore[arg-type]
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    assert {name: metadata[name] for name in ("format", "format_version", "component", "phase", "dtype")} == {
+        "format": "mamba3-jepa", "format_version": "1", "component": "recursion", "phase": "3", "dtype": dtype,
+    }  # fmt: skip
+    assert json.loads(metadata["config"]) == model.config.to_dict()
+    state = model.state_dict()
+    assert set(tensors) == {name for name in state if name.startswith("recursion.")}
+    for name, tensor in tensors.items():
+        matrix = name.endswith((".hidden.weight", ".linear.weight", ".projection.weight"))
+        assert tensor.dtype == (getattr(torch, dtype) if matrix else torch.float32), name
+        assert torch.equal(tensor, state[name].to(tensor.dtype)), name
+    assert [item.name for item in tmp_path.iterdir()] == ["recursion.safetensors"]
+
+
+def test_the_same_weights_give_the_same_bytes(model: Mamba3Jepa, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_component(model, "predictor", tmp_path / name, phase=1)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_phases_add_up(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    first, second = {"predictor", "y_encoder", "angn"}, {"predictor", "y_encoder", "angn", "y_decoder"}
+    for checkpoint_phase, phase, expected in ((1, None, first), (3, 1, first), (2, 2, second), (3, 2, second),
+                                              (3, None, second | {"recursion"})):  # fmt: skip
+        folder = tmp_path / f"{checkpoint_phase}-{phase}"
+        report = export(checkpoints[checkpoint_phase], folder, phase=phase)
+        names = {f"{name}.safetensors" for name in expected}
+        assert {path.name for path in folder.iterdir()} == names | {"config.json", "tokenizer.json"}
+        assert {file.path.name for file in report.files} == names
+    with pytest.raises(UserError, match=r"phase 1 checkpoint: --phase 3 needs one of phase 3, which train_agent\.py"):
+        export(checkpoints[1], tmp_path / "none", phase=3)
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_gates_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    report = export(save(build(angn=False), tmp_path / "c.pt", 1), tmp_path / "out")
+    assert [file.path.name for file in report.files] == ["predictor.safetensors", "y_encoder.safetensors"]
+    assert "ANGN is off" in caplog.text
+    assert "X-Encoder has random weights" in caplog.text
+
+
+def test_what_an_earlier_export_left_is_removed(checkpoints: dict[int, Path], copy: Path) -> None:
+    (copy / "notes.txt").write_text("mine")
+    report = export(checkpoints[1], copy, phase=1)
+    gone = {"y_decoder.safetensors", "recursion.safetensors", "x_encoder.safetensors"}
+    assert {path.name for path in report.removed if path.parent == copy} == gone
+    assert {path.name for path in copy.iterdir() if path.is_file()} == {
+        "predictor.safetensors", "y_encoder.safetensors", "angn.safetensors", "config.json", "tokenizer.json",
+        "notes.txt",
+    }  # fmt: skip
+    assert list((copy / "golden").iterdir()) == []  # they belonged to other weights
+
+
+def test_config_json_says_what_a_reader_needs(exported: Path, model: Mamba3Jepa) -> None:
+    values = json.loads((exported / "config.json").read_text())
+    assert values["model"] == model.config.to_dict()
+    assert values["tokens"] == {"pad": 0, "bos": 1, "eos": 2}
+    assert values["constants"] == {"norm_eps": 1e-5, "A_floor": 1e-4, "layer_norm_eps": 1e-5}
+    assert values["data"] == {"source": "synthetic scenes", "synthetic": True}
+    assert (exported / "tokenizer.json").read_text() == model.tokenizer.to_json()
+
+
+# --- the way back ---
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-6), ("float16", 4e-3), ("bfloat16", 3e-2)])
+def test_reloaded_embeddings(
+    model: Mamba3Jepa, checkpoints: dict[int, Path], tmp_path: Path, dtype: str, allowed: float
+) -> None:
+    report = export(checkpoints[3], tmp_path, dtype=dtype, verify=True, x_encoder=True)
+    assert {difference.output for difference in report.differences} == {
+        "predicted embedding", "pooled state", "text embedding", "decoder logits", "confusion score", "injected state",
+    }  # fmt: skip
+    assert all(difference.ok for difference in report.differences)
+    reloaded = load_exported(tmp_path)
+    assert {parameter.dtype for parameter in reloaded.parameters()} == {torch.float32}
+    expected, actual = (m.embed([None, None], QUESTIONS) for m in (model, reloaded))
+    largest = (expected - actual).abs().max().item()
+    assert largest <= allowed
+    if dtype == "float32":
+        assert all(torch.equal(tensor, reloaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert all(difference.largest <= 1e-6 for difference in report.differences)
+    else:
+        assert largest > 0  # the weights were rounded
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("predictor.backbone.norms.1.weight", "predicted embedding"),
+        ("angn.gates.0.bias", "pooled state"),
+        ("y_encoder.projection.weight", "text embedding"),
+        ("y_decoder.backbone.layers.1.C_bias", "decoder logits"),
+        ("recursion.confusion_probe.temperature", "confusion score"),
+        ("recursion.injector.projection.weight", "injected state"),
+    ],
+)
+def test_verification_notices_one_wrong_tensor(model: Mamba3Jepa, name: str, output: str) -> None:
+    """Also with the loose bound of bfloat16."""
+    wrong = build()
+    with torch.no_grad():
+        tensor = wrong.state_dict()[name]
+        tensor.copy_(torch.roll(tensor, 1, dims=0) if tensor.dim() and "bias" not in name else -tensor)
+    differences = {difference.output: difference for difference in compare(model, wrong, "bfloat16")}
+    assert not differences[output].ok
+    with pytest.raises(UserError, match=output):
+        demand_equal(list(differences.values()))
+
+
+def test_knowledge_of_another_length(tmp_path: Path) -> None:
+    model = build(recursion=RecursionConfig(hidden_dim=8, knowledge_dim=5))
+    report = export(save(model, tmp_path / "c.pt", 3), tmp_path / "out", verify=True, golden=True)
+    assert all(difference.ok for difference in report.differences)
+    assert load_file(tmp_path / "out" / "golden" / "recursion.safetensors")["knowledge"].shape == (2, 5)
+
+
+def test_an_x_encoder_is_demanded(model: Mamba3Jepa, checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    export(checkpoints[2], tmp_path)
+    with pytest.raises(UserError, match=r"no x_encoder\.safetensors: give load_exported the X-Encoder"):
+        load_exported(tmp_path)
+    reloaded = load_exported(tmp_path, x_encoder=model.x_encoder)
+    assert reloaded.recursion is None
+    assert torch.equal(model.embed([None], QUESTIONS[:1]), reloaded.embed([None], QUESTIONS[:1]))
+
+
+def _rewrite(path: Path, change: Any) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+def _wrong_shape(tensors: dict, _: dict) -> None:
+    tensors["predictor.final_norm.weight"] = torch.ones(3)
+
+
+def _wrong_dtype(tensors: dict, _: dict) -> None:
+    tensors["predictor.final_norm.weight"] = tensors["predictor.final_norm.weight"].half()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.pop("predictor.layers.0.D"), r"missing from the file: predictor\.layers\.0\.D"),
+        (lambda t, m: t.update(extra=torch.ones(1)), "not in the key map: extra"),
+        (_wrong_dtype, r"final_norm\.weight: expected torch\.float32, found torch\.float16"),
+        (lambda t, m: t["predictor.pred_head.bias"].add_(1), "has changed since the export: its SHA-256"),
+        (_wrong_shape, "has changed since the export"),
+        (lambda t, m: m.update(format_version="2"), "export format 2; this version reads 1"),
+        (lambda t, m: m.update(format="other"), "not a file of a Mamba3-JEPA export"),
+        (lambda t, m: m.update(component="y_encoder"), "holds 'y_encoder', not 'predictor'"),
+        (lambda t, m: m.update(config=json.dumps(preset("mini").to_dict())), "belongs to another model"),
+    ],
+)
+def test_tampered_files(copy: Path, change: Any, message: str) -> None:
+    _rewrite(copy / "predictor.safetensors", change)
+    with pytest.raises(UserError, match=rf"predictor\.safetensors.*{message}"):
+        load_exported(copy)
+
+
+def test_wrong_shape_with_a_digest_to_match(copy: Path) -> None:
+    _rewrite(copy / "predictor.safetensors", _wrong_shape)
+    config = json.loads((copy / "config.json").read_text())
+    config["files"]["predictor.safetensors"] = exporter._entry(copy / "predictor.safetensors")
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"final_norm\.weight: expected shape \(64,\), found \(3,\)"):
+        load_exported(copy)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 200, -1])
+def test_truncated_file(copy: Path, cut: int) -> None:
+    path = copy / "y_encoder.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"y_encoder\.safetensors is not a safetensors file, or was cut short"):
+        load_exported(copy)
+
+
+def test_missing_or_foreign_config(copy: Path) -> None:
+    config = copy / "config.json"
+    values = json.loads(config.read_text())
+    for changed, message in (
+        ({**values, "phase": 1}, "export of phase 1 has angn, predictor, y_encoder; this one lists"),
+        ({**values, "format_version": 7}, "export format 7"),
+        ({"model_type": "bert"}, r"not the config\.json of a Mamba3-JEPA export"),
+    ):
+        config.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=message):
+            load_exported(copy)
+    config.write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_exported(copy)
+    config.unlink()
+    with pytest.raises(UserError, match="there is no such file"):
+        load_exported(copy)
+
+
+# --- what cannot be written ---
+
+
+def test_values_that_do_not_fit(tmp_path: Path) -> None:
+    model, path = build(), tmp_path / "predictor.safetensors"
+    with torch.no_grad():
+        model.predictor.vision_proj.weight[3, 4] = -70_000
+    with pytest.raises(UserError, match=r"vision_proj\.weight has a value of 7e\+04, too large for float16"):
+        write_component(model, "predictor", path, phase=1, dtype="float16")
+    write_component(model, "predictor", path, phase=1, dtype="bfloat16")
+    before = path.read_bytes()
+    with torch.no_grad():
+        model.predictor.vision_proj.weight[3, 4] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        write_component(model, "predictor", path, phase=1)
+    assert path.read_bytes() == before
+
+
+def test_folders_that_cannot_be_written(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (Path("/proc/nowhere"), tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=rf"cannot write to the export folder {output}"):
+            export(checkpoints[1], output)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_full_disk_leaves_the_earlier_export(checkpoints: dict[int, Path], copy: Path, tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk; it stops the second file, not the first."""
+    before = contents(copy)
+    sizes = [len(before[f"{name}.safetensors"]) for name in ("predictor", "y_encoder")]
+    assert sizes[0] < sizes[1]
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] + 100, limit[1]))
+        for output in (copy, tmp_path / "new"):
+            with pytest.raises(UserError, match=r"cannot write .*y_encoder\.safetensors: File too large"):
+                export(checkpoints[3], output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert contents(copy) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_verification_publishes_nothing(
+    checkpoints: dict[int, Path], copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = contents(copy)
+    right = exporter.write_component
+
+    def swapped(model: Mamba3Jepa, component: str, *arguments: Any, **settings: Any) -> Any:
+        if component == "y_encoder":
+            with torch.no_grad():
+                model.y_encoder.projection.weight.copy_(model.y_encoder.projection.weight.roll(1, 0))
+        return right(model, component, *arguments, **settings)
+
+    monkeypatch.setattr(exporter, "write_component", swapped)
+    monkeypatch.setattr(exporter, "compare", lambda _, reloaded, dtype: compare(build(), reloaded, dtype))
+    assert main(["export", "--checkpoint", str(checkpoints[1]), "--output", str(copy), "--verify"]) == 2
+    assert "differs from the checkpoint: text embedding by" in capsys.readouterr().err
+    assert contents(copy) == before
+
+
+# --- the document and the commands ---
+
+
+def test_weight_mapping_is_up_to_date() -> None:
+    committed = (Path(__file__).parents[1] / "WEIGHT_MAPPING.md").read_text()
+    assert committed == mapping_document(), "run: python -m mamba3_jepa.export.mapping_doc"
+    config = preset("small").replace(angn=AngnConfig(enabled=True))
+    for component in COMPONENTS:
+        for key in key_map(component, config):
+            assert committed.count(f"\n| `{key}` | ") in (1, 2), key  # 2: keys without a layer are also patterns
+    assert "| `predictor.layers.11.in_proj.weight` | 4480 x 1024 | F32 | F16 / BF16 |" in committed
+    assert "| `predictor.layers.0.B_bias` | 32 x 1 x 128 | F32 | F32 |" in committed
+
+
+def test_the_users_command(
+    checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """python -m utils.export_weights --checkpoint ... --output weights/ --phase 2"""
+    arguments = ["--checkpoint", str(checkpoints[2]), "--output", str(tmp_path / "weights"), "--phase", "2"]
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    for extra, status in (([], 0), (["--phase", "3"], 2)):
+        monkeypatch.setattr(sys, "argv", ["export_weights", *arguments, *extra])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("utils.export_weights", run_name="__main__")
+        assert left.value.code == status
+    assert (tmp_path / "weights" / "y_decoder.safetensors").is_file()
+    shown = capsys.readouterr()
+    assert "y_decoder.safetensors" in shown.out
+    assert "--phase 3 needs one of phase 3" in shown.err
