@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from mamba3_jepa.bench.hardware import hardware
 from mamba3_jepa.bench.layer_settings import LayerBenchmarkSettings
 from mamba3_jepa.models import mamba3
 from mamba3_jepa.models.mamba3 import Mamba3
@@ -85,7 +85,10 @@ def run_layer_benchmark(settings: LayerBenchmarkSettings) -> LayerBenchmark:
         for name, times in seconds.items()
     ]
     return LayerBenchmark(
-        settings=settings, hardware=_hardware(settings), timings=timings, scaling=_measure_scaling(settings)
+        settings=settings,
+        hardware=hardware(settings.device, settings.threads),
+        timings=timings,
+        scaling=_measure_scaling(settings),
     )
 
 
@@ -272,14 +275,3 @@ def _peak_memory(cuda: bool) -> Iterator[list[int]]:
 def _resident_kib(status: Path, field: str) -> int:
     line = next(line for line in status.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1])
-
-
-def _hardware(settings: LayerBenchmarkSettings) -> str:
-    if settings.device.startswith("cuda"):
-        return torch.cuda.get_device_name(settings.device)
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return f"{cpu}, {settings.threads} threads, torch {torch.__version__}"

@@ -11,7 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mamba3_jepa.bench.cache_settings import CacheBenchmarkSettings
 from mamba3_jepa.bench.data import DataBenchSettings
+from mamba3_jepa.bench.decode_settings import DecodeBenchmarkSettings
 from mamba3_jepa.bench.layer_settings import LayerBenchmarkSettings
 from mamba3_jepa.bench.parity_settings import ParitySettings
 
@@ -35,6 +37,22 @@ def prepare_easy_vqa(output: Path) -> None:
         f"{summary.answers} different answers",
         highlight=False,
     )
+
+
+@prepare.command(name="scenes")
+def prepare_scenes(output: Path, scenes: int = 32, image_size: int = 64, seed: int = 0) -> None:
+    """Write held-out synthetic scenes as a data directory: pictures to look at and to ask about.
+
+    Args:
+        output: The data directory to make.
+        scenes: How many pictures.
+        image_size: Their side in pixels.
+        seed: Other scenes with another seed.
+    """
+    from mamba3_jepa.data.scene_files import write_scenes
+
+    lines = write_scenes(output, scenes, image_size, seed)
+    Console().print(f"{output}: {scenes:,} scenes, {lines:,} lines in manifest.jsonl", highlight=False)
 
 
 @bench.command(name="layer")
@@ -82,6 +100,47 @@ def bench_parity(settings: Annotated[ParitySettings, tyro.conf.arg(name="")]) ->
     console.print(_table(("length", "rotation on", "rotation off"), rows))
     for path in write_results(results, settings):
         console.print(f"written: {path}", highlight=False)
+
+
+@bench.command(name="decode")
+def bench_decode(settings: Annotated[DecodeBenchmarkSettings, tyro.conf.arg(name="")]) -> None:
+    """Time per generated token, near the beginning of a text and far into it."""
+    from mamba3_jepa.bench.decode import report_rows, run_decode_benchmark
+
+    result = run_decode_benchmark(settings)
+    console = Console()
+    console.print(result.hardware, highlight=False)
+    console.print(
+        f"{settings.preset}, batch {settings.batch}: windows of {settings.window} tokens, median of {settings.rounds} "
+        "interleaved rounds",
+        highlight=False,
+    )
+    console.print(_table(("token", "one token with step", "state", "all tokens again"), report_rows(result)))
+    console.print(
+        f"token {settings.late:,} takes {result.ratio:.3f} times as long as token {settings.early:,}", highlight=False
+    )
+
+
+@bench.command(name="cache")
+def bench_cache(settings: Annotated[CacheBenchmarkSettings, tyro.conf.arg(name="")]) -> None:
+    """An epoch of phase 2 from the frozen model's kept outputs, against one that computes them in every step."""
+    from mamba3_jepa.bench.cache import report_rows, run_cache_benchmark
+
+    result = run_cache_benchmark(settings)
+    console = Console()
+    console.print(result.hardware, highlight=False)
+    console.print(
+        f"{settings.preset}, {settings.batches} batches of {result.batch_size}, interleaved; filling the cache took "
+        f"{result.fill_per_sample * 1e3:,.1f} ms per sample, once",
+        highlight=False,
+    )
+    columns = ("frozen outputs", "batch", f"epoch of {settings.epoch_samples:,}", "ratio")
+    console.print(_table(columns, report_rows(result)))
+    console.print(
+        f"an epoch from the cache is {result.ratio:.2f} times as fast as one without "
+        f"({result.ratio_same_batches:.2f} times if that one could take the same batches)",
+        highlight=False,
+    )
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

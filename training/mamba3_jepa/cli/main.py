@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
-from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Column, Table
 
 from mamba3_jepa.cli.commands import bench, prepare
+from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.settings import EvaluateSettings
+from mamba3_jepa.inference.command_settings import AskSettings, ClassifySettings, EmbedSettings, SearchSettings
 from mamba3_jepa.training.interrupt import Interrupted
-from mamba3_jepa.training.settings import Phase1Settings
+from mamba3_jepa.training.phase3_settings import Phase3Settings
+from mamba3_jepa.training.settings import Phase1Settings, Phase2Settings
 
 app = tyro.extras.SubcommandApp()
 
@@ -34,20 +35,73 @@ def train_jepa(settings: Annotated[Phase1Settings, tyro.conf.arg(name="")]) -> N
     train_phase1(settings)
 
 
+@app.command(name="train-decoder")
+def train_decoder(settings: Annotated[Phase2Settings, tyro.conf.arg(name="")]) -> None:
+    """Phase 2: train the Y-Decoder to say the answer that phase 1's model predicts; everything else stays frozen.
+
+    Without --data-dir it trains on synthetic scenes (coloured shapes with captions and questions).
+    """
+    from mamba3_jepa.training.phase2 import train_decoder as train
+
+    train(settings)
+
+
+@app.command(name="train-agent")
+def train_agent(settings: Annotated[Phase3Settings, tyro.conf.arg(name="")]) -> None:
+    """Phase 3: train the confusion monitor and the state injector; the model of phases 1 and 2 stays frozen.
+
+    Without --data-dir it trains on synthetic scenes (coloured shapes with captions and questions). Confused samples
+    are made from the data: mismatched pairs, unanswerable questions, corrupted images.
+    """
+    from mamba3_jepa.training.phase3 import train_agent as train
+
+    train(settings)
+
+
 @app.command
 def evaluate(settings: Annotated[EvaluateSettings, tyro.conf.arg(name="")]) -> None:
-    """Measure a checkpoint on a manifest: retrieval both ways, and questions answered by nearest answer embedding."""
-    from mamba3_jepa.evaluation.evaluate import evaluate_checkpoint
+    """Measure a checkpoint on any manifest: retrieval, zero-shot labels, questions by nearest and generated answer."""
+    from mamba3_jepa.cli.evaluate import run_evaluate
 
-    metrics = evaluate_checkpoint(settings).metrics("test")
-    table = Table("metric", Column("value", justify="right"), box=box.SIMPLE)
-    for name, value in metrics.items():
-        table.add_row(name.removeprefix("test/"), f"{value:.4g}")
-    Console().print(table)
+    run_evaluate(settings)
+
+
+@app.command
+def ask(settings: Annotated[AskSettings, tyro.conf.arg(name="")]) -> None:
+    """Ask a trained model about an image: answer, confidence, confusion, nearest known answers."""
+    from mamba3_jepa.cli.ask import run_ask
+
+    run_ask(settings)
+
+
+@app.command
+def embed(settings: Annotated[EmbedSettings, tyro.conf.arg(name="")]) -> None:
+    """Write the embeddings of images or texts to a .npy or .safetensors file."""
+    from mamba3_jepa.cli.embed import run_embed
+
+    run_embed(settings)
+
+
+@app.command
+def search(settings: Annotated[SearchSettings, tyro.conf.arg(name="")]) -> None:
+    """Rank the images of a folder by how well they show what a text says."""
+    from mamba3_jepa.cli.search import run_search
+
+    run_search(settings)
+
+
+@app.command
+def classify(settings: Annotated[ClassifySettings, tyro.conf.arg(name="")]) -> None:
+    """Choose among labels for images, without training for them (zero-shot)."""
+    from mamba3_jepa.cli.classify import run_classify
+
+    run_classify(settings)
 
 
 app.command(prepare, name="prepare")
 app.command(bench, name="bench")
+app.command(export)
+app.command(inspect)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:

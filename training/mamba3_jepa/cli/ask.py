@@ -1,0 +1,104 @@
+"""`mamba3-jepa ask`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from mamba3_jepa.checkpoint import Checkpoint
+from mamba3_jepa.cli.output import printable, write_out
+from mamba3_jepa.data.images import load_image
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge
+from mamba3_jepa.inference.command_settings import AskSettings
+from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.inference.opening import open_model
+from mamba3_jepa.inference.texts import read_lines
+
+
+def run_ask(settings: AskSettings) -> None:
+    """Answer the questions and print the answers.
+
+    Raises:
+        UserError: the settings, the checkpoint, the image, a question or the knowledge cannot be used.
+    """
+    settings.check()
+    image = None if settings.image is None else load_image(settings.image)
+    knowledge = _knowledge(settings)
+    model, checkpoint = open_model(settings)
+    memory = None if settings.memory is None else KnowledgeMemory.open(settings.memory, model)
+    if memory is not None and settings.save_memory is not None:
+        memory.save(settings.save_memory)
+    answerer = Answerer(
+        model,
+        memory,
+        _known_answers(settings, checkpoint),
+        settings.generation,
+        smooth=settings.smooth,
+        top=settings.top,
+    )
+    questions = settings.questions or (None,)
+    answers = answerer.ask_many([image] * len(questions), questions, knowledge)
+    asked = [question or model.config.query_prompt for question in questions]
+    if settings.json:
+        write_out([_values(*pair) for pair in zip(asked, answers, strict=True)])
+        return
+    for pair in zip(asked, answers, strict=True):
+        Console().print(_panel(*pair))
+
+
+def _knowledge(settings: AskSettings) -> Knowledge | None:
+    path = settings.knowledge_vector
+    return settings.knowledge if path is None else _read_vector(path)
+
+
+def _read_vector(path: Path) -> list[float]:
+    expected = "expected a .npy file with one row of numbers, or a JSON list of numbers"
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+            values = array.tolist() if array.ndim == 1 else None
+        else:
+            values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the knowledge vector: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a knowledge vector ({error}); {expected}") from error
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise UserError(f"{path}: not a knowledge vector; {expected}")
+    return values
+
+
+def _known_answers(settings: AskSettings, checkpoint: Checkpoint) -> list[str]:
+    if settings.answers is not None:
+        return read_lines(settings.answers, "answer")
+    return list(checkpoint.data.get("answers", []))
+
+
+def _values(question: str, answer: Answer) -> dict[str, object]:
+    nearest = [{"text": text, "cosine": cosine} for text, cosine in answer.nearest]
+    return {"question": question, **dataclasses.asdict(answer), "nearest": nearest}
+
+
+def _panel(question: str, answer: Answer) -> Panel:
+    facts = Table.grid(padding=(0, 3))
+    facts.add_row(Text("confidence", style="dim"), f"{answer.confidence:.3f}")
+    if answer.confusion is not None and answer.smoothed_confusion is not None:
+        smoothed = answer.smoothed_confusion
+        average = "" if smoothed == answer.confusion else f", {smoothed:.3f} over the turns so far"
+        verdict = "confused" if answer.confused else "not confused"
+        facts.add_row(Text("confusion", style="dim"), f"{answer.confusion:.3f}{average} ({verdict})")
+        used = "not used" if answer.memory_used is None else f"used: {answer.memory_used}"
+        facts.add_row(Text("memory", style="dim"), Text(used))
+    for number, (text, cosine) in enumerate(answer.nearest):
+        label = "nearest known answers" if number == 0 else ""
+        facts.add_row(Text(label, style="dim"), Text(f"{cosine: .3f}  {text}"))
+    said = Text(printable(answer.text) or "(nothing)", style="bold")
+    return Panel(Group(said, "", facts), title=Text(question), title_align="left", expand=False)

@@ -1,0 +1,42 @@
+"""`mamba3-jepa classify`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from mamba3_jepa.cli.output import table, write_out
+from mamba3_jepa.inference.command_settings import ClassifySettings
+from mamba3_jepa.inference.embeddings import embed_images, find_images, texts_or_file
+from mamba3_jepa.inference.opening import open_model
+from mamba3_jepa.inference.zero_shot import classify
+
+
+def run_classify(settings: ClassifySettings) -> None:
+    """Choose a label for each image.
+
+    Raises:
+        UserError: the settings, the checkpoint, a label or an image cannot be used.
+    """
+    settings.check()
+    labels = texts_or_file(settings.labels, "label")
+    paths = find_images(settings.images, settings.image_dir)
+    model, _ = open_model(settings)
+    images = embed_images(
+        model, paths, settings.question, batch_size=settings.batch_size, on_bad_sample=settings.on_bad_sample
+    )
+    chosen = classify(model, images, labels, template=settings.template, temperature=settings.temperature)
+    best = [ranked[: settings.top] for ranked in chosen]
+    if settings.json:
+        write_out(
+            [
+                {"image": name, "labels": [{"label": label, "probability": p} for label, p in ranked]}
+                for name, ranked in zip(images.names, best, strict=True)
+            ]
+        )
+        return
+    rows = [
+        (name if number == 0 else "", label, f"{probability:.3f}")
+        for name, ranked in zip(images.names, best, strict=True)
+        for number, (label, probability) in enumerate(ranked)
+    ]
+    Console().print(table(("image", "label", "probability"), rows))

@@ -1,0 +1,44 @@
+"""`mamba3-jepa embed`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from mamba3_jepa.inference.command_settings import EmbedSettings
+from mamba3_jepa.inference.embeddings import (
+    NamedEmbeddings,
+    embed_images,
+    embed_texts,
+    find_images,
+    texts_or_file,
+    write_embeddings,
+)
+from mamba3_jepa.inference.opening import open_model
+
+
+def run_embed(settings: EmbedSettings) -> None:
+    """Embed what was asked for and write it.
+
+    Raises:
+        UserError: the settings, the checkpoint, an image or the output cannot be used.
+    """
+    settings.check()
+    has_images = bool(settings.images) or settings.image_dir is not None
+    paths = find_images(settings.images, settings.image_dir) if has_images else []
+    texts = texts_or_file(settings.texts, "text")
+    model, _ = open_model(settings)
+    groups: dict[str, NamedEmbeddings] = {}
+    if paths:
+        groups["images"] = embed_images(
+            model, paths, settings.question, batch_size=settings.batch_size, on_bad_sample=settings.on_bad_sample
+        )
+    if texts:
+        groups["texts"] = embed_texts(model, texts)
+    written = write_embeddings(settings.output, groups)
+    counts = " and ".join(f"{len(group.names)} {name}" for name, group in groups.items())
+    Console().print(
+        f"{counts}, {model.config.embed_dim} numbers each: {', '.join(map(str, written))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,42 @@
+"""`mamba3-jepa evaluate`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from mamba3_jepa.cli.output import table
+from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint
+from mamba3_jepa.evaluation.settings import EvaluateSettings
+
+_MAX_TYPES = 20  # on the screen; the JSON file has all
+
+
+def run_evaluate(settings: EvaluateSettings) -> None:
+    """Measure the checkpoint, write what was asked for, and print the numbers.
+
+    Raises:
+        UserError: see `evaluate_checkpoint`.
+    """
+    report = evaluate_checkpoint(settings)
+    numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
+    by_type = [name for name in numbers if name.startswith("exact_match_")]  # they have a table of their own
+    rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in by_type]
+    console = Console()
+    console.print(report.data, markup=False, highlight=False, soft_wrap=True)
+    console.print(table(("metric", "value"), rows))
+    if report.nearest.by_type:
+        console.print(table(*_types(report)))
+
+
+def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the answers by question type."""
+    shares = ["nearest", "generated"] if report.generated is not None else ["nearest"]
+    shown = list(report.by_type().items())
+    rows = [
+        [kind, f"{values['questions']:,.0f}", *(f"{values[share]:.4f}" for share in shares)]
+        for kind, values in shown[:_MAX_TYPES]
+    ]
+    if len(shown) > _MAX_TYPES:
+        rest = sum(values["questions"] for _, values in shown[_MAX_TYPES:])
+        rows.append([f"{len(shown) - _MAX_TYPES} rarer types", f"{rest:,.0f}", *("" for _ in shares)])
+    return ["question type", "questions", *shares], rows

@@ -1,0 +1,85 @@
+"""The commands `mamba3-jepa export` and `mamba3-jepa inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from mamba3_jepa.export.settings import ExportSettings, InspectSettings
+
+_WIDEST = 100  # of a value on the screen; --json shows it whole
+
+
+def export(settings: Annotated[ExportSettings, tyro.conf.arg(name="")]) -> None:
+    """Write a checkpoint's weights as safetensors files, for readers in any language."""
+    from mamba3_jepa.export.exporter import export_weights
+
+    report = export_weights(settings)
+    console = Console()
+    table = Table("file", _right("tensors"), _right("numbers"), _right("bytes"), box=box.SIMPLE)
+    for file in report.files:
+        table.add_row(file.path.name, f"{file.tensors}", f"{file.parameters:,}", f"{file.size:,}")
+    console.print(table)
+    golden = f", with inputs and outputs of {len(report.golden)} components in golden/" if report.golden else ""
+    console.print(f"written to {settings.output}{golden}", highlight=False, markup=False, soft_wrap=True)
+    if report.differences:
+        table = Table("verified", _right("largest difference"), _right("allowed"), box=box.SIMPLE)
+        for difference in report.differences:
+            table.add_row(difference.output, f"{difference.largest:.3g}", f"{difference.allowed:.3g}")
+        console.print(table)
+
+
+def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> None:
+    """Say what a checkpoint or a safetensors file holds: phase, configuration, data, metrics, tensors, counts."""
+    from mamba3_jepa.export.inspect import inspect_file
+
+    found = inspect_file(settings.file)
+    console = Console()
+    if settings.json:
+        console.print(json.dumps(found, indent=2), soft_wrap=True, highlight=False, markup=False)
+        return
+    heading = f"{found['file']}: {found['kind']}, {found['bytes']:,} bytes"
+    if found["kind"] == "checkpoint":
+        heading += f", phase {found['phase']}, {'resumable' if found['resumable'] else 'weights only'}"
+    console.print(heading, highlight=False, markup=False, soft_wrap=True)
+    descriptions = found.get("metadata", {}).pop("tensors", {})  # golden files say what each tensor is
+    for name in ("metadata", "config", "data", "metrics", "run"):
+        if found.get(name):
+            console.print(_values(name, found[name]))
+    if "tensors" in found:
+        table = Table("tensor", "dtype", "shape", *(["what"] if descriptions else []), box=box.SIMPLE)
+        for tensor in found["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+            row = [tensor["name"], tensor["dtype"], shape, descriptions.get(tensor["name"], "")]
+            table.add_row(*row[: len(table.columns)])
+        console.print(table)
+    table = Table("component", _right("numbers"), box=box.SIMPLE)
+    for name, count in found["parameters"].items():
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _values(name: str, values: Mapping[str, Any]) -> Table:
+    """A table of nested values, each under its dotted name."""
+    table = Table(name, "", box=box.SIMPLE)
+    for key, value in _flattened(values):
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        table.add_row(key, text if len(text) <= _WIDEST else f"{text[:_WIDEST]}... ({len(text):,} characters)")
+    return table
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        rows += _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return rows

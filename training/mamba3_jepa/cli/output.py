@@ -1,0 +1,32 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+def write_out(values: Any) -> None:
+    """JSON to the standard output, unwrapped and uncoloured, for other programs to read."""
+    sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table: the first column to the left, the others to the right; nothing in it is markup."""
+    made = Table(box=box.SIMPLE)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def printable(text: str) -> str:
+    """The text without characters that would steer a terminal: an untrained decoder may say any byte."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -1,0 +1,252 @@
+"""Answers to questions about images, with what the model thinks of them.
+
+Shape letters: B questions, G known answers, D width of the pooled state, E embedding width, K knowledge width.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.inference.command_settings import DEFAULT_TEMPERATURE
+from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.inference.settings import GenerationConfig
+from mamba3_jepa.inference.zero_shot import class_probabilities
+from mamba3_jepa.models.generation import generate
+from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+logger = logging.getLogger(__name__)
+
+Picture = str | Path | Image.Image | None
+Knowledge = str | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model says to one question, and about it.
+
+    text: the generated answer; of a model without Y-Decoder, the nearest known answer.
+    confidence: in [0, 1], the geometric mean of the probabilities of the answer's tokens, the end mark included;
+        without Y-Decoder, the share of the nearest known answer in a softmax over all of them (temperature
+        `DEFAULT_TEMPERATURE`).
+    confusion: P(confused) at this question; smoothed_confusion: its moving average over the turns so far; both
+        None without recursion, as is `confused`.
+    confused: whether the score that is judged (see `Answerer`) is over the threshold that travels with the model.
+    nearest: known answers and their cosines, nearest first.
+    memory_used: the text from the memory that was injected, None if none was.
+    warnings: sentences to be said aloud.
+    """
+
+    text: str
+    confidence: float
+    confusion: float | None
+    smoothed_confusion: float | None
+    confused: bool | None
+    nearest: list[tuple[str, float]]
+    memory_used: str | None
+    warnings: tuple[str, ...] = ()
+
+
+class Answerer:
+    """Asks a model, turn by turn.
+
+    Where the model has a recursion part, every question has a score of confusion. Over the threshold, and with a
+    memory, the nearest text to the predicted embedding is looked up, its embedding injected into the pooled state,
+    and the answer read from there.
+    """
+
+    def __init__(
+        self,
+        model: Mamba3Jepa,
+        memory: KnowledgeMemory | None = None,
+        known_answers: Sequence[str] | None = None,
+        generation: GenerationConfig | None = None,
+        *,
+        smooth: bool = False,
+        top: int = 5,
+    ) -> None:
+        """
+        Args:
+            model: in eval mode.
+            memory: what to look up when confused.
+            known_answers: candidates for `Answer.nearest`, and for the text itself where there is no Y-Decoder.
+            generation: how to choose the tokens; greedy by default.
+            smooth: the turns belong together, as the frames of a film do: judge confusion by its moving average.
+                Otherwise each question is judged by itself, which is what the threshold was chosen for.
+            top: how many known answers to name.
+
+        Raises:
+            UserError: the model cannot do what is asked of it.
+        """
+        if model.y_decoder is None and not known_answers:
+            raise UserError(
+                "the model has no Y-Decoder yet (phase 2 trains it), so it can only choose among known answers, and "
+                "none are known: give --answers, a text file with one answer a line"
+            )
+        if memory is not None:
+            _demand_text_knowledge(model, "a memory")
+        self.model, self.memory, self.smooth, self.top = model, memory, smooth, top
+        self.generation = GenerationConfig() if generation is None else generation
+        self._known = list(dict.fromkeys(known_answers or []))
+        self._known_embeddings = model.embed_text(self._known).cpu() if self._known else None
+        self._smoothed: Tensor | None = None
+        self._turns = 0
+
+    def reset(self) -> None:
+        """Forget the turns so far: the next question starts a new conversation."""
+        self._smoothed, self._turns = None, 0
+
+    def ask(self, image: Picture, question: str | None, knowledge: Knowledge | None = None) -> Answer:
+        """One turn; see `ask_many`."""
+        return self.ask_many([image], [question], knowledge)[0]
+
+    @torch.no_grad()
+    def ask_many(
+        self,
+        images: Sequence[Picture],
+        questions: Sequence[str | None],
+        knowledge: Knowledge | None = None,
+        batch_size: int = 32,
+    ) -> list[Answer]:
+        """B turns in their order, computed together.
+
+        Args:
+            images: per turn a file, an image, or None.
+            questions: per turn a text, or None to describe the image.
+            knowledge: a text, or a vector (K,), that is injected in every turn, confused or not.
+
+        Raises:
+            UserError: an empty question, an image that cannot be read, knowledge that does not fit the model.
+        """
+        vector = None if knowledge is None else self._vector(knowledge)
+        warnings = [self._warnings(question) for question in questions]
+        embedding, pooled = self.model.observe(images, questions, batch_size)
+        scores, smoothed, confused = self._judge(pooled)
+        used: list[str | None] = [None] * len(questions)
+        if vector is not None:
+            embedding = self._inject(pooled, vector.expand(len(pooled), -1))
+        elif self.memory is not None and any(confused):
+            rows = [i for i, is_confused in enumerate(confused) if is_confused]
+            found = [row[0][0] for row in self.memory.search(embedding[rows], k=1)]
+            embedding[rows] = self._inject(pooled[rows], self.model.embed_text(found))
+            for i, text in zip(rows, found, strict=True):
+                used[i] = text
+        nearest = self._nearest(embedding)
+        texts, confidence = self._say(embedding, batch_size)
+        self._turns += len(questions)
+        return [
+            Answer(
+                text=texts[i],
+                confidence=confidence[i],
+                confusion=scores[i],
+                smoothed_confusion=smoothed[i],
+                confused=confused[i],
+                nearest=nearest[i],
+                memory_used=used[i],
+                warnings=warnings[i],
+            )
+            for i in range(len(questions))
+        ]
+
+    def _judge(self, pooled: Tensor) -> tuple[list[float | None], list[float | None], list[bool | None]]:
+        """Per turn: the score, its moving average, and whether the model is confused; None without recursion."""
+        recursion = self.model.recursion
+        if recursion is None:
+            return [None] * len(pooled), [None] * len(pooled), [None] * len(pooled)
+        probe = recursion.confusion_probe
+        scores = probe.score(pooled)
+        smoothed = []
+        for score in scores:
+            self._smoothed = probe.smooth(score, self._smoothed)
+            smoothed.append(self._smoothed)
+        judged = torch.stack(smoothed) if self.smooth else scores
+        return scores.tolist(), torch.stack(smoothed).tolist(), (judged > probe.threshold).tolist()
+
+    def _inject(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
+        """Pooled states (B, D) and knowledge (B, K) -> embeddings (B, E) read from h + W k."""
+        return self.model.predictor.embed(_recursion(self.model).injector(pooled, knowledge)).float()
+
+    def _nearest(self, embedding: Tensor) -> list[list[tuple[str, float]]]:
+        """The nearest known answers of B embeddings (B, E)."""
+        if self._known_embeddings is None:
+            return [[] for _ in embedding]
+        return top_texts(embedding.cpu(), self._known_embeddings, self._known, self.top)
+
+    def _say(self, embedding: Tensor, batch_size: int) -> tuple[list[str], list[float]]:
+        """Texts and confidences of B embeddings (B, E)."""
+        model = self.model
+        if model.y_decoder is None:
+            assert self._known_embeddings is not None  # or there would be no Answerer
+            shares = class_probabilities(embedding.cpu(), self._known_embeddings, DEFAULT_TEMPERATURE)
+            best = shares.max(dim=-1)
+            return [self._known[i] for i in best.indices.tolist()], best.values.tolist()
+        answers = [
+            answer
+            for start in range(0, len(embedding), batch_size)
+            for answer in generate(
+                model.y_decoder,
+                embedding[start : start + batch_size],
+                bos_id=model.tokenizer.bos_id,
+                eos_id=model.tokenizer.eos_id,
+                config=self.generation,
+                max_tokens=model.config.max_answer_tokens - 1,
+                rows=range(self._turns + start, self._turns + min(start + batch_size, len(embedding))),
+            )
+        ]
+        confidence = [math.exp(sum(answer.log_probs) / len(answer.log_probs)) for answer in answers]
+        return [model.tokenizer.decode(answer.ids).strip() for answer in answers], confidence
+
+    def _vector(self, knowledge: Knowledge) -> Tensor:
+        """(K,) on the model's device."""
+        model = self.model
+        if isinstance(knowledge, str):
+            _demand_text_knowledge(model, "a knowledge text")
+            return model.embed_text([knowledge])[0]
+        expected = _recursion(model).injector.projection.in_features
+        vector = torch.as_tensor(knowledge, dtype=torch.float32, device=model.device)
+        if vector.ndim != 1 or len(vector) != expected:
+            found = f"length {len(vector)}" if vector.ndim == 1 else f"shape {tuple(vector.shape)}"
+            raise UserError(f"the knowledge vector has {found}, but this model takes length {expected}")
+        if not vector.isfinite().all():
+            raise UserError("the knowledge vector has a value that is not finite")
+        return vector
+
+    def _warnings(self, question: str | None) -> tuple[str, ...]:
+        """Says that the model cannot read the question, if so."""
+        unlearned = "" if question is None else self.model.tokenizer.unlearned(question)
+        if not unlearned:
+            return ()
+        letters = [character for character in question or "" if character.isalpha()]
+        strange = sum(character in unlearned for character in letters)
+        what = "this script" if 2 * strange > len(letters) else f"the characters {unlearned}"
+        warning = f"{question!r}: the tokenizer has not seen {what} in training; the answer means little"
+        logger.warning(warning)
+        return (warning,)
+
+
+def _recursion(model: Mamba3Jepa) -> Recursion:
+    if model.recursion is None:
+        raise UserError(
+            "the model has no confusion monitor and no state injector, so it cannot use knowledge: phase 3 "
+            "(train_agent.py) trains them"
+        )
+    return model.recursion
+
+
+def _demand_text_knowledge(model: Mamba3Jepa, what: str) -> None:
+    expected = _recursion(model).injector.projection.in_features
+    if expected != model.config.embed_dim:
+        raise UserError(
+            f"this model takes knowledge vectors of length {expected}, but its Y-Encoder embeds texts as "
+            f"{model.config.embed_dim} numbers, so {what} cannot be injected: give a vector of length {expected}"
+        )

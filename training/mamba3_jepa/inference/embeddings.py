@@ -1,0 +1,141 @@
+"""Embeddings of image files and texts, with their names.
+
+Shape letters: N images or texts, E embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
+from mamba3_jepa.data.sample import OnBadSample
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.safetensors_file import write_safetensors
+from mamba3_jepa.inference.texts import read_lines
+from mamba3_jepa.jsonfile import write_json
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "mamba3-jepa embeddings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedEmbeddings:
+    """names: N file names or texts; embeddings: (N, E) float32 of unit length, on the CPU."""
+
+    names: list[str]
+    embeddings: Tensor
+
+
+def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
+    """The given files, then every image under the folder, sorted by path.
+
+    Raises:
+        UserError: no image at all, or no such folder.
+    """
+    found = list(images)
+    if image_dir is not None:
+        if not image_dir.is_dir():
+            raise UserError(f"--image-dir {image_dir}: there is no such folder")
+        walked = [Path(folder) / name for folder, _, names in os.walk(image_dir) for name in names]
+        inside = sorted(path for path in walked if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise UserError(f"--image-dir {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+        found += inside
+    if not found:
+        raise UserError("no images: give --images or --image-dir")
+    return found
+
+
+def texts_or_file(values: Sequence[str], what: str) -> list[str]:
+    """The different texts given, or the lines of the file that the only one of them names."""
+    if len(values) == 1 and Path(values[0]).is_file():
+        return read_lines(values[0], what)
+    return list(dict.fromkeys(values))
+
+
+def embed_images(
+    model: Mamba3Jepa,
+    paths: Sequence[Path],
+    question: str | None = None,
+    *,
+    batch_size: int = 32,
+    on_bad_sample: OnBadSample = "error",
+) -> NamedEmbeddings:
+    """Predicted embeddings of images, all asked the same question (None: the prompt for describing them).
+
+    Raises:
+        UserError: an image cannot be read, or, with "skip", none of them can.
+    """
+    names: list[str] = []
+    embeddings: list[Tensor] = []
+    bad: list[str] = []
+    for start in range(0, len(paths), batch_size):
+        images: list[Image.Image] = []
+        for path in paths[start : start + batch_size]:
+            try:
+                images.append(load_image(path))
+                names.append(str(path))
+            except BadSampleError as error:
+                if on_bad_sample == "error":
+                    raise
+                bad.append(str(error))
+        if images:
+            embeddings.append(model.embed(images, [question] * len(images), batch_size).cpu())
+    if bad:
+        logger.warning("%d of %d images left out, the first: %s", len(bad), len(paths), bad[0])
+    if not embeddings:
+        raise UserError("none of the images can be read")
+    return NamedEmbeddings(names=names, embeddings=torch.cat(embeddings))
+
+
+def embed_texts(model: Mamba3Jepa, texts: Sequence[str], batch_size: int = 64) -> NamedEmbeddings:
+    """Target embeddings of texts, as the Y-Encoder gives them to answers and captions."""
+    return NamedEmbeddings(names=list(texts), embeddings=model.embed_text(texts, batch_size).cpu())
+
+
+def write_embeddings(path: Path, groups: Mapping[str, NamedEmbeddings]) -> list[Path]:
+    """Write embeddings, each file whole or not at all; returns the files written.
+
+    `.safetensors`: a tensor (N, E) for each group by its name, and its names as a JSON list in the metadata.
+    `.npy`: the array (N, E) of the only group, with the names in a `.json` file beside it.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    if path.suffix == ".safetensors":
+        metadata = {name: json.dumps(group.names, ensure_ascii=False) for name, group in groups.items()}
+        write_safetensors(
+            path, {name: group.embeddings for name, group in groups.items()}, {"format": FORMAT} | metadata
+        )
+        return [path]
+    ((name, group),) = groups.items()
+    names_path = path.with_suffix(".json")
+    _write_npy(path, group.embeddings.numpy())
+    write_json(names_path, {name: group.names})
+    return [path, names_path]
+
+
+def _write_npy(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

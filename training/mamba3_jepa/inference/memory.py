@@ -1,0 +1,124 @@
+"""A small memory: texts with their Y-Encoder embeddings, looked up by cosine.
+
+Shape letters: M texts, B queries, E embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.export.safetensors_file import write_safetensors
+from mamba3_jepa.inference.texts import read_lines
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+FORMAT = "mamba3-jepa memory"
+FORMAT_VERSION = "1"
+_TENSOR = "embeddings"
+
+
+class KnowledgeMemory:
+    """M different texts and their embeddings (M, E) of unit length.
+
+    encoder: digest of the text encoder that made the embeddings, see `encoder_digest`.
+    """
+
+    def __init__(self, texts: Sequence[str], embeddings: Tensor, encoder: str) -> None:
+        if embeddings.ndim != 2 or len(texts) != len(embeddings) or not texts:
+            raise ValueError(f"expected M > 0 texts and (M, E), found {len(texts)} and {tuple(embeddings.shape)}")
+        self.texts, self.embeddings, self.encoder = list(texts), embeddings.float().cpu(), encoder
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @classmethod
+    def build(cls, model: Mamba3Jepa, texts: Sequence[str]) -> KnowledgeMemory:
+        """Embed texts; of equal ones the first is kept.
+
+        Raises:
+            UserError: no text, or an empty one.
+        """
+        texts = list(dict.fromkeys(texts))
+        return cls(texts, model.embed_text(texts), encoder_digest(model))
+
+    @classmethod
+    def open(cls, path: str | Path, model: Mamba3Jepa) -> KnowledgeMemory:
+        """A saved memory (`.safetensors`), or a text file with one text a line, which is embedded now.
+
+        Raises:
+            UserError: see `load`; or the text file is missing, empty or not UTF-8.
+        """
+        if Path(path).suffix == ".safetensors":
+            return cls.load(path, model)
+        return cls.build(model, read_lines(path, "text to remember"))
+
+    def search(self, embedding: Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
+        """For each of B embeddings (B, E) the k nearest texts with their cosines, nearest first."""
+        return top_texts(embedding.float().cpu(), self.embeddings, self.texts, k)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "encoder": self.encoder,
+            "texts": json.dumps(self.texts, ensure_ascii=False),
+        }
+        write_safetensors(Path(path), {_TENSOR: self.embeddings}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Mamba3Jepa) -> KnowledgeMemory:
+        """Read a saved memory that this model's Y-Encoder made.
+
+        Raises:
+            UserError: the file is missing, damaged, no memory, or was made with other weights.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot read it as a saved memory: {error}") from error
+        if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{path}: not a saved memory of format {FORMAT_VERSION}; make one with ask --save-memory")
+        if metadata.get("encoder") != encoder_digest(model):
+            raise UserError(
+                f"{path}: made with another Y-Encoder or tokenizer, so its embeddings mean nothing to this model; "
+                "make it again from its texts"
+            )
+        texts, embeddings = _texts(metadata.get("texts", "")), found.get(_TENSOR)
+        shape = (len(texts), model.config.embed_dim)
+        if not texts or embeddings is None or embeddings.shape != shape or not embeddings.isfinite().all():
+            raise UserError(f"{path}: damaged: expected {shape[0]} texts and finite embeddings of shape {shape}")
+        return cls(texts, embeddings, metadata["encoder"])
+
+
+def encoder_digest(model: Mamba3Jepa) -> str:
+    """Hex digest of everything a text's embedding depends on: the Y-Encoder, the tokenizer, the token limit."""
+    digest = blake2b(digest_size=16)
+    digest.update(f"{model.config.y_encoder} {model.config.max_answer_tokens}".encode())
+    digest.update(model.tokenizer.to_json().encode())
+    for name, tensor in model.y_encoder.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _texts(value: str) -> list[str]:
+    try:
+        texts = json.loads(value)
+    except ValueError:
+        return []
+    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else []

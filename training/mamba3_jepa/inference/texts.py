@@ -1,0 +1,30 @@
+"""Lists of texts from files: one text a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mamba3_jepa.errors import UserError
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The different lines of a UTF-8 file, stripped, without empty ones, in their order.
+
+    Args:
+        what: what a line is, for messages, such as "answer".
+
+    Raises:
+        UserError: the file is missing, not UTF-8, or has no line with text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}; expected a text file, one {what} a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected one {what} a line"
+        ) from error
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not lines:
+        raise UserError(f"{path}: the file has no text; expected one {what} a line")
+    return lines

@@ -1,0 +1,182 @@
+"""`mamba3-jepa embed`, `search` and `classify` through their entry point, against the model called directly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tiny_checkpoint import make_model, write_checkpoint, write_images
+
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.inference.embeddings import embed_images, find_images
+from mamba3_jepa.inference.zero_shot import class_probabilities
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+LABELS = ["red", "blue", "green", "a red circle above a blue square"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Mamba3Jepa:
+    return make_model(phase=1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: Mamba3Jepa, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "phase1_best.pt", model, phase=1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images in the folder and in one below it, beside files that are none."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = write_images(folder)
+    (folder / "below").mkdir()
+    paths["white"].rename(folder / "below" / "white.PNG")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return [str(folder / name) for name in ("below/white.PNG", "blue.png", "green.png", "red.png")]
+
+
+def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_find_images_sorts_and_looks_below(folder: Path) -> None:
+    assert [str(path) for path in find_images([Path("first.png")], folder)] == ["first.png", *names(folder)]
+
+
+def test_embed_images_does_not_depend_on_the_batch(model: Mamba3Jepa, folder: Path) -> None:
+    paths = [Path(name) for name in names(folder)]
+    expected = model.embed(paths, ["Is there a square?"] * 4)
+    for batch_size in (1, 3, 4):
+        found = embed_images(model, paths, "Is there a square?", batch_size=batch_size)
+        assert found.names == names(folder)
+        torch.testing.assert_close(found.embeddings, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_embed_to_safetensors(checkpoint: str, model: Mamba3Jepa, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "all.safetensors"
+    arguments = ["--checkpoint", checkpoint, "--image-dir", str(folder), "--texts", "red", "a blue square"]
+    assert main(["embed", *arguments, "--output", str(output)]) == 0
+    tensors, metadata = tensors_of(output)
+    assert json.loads(metadata["images"]) == names(folder)
+    assert json.loads(metadata["texts"]) == ["red", "a blue square"]
+    torch.testing.assert_close(tensors["images"], model.embed(names(folder), [None] * 4))
+    torch.testing.assert_close(tensors["texts"], model.embed_text(["red", "a blue square"]))
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_embed_to_npy(checkpoint: str, model: Mamba3Jepa, folder: Path, tmp_path: Path) -> None:
+    texts, output = tmp_path / "texts.txt", tmp_path / "texts.npy"
+    texts.write_text("red\na blue square\n")
+    assert main(["embed", "--checkpoint", checkpoint, "--texts", str(texts), "--output", str(output)]) == 0
+    np.testing.assert_allclose(np.load(output), model.embed_text(["red", "a blue square"]).numpy(), atol=1e-6)
+    assert json.loads((tmp_path / "texts.json").read_text()) == {"texts": ["red", "a blue square"]}
+    images = names(folder)[1:3]
+    arguments = ["--images", *images, "--question", "Is there a square?", "--output", str(tmp_path / "images.npy")]
+    assert main(["embed", "--checkpoint", checkpoint, *arguments]) == 0
+    expected = model.embed(images, ["Is there a square?"] * 2).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, atol=1e-6)
+
+
+def test_search_ranks_by_cosine(
+    checkpoint: str, model: Mamba3Jepa, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    arguments = ["search", "--checkpoint", checkpoint, "--image-dir", str(folder), "a red circle", "--top", "3"]
+    assert main([*arguments, "--json", "--contact-sheet", str(sheet)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    cosines = model.embed(names(folder), [None] * 4) @ model.embed_text(["a red circle"])[0]
+    order = cosines.argsort(descending=True)[:3].tolist()
+    assert [result["image"] for result in found["results"]] == [names(folder)[i] for i in order]
+    assert [result["cosine"] for result in found["results"]] == pytest.approx(cosines[order].tolist(), abs=1e-6)
+    assert found["images_searched"] == 4
+    with Image.open(sheet) as picture:
+        assert picture.width > 3 * 600
+    assert main(arguments) == 0
+    assert "cosine" in capsys.readouterr().out
+
+
+def test_class_probabilities() -> None:
+    embeddings, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    expected = 1 / (1 + np.exp(-1 / 0.5))
+    assert class_probabilities(embeddings, labels, 0.5)[0].tolist() == pytest.approx([expected, 1 - expected])
+
+
+def test_classify(
+    checkpoint: str, model: Mamba3Jepa, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(LABELS))
+    question = ["--question", "Is there a square?"]
+    arguments = ["classify", "--checkpoint", checkpoint, "--image-dir", str(folder), "--temperature", "0.2"]
+    cosines = model.embed(names(folder), [question[1]] * 4) @ model.embed_text([f"it is {x}" for x in LABELS]).T
+    expected = (cosines / 0.2).softmax(-1)
+    for given in (LABELS, [str(labels)]):
+        assert main([*arguments, *question, "--template", "it is {}", "--labels", *given, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [item["image"] for item in found] == names(folder)
+        for row, item in zip(expected, found, strict=True):
+            assert [entry["label"] for entry in item["labels"]] == [LABELS[i] for i in row.argsort(descending=True)]
+            shares = [entry["probability"] for entry in item["labels"]]
+            assert shares == pytest.approx(row.sort(descending=True).values.tolist(), abs=1e-5)
+    assert main([*arguments, "--labels", *LABELS, "--top", "1"]) == 0
+    assert "probability" in capsys.readouterr().out
+
+
+def test_bad_images_are_errors_or_left_out(
+    checkpoint: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, good = tmp_path / "broken.png", folder / "red.png"
+    broken.write_bytes(good.read_bytes()[:40])
+    arguments = ["search", "--checkpoint", checkpoint, "red", "--images", str(broken)]
+    assert main([*arguments, str(good)]) == 2
+    assert "broken.png: not a readable image" in capfd.readouterr().err
+    assert main([*arguments, str(good), "--on-bad-sample", "skip", "--json"]) == 0
+    assert [result["image"] for result in json.loads(capfd.readouterr().out)["results"]] == [str(good)]
+    assert "1 of 2 images left out" in caplog.text
+    assert main([*arguments, "--on-bad-sample", "skip"]) == 2
+    assert "none of the images can be read" in capfd.readouterr().err
+
+
+def test_bad_input(checkpoint: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    empty, labels = tmp_path / "empty", tmp_path / "labels.txt"
+    empty.mkdir()
+    labels.write_text("")
+    model, images = ["--checkpoint", checkpoint], ["--image-dir", str(folder)]
+    output = ["--output", str(tmp_path / "x.npy")]
+    for arguments, message in (
+        (["embed", *model, *output], "nothing to embed"),
+        (["embed", *model, "--texts", "red", "--output", "x.pt"], "must end in .npy or .safetensors"),
+        (["embed", *model, *images, "--texts", "red", *output], "one array holds images or texts"),
+        (["embed", *model, "--texts", "red", "--question", "x?", *output], "there are none"),
+        (["embed", *model, "--texts", " ", *output], "is empty"),
+        (["embed", *model, *images, "--question", "", *output], "is empty"),
+        (["embed", *model, *images, "--batch-size", "0", *output], "--batch-size 0"),
+        (["embed", *model, "--texts", "red", "--output", "/proc/nowhere/x.npy"], "cannot write"),
+        (["embed", *model, "--texts", "red", "--output", "/proc/nowhere/x.safetensors"], "cannot write"),
+        (["embed", "--checkpoint", str(tmp_path / "no.pt"), "--texts", "red", *output], "no checkpoint at"),
+        (["search", *model, "red"], "no images: give --images or --image-dir"),
+        (["search", *model, "red", "--image-dir", str(empty)], "no image in it"),
+        (["search", *model, "red", "--image-dir", str(tmp_path / "no")], "there is no such folder"),
+        (["search", *model, " ", *images], "is empty"),
+        (["search", *model, "red", *images, "--device", "toaster"], "--device toaster: not available here"),
+        (["search", *model, "red", *images, "--contact-sheet", "/proc/nowhere/x.png"], "cannot write"),
+        (["classify", *model, *images, "--labels", "red"], "at least two different labels"),
+        (["classify", *model, *images, "--labels", "red", "red "], "at least two different labels"),
+        (["classify", *model, *images, "--labels", str(labels)], "has no text"),
+        (["classify", *model, *images, "--labels", "red", "blue", "--template", "it"], "must contain {} once"),
+        (["classify", *model, *images, "--labels", "red", "blue", "--temperature", "0"], "greater than 0"),
+    ):
+        assert main(arguments) == 2, arguments
+        assert message in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "labels.txt"]
