@@ -1,4 +1,4 @@
-# make demo   set up, then train on a laptop CPU, end to end, and show what the model learnt (about 10 minutes)
+# make demo   set up, then all three phases on a laptop CPU, a question about a picture, export, verification
 # make test   set up, then lint, format and type checks and all tests
 
 PYTHON ?= python3

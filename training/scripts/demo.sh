@@ -1,16 +1,29 @@
 #!/bin/sh
-# The main job end to end on a laptop CPU: train Phase 1 on synthetic scenes, then measure it on scenes it never saw.
+# The whole story on a laptop CPU: three phases on synthetic scenes, a question about a picture, export, verification.
 set -e
-out=../demo
+out=${DEMO_OUTPUT:-../demo}
+preset=${DEMO_PRESET:-mini}
 
-echo "== Phase 1, preset mini with ANGN gates, 3 epochs (about 6 minutes on 2 cores)"
-mamba3-jepa train-jepa --preset mini --epochs 3 --angn-enabled --output-dir "$out"
+echo "== Phase 1 (JEPA): predict the embedding of the answer"
+mamba3-jepa train-jepa --preset "$preset" --angn-enabled --output-dir "$out/phase1" ${DEMO_PHASE1_FLAGS:-}
 
-echo "== 256 distinct scenes it never saw"
-mamba3-jepa evaluate --checkpoint "$out/phase1_best.pt" --output "$out/test.json"
+echo "== Phase 2: the decoder learns to say it"
+mamba3-jepa train-decoder --phase1-checkpoint "$out/phase1/phase1_best.pt" --output-dir "$out/phase2"
 
-echo "== 256 scenes with colour-shape pairs that were kept out of training"
-mamba3-jepa evaluate --checkpoint "$out/phase1_best.pt" --scenes compositional \
-    --output "$out/test_compositional.json" --contact-sheet "$out/contact_sheet_compositional.png"
+echo "== Phase 3: the model notices its own confusion, and takes knowledge in"
+mamba3-jepa train-agent --phase2-checkpoint "$out/phase2/phase2_best.pt" --output-dir "$out/phase3"
 
-echo "Look at demo/contact_sheet.png and demo/plots/."
+echo "== Scenes it never saw"
+mamba3-jepa evaluate --checkpoint "$out/phase3/phase3_best.pt" --output "$out/test.json" \
+    --answer-sheet "$out/answers.png" --answers-plot "$out/answers_by_type.png"
+
+echo "== A question about a picture"
+rm -rf "$out/scenes"
+mamba3-jepa prepare scenes --output "$out/scenes" --scenes 8
+mamba3-jepa ask --checkpoint "$out/phase3/phase3_best.pt" --image "$out/scenes/images/0000.png" \
+    "how many objects are there?" "what shape is at the top left?" "what color is the star?"
+
+echo "== Export, verified"
+mamba3-jepa export --checkpoint "$out/phase3/phase3_best.pt" --output "$out/weights" --phase 3 --x-encoder --verify --golden
+
+echo "Look at $out/answers.png, $out/answers_by_type.png, $out/phase*/plots/ and $out/weights/."
