@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mamba3_jepa.data.answers import common_answers
+from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
 from mamba3_jepa.data.sources import DataSplits, Source
@@ -105,6 +107,7 @@ class JepaTask:
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         """This process's batches of `epoch`, without the first `skip`; at the end, says what was left out or cut."""
+        settings = self.settings
         self.loader.set_epoch(epoch, skip)
         bad: list[str] = []
         truncated = 0
@@ -112,7 +115,8 @@ class JepaTask:
             for batch in self.loader:
                 bad += batch.bad
                 truncated += batch.n_truncated
-                yield batch
+                moved = shift(batch.pixels, batch.index[batch.has_image], settings.image_shift, settings.seed, epoch)
+                yield dataclasses.replace(batch, pixels=moved)
         finally:
             if bad:
                 logger.warning("epoch %d: %d bad samples skipped, the first: %s", epoch + 1, len(bad), bad[0])

@@ -145,6 +145,12 @@ class Phase1Settings(TrainSettings):
     """V-JEPA 2 weights for the X-Encoder: Meta's .pt/.pth, a transformers folder, or safetensors."""
     random_vit: bool = False
     """Let --preset small run with a random X-Encoder (tests and benchmarks only)."""
+    patch_size: _Int = None
+    """Patch size of the random X-Encoder in pixels. Smaller patches see finer and take longer; default: the
+    preset's."""
+    image_shift: int = 0
+    """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
+    images."""
     tokenizer: _Path = None
     """A tokenizer.json to use; default: a byte-level BPE trained on the data's texts."""
     temperature: float = 0.07
@@ -168,8 +174,15 @@ class Phase1Settings(TrainSettings):
             raise UserError(f"--tiny and --preset {self.preset} contradict each other; give one of them")
         if not 0.01 <= self.temperature <= 1:
             raise UserError(f"--temperature {self.temperature}: must lie between 0.01 and 1")
-        if self.random_vit and self.vit_checkpoint is not None:
+        if self.vit_checkpoint is not None and self.random_vit:
             raise UserError("--random-vit and --vit-checkpoint contradict each other; give one of them")
+        if self.vit_checkpoint is not None and self.patch_size is not None:
+            raise UserError("--patch-size is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
+        image_size = preset(name).vision.image_size
+        if self.patch_size is not None and (self.patch_size < 1 or image_size % self.patch_size):
+            raise UserError(f"--patch-size {self.patch_size}: must divide the {image_size} pixels of --preset {name}")
+        if not 0 <= self.image_shift < image_size:
+            raise UserError(f"--image-shift {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
     def model_config(self) -> ModelConfig:
@@ -181,7 +194,10 @@ class Phase1Settings(TrainSettings):
             sparsity_weight=self.angn_sparsity_weight,
             context_reset_threshold=self.angn_reset_threshold,
         )
-        return config.replace(angn=angn)
+        vision = config.vision
+        if self.patch_size is not None:
+            vision = dataclasses.replace(vision, patch_size=self.patch_size)
+        return config.replace(vision=vision, angn=angn)
 
 
 _PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
