@@ -249,7 +249,8 @@ class Mamba3(nn.Module):
 
 def _widened(inputs: ScanInputs) -> ScanInputs:
     """With v in the type of everything else."""
-    return inputs._replace(v=inputs.v.to(inputs.dt.dtype))
+    q, k, v, *rest = inputs  # not _replace, which older compilers cannot trace
+    return ScanInputs(q, k, v.to(inputs.dt.dtype), *rest)
 
 
 def _initial_dt_bias(
