@@ -23,6 +23,7 @@ from mamba3_jepa.errors import UserError
 
 FORMAT_VERSION = 1
 _REQUIRED = ("format_version", "phase", "config", "model", "tokenizer", "data", "metrics", "run", "trainer")
+_TYPES = {"phase": int, "config": dict, "model": dict, "tokenizer": str, "data": dict, "metrics": dict, "run": dict}
 
 
 @dataclass(kw_only=True)
@@ -106,14 +107,17 @@ def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None
     if accepted is not None and values["phase"] not in accepted:
         wanted = " or ".join(str(number) for number in accepted)
         raise UserError(f"{path} is a phase {values['phase']} checkpoint; phase {wanted} is needed here")
+    for name, kind in _TYPES.items():
+        if not isinstance(values[name], kind):
+            raise UserError(f"{path} is damaged: its {name} is a {type(values[name]).__name__}, not a {kind.__name__}")
     config = ModelConfig.from_dict(values["config"], source=str(path))
     fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
     return Checkpoint(config=config, **fields)
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}" + (": it is a directory" if path.is_dir() else ""))
+    if not os.path.isfile(path):
+        raise UserError(f"no checkpoint at {path}" + (": it is a directory" if os.path.isdir(path) else ""))
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch does not compare the checksums itself
@@ -124,7 +128,13 @@ def _read(path: Path) -> Any:
         raise UserError(
             f"{path} is not a checkpoint, or was cut short ({path.stat().st_size} bytes): {_first_line(error)}"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of ours: it holds more than tensors, numbers and texts; none of it was run"
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
 
 

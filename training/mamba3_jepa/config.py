@@ -64,6 +64,8 @@ class VisionConfig:
     patch_size: int = Field(default=16, gt=0)
     tubelet_size: int = Field(default=2, gt=0)
     frames: int = Field(default=64, gt=0)
+    pretrained: bool = False
+    """Whether the weights come from a file, rather than from chance; it travels with them through the phases."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.heads:
@@ -170,6 +172,7 @@ def preset(name: PresetName) -> ModelConfig:
             predictor=_backbone(4, 128, 32, 32),
             y_encoder=_backbone(2, 128, 32, 32),
             y_decoder=_backbone(2, 128, 32, 32),
+            prefix_tokens=4,
             embed_dim=128,
             vocab_size=1024,
             max_query_tokens=32,

@@ -222,7 +222,8 @@ def test_reloaded_embeddings(
 ) -> None:
     report = export(checkpoints[3], tmp_path, dtype=dtype, verify=True, x_encoder=True)
     assert {difference.output for difference in report.differences} == {
-        "predicted embedding", "pooled state", "text embedding", "decoder logits", "confusion score", "injected state",
+        "predicted embedding", "pooled state", "text embedding", "decoder logits", "confusion score",
+        "confusion threshold", "injected state",
     }  # fmt: skip
     assert all(difference.ok for difference in report.differences)
     reloaded = load_exported(tmp_path)

@@ -46,7 +46,7 @@ def test_matches_the_reference_implementation(encoder: VisionEncoder, reference:
 
 def test_reads_sizes_from_the_shapes(encoder: VisionEncoder) -> None:
     assert encoder.config == VisionConfig(
-        hidden_size=64, depth=2, heads=1, image_size=64, patch_size=16, tubelet_size=2
+        pretrained=True, hidden_size=64, depth=2, heads=1, image_size=64, patch_size=16, tubelet_size=2
     )
     assert VisionEncoder.from_checkpoint(META_FILE).config.image_size == 256
 

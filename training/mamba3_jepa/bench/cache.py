@@ -28,8 +28,8 @@ from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import source_texts
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.device import checked_device
 from mamba3_jepa.evaluation.decoding import score_tokens
-from mamba3_jepa.evaluation.evaluate import checked_device
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.settings import Phase2Settings

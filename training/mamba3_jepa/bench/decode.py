@@ -19,8 +19,8 @@ from torch import Tensor
 from mamba3_jepa.bench.decode_settings import DecodeBenchmarkSettings
 from mamba3_jepa.bench.hardware import hardware
 from mamba3_jepa.config import preset
+from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.evaluate import checked_device
 from mamba3_jepa.models.scan import Mamba3State
 from mamba3_jepa.models.y_decoder import YDecoder
 

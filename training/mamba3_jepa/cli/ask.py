@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,6 @@ def run_ask(settings: AskSettings) -> None:
     knowledge = _knowledge(settings)
     model, checkpoint = open_model(settings)
     memory = None if settings.memory is None else KnowledgeMemory.open(settings.memory, model)
-    if memory is not None and settings.save_memory is not None:
-        memory.save(settings.save_memory)
     answerer = Answerer(
         model,
         memory,
@@ -46,6 +45,8 @@ def run_ask(settings: AskSettings) -> None:
     )
     questions = settings.questions or (None,)
     answers = answerer.ask_many([image] * len(questions), questions, knowledge)
+    if memory is not None and settings.save_memory is not None:
+        memory.save(settings.save_memory)
     asked = [question or model.config.query_prompt for question in questions]
     if settings.json:
         write_out([_values(*pair) for pair in zip(asked, answers, strict=True)])
@@ -64,16 +65,19 @@ def _read_vector(path: Path) -> list[float]:
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
-            values = array.tolist() if array.ndim == 1 else None
+            values = array.tolist() if isinstance(array, np.ndarray) and array.ndim == 1 else None
         else:
             values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the knowledge vector: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, RecursionError) as error:
         raise UserError(f"{path}: not a knowledge vector ({error}); {expected}") from error
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         raise UserError(f"{path}: not a knowledge vector; {expected}")
-    return values
+    try:
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise UserError(f"{path}: a number of the knowledge vector is too large") from error
 
 
 def _known_answers(settings: AskSettings, checkpoint: Checkpoint) -> list[str]:
@@ -95,10 +99,10 @@ def _panel(question: str, answer: Answer) -> Panel:
         average = "" if smoothed == answer.confusion else f", {smoothed:.3f} over the turns so far"
         verdict = "confused" if answer.confused else "not confused"
         facts.add_row(Text("confusion", style="dim"), f"{answer.confusion:.3f}{average} ({verdict})")
-        used = "not used" if answer.memory_used is None else f"used: {answer.memory_used}"
+        used = "not used" if answer.memory_used is None else f"used: {printable(answer.memory_used)}"
         facts.add_row(Text("memory", style="dim"), Text(used))
     for number, (text, cosine) in enumerate(answer.nearest):
         label = "nearest known answers" if number == 0 else ""
-        facts.add_row(Text(label, style="dim"), Text(f"{cosine: .3f}  {text}"))
+        facts.add_row(Text(label, style="dim"), Text(f"{cosine: .3f}  {printable(text)}"))
     said = Text(printable(answer.text) or "(nothing)", style="bold")
-    return Panel(Group(said, "", facts), title=Text(question), title_align="left", expand=False)
+    return Panel(Group(said, "", facts), title=Text(printable(question)), title_align="left", expand=False)

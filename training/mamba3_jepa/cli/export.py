@@ -10,7 +10,9 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
+from mamba3_jepa.cli.output import printable
 from mamba3_jepa.export.settings import ExportSettings, InspectSettings
 
 _WIDEST = 100  # of a value on the screen; --json shows it whole
@@ -37,8 +39,10 @@ def export(settings: Annotated[ExportSettings, tyro.conf.arg(name="")]) -> None:
 
 def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> None:
     """Say what a checkpoint or a safetensors file holds: phase, configuration, data, metrics, tensors, counts."""
+    from mamba3_jepa.device import checked_device
     from mamba3_jepa.export.inspect import inspect_file
 
+    checked_device(settings.device)
     found = inspect_file(settings.file)
     console = Console()
     if settings.json:
@@ -48,7 +52,11 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     if found["kind"] == "checkpoint":
         heading += f", phase {found['phase']}, {'resumable' if found['resumable'] else 'weights only'}"
     console.print(heading, highlight=False, markup=False, soft_wrap=True)
-    descriptions = found.get("metadata", {}).pop("tensors", {})  # golden files say what each tensor is
+    descriptions = found.get("metadata", {}).get("tensors")  # golden files say what each tensor is
+    if isinstance(descriptions, dict):
+        del found["metadata"]["tensors"]
+    else:
+        descriptions = {}
     for name in ("metadata", "config", "data", "metrics", "run"):
         if found.get(name):
             console.print(_values(name, found[name]))
@@ -57,11 +65,11 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
         for tensor in found["tensors"]:
             shape = " x ".join(map(str, tensor["shape"])) or "scalar"
             row = [tensor["name"], tensor["dtype"], shape, descriptions.get(tensor["name"], "")]
-            table.add_row(*row[: len(table.columns)])
+            table.add_row(*(Text(printable(str(cell))) for cell in row[: len(table.columns)]))
         console.print(table)
     table = Table("component", _right("numbers"), box=box.SIMPLE)
     for name, count in found["parameters"].items():
-        table.add_row(name, f"{count:,}")
+        table.add_row(Text(printable(name)), f"{count:,}")
     console.print(table)
 
 
@@ -73,8 +81,9 @@ def _values(name: str, values: Mapping[str, Any]) -> Table:
     """A table of nested values, each under its dotted name."""
     table = Table(name, "", box=box.SIMPLE)
     for key, value in _flattened(values):
-        text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        table.add_row(key, text if len(text) <= _WIDEST else f"{text[:_WIDEST]}... ({len(text):,} characters)")
+        text = printable(f"{value:.6g}" if isinstance(value, float) else str(value))
+        short = text if len(text) <= _WIDEST else f"{text[:_WIDEST]}... ({len(text):,} characters)"
+        table.add_row(Text(printable(key)), Text(short))
     return table
 
 

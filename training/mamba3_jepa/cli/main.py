@@ -112,6 +112,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         return 2
+    except PermissionError as error:
+        Console(stderr=True).print(f"error: {error.filename}: permission denied", style="bold red", markup=False)
+        return 2
     except Interrupted as interrupted:
         logging.getLogger(__name__).warning("%s", interrupted)
         return interrupted.exit_code

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits
+from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_sheet
@@ -109,6 +109,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         seed=0,
         drop_last=False,
         workers=settings.workers,
+        on_bad_sample=settings.on_bad_sample,
     )
     collected = collect(model, loader, model.device)
     answers, unfinished = _answers(model, collected, settings)
@@ -124,19 +125,6 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         logger.warning(warning)
     _write(settings, report, collected, answers, source)
     return report
-
-
-def checked_device(name: str) -> torch.device:
-    """The device called `name`.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
 
 
 def zero_shot(
@@ -196,6 +184,9 @@ def _write(
     settings: EvaluateSettings, report: EvaluationReport, collected: Collected, answers: Answers, source: Source
 ) -> None:
     """The files that were asked for."""
+    nearest, path = report.nearest.by_type, settings.answers_plot
+    if path is not None and not nearest:
+        raise UserError(f"--answers-plot: {report.data} has no questions to draw")
     if settings.output is not None:
         values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
         write_json(settings.output, values | report.metrics() | {"by_type": report.by_type()})
@@ -203,11 +194,8 @@ def _write(
         write_contact_sheet(collected, source, settings.contact_sheet)
     if settings.answer_sheet is not None:
         write_answer_sheet(answers, source, settings.answer_sheet)
-    if settings.answers_plot is None:
+    if path is None:
         return
-    nearest, path = report.nearest.by_type, settings.answers_plot
-    if not nearest:
-        raise UserError(f"--answers-plot: {report.data} has no questions to draw")
     if report.generated is None:
         plot_answers_by_type(nearest, path, label="nearest answer")
     else:
@@ -221,12 +209,18 @@ def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, N
         scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
         return scenes, scenes.indices("target")
     if settings.manifest is not None:
-        source = open_source(settings.data_dir, manifest=settings.manifest)
+        source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
         assert source is not None  # a named manifest is opened or is an error
         indices = source.indices("target")
         if not len(indices):
             raise UserError(f"{source.name}: no sample has an answer or a text to compare with")
         return source, indices
     val_fraction = float(checkpoint.run["val_fraction"])
-    splits = open_splits(settings.data_dir, image_size=image_size, seed=seed, val_fraction=val_fraction)
+    splits = open_splits(
+        settings.data_dir,
+        image_size=image_size,
+        seed=seed,
+        val_fraction=val_fraction,
+        on_bad_sample=settings.on_bad_sample,
+    )
     return splits.val, splits.val_indices

@@ -32,6 +32,8 @@ class EvaluateSettings:
     """Samples per forward pass."""
     workers: int = 0
     """Data-loading processes."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """An unreadable image is an error, or is left out with a warning."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
     labels: _Path = None
@@ -55,6 +57,8 @@ class EvaluateSettings:
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers}: must not be negative")
         if self.label_template.count("{}") != 1:
             raise UserError(f"--label-template {self.label_template!r}: must contain {{}} once, where the label goes")
         if self.manifest is not None and self.data_dir is None:

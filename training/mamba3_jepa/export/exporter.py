@@ -15,12 +15,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.config import preset
 from mamba3_jepa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.golden import write_golden
 from mamba3_jepa.export.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
-from mamba3_jepa.export.reader import load_exported, sha256
+from mamba3_jepa.export.reader import load_exported, read_json, sha256
 from mamba3_jepa.export.settings import ExportSettings
 from mamba3_jepa.export.verify import Difference, compare, demand_equal
 from mamba3_jepa.export.writer import FORMAT, FORMAT_VERSION, write_component
@@ -64,7 +63,8 @@ def export_weights(settings: ExportSettings) -> ExportReport:
     """Export a checkpoint.
 
     Everything is written, flushed and verified in a temporary folder first, and moved into place when all of it is
-    there; `config.json`, which holds the digest of every file, comes last.
+    there; `config.json`, which holds the digest of every file, comes last. Only files of an earlier export are
+    replaced or removed.
 
     Raises:
         UserError: the checkpoint cannot be read or is of an earlier phase, a tensor does not fit the type, a file
@@ -73,6 +73,7 @@ def export_weights(settings: ExportSettings) -> ExportReport:
     checkpoint = load_checkpoint(settings.checkpoint)
     phase = _phase(settings, checkpoint)
     demand_all_mapped(checkpoint.model, str(settings.checkpoint))
+    earlier = _earlier_export(settings.output)
     model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint))
     components = phase_components(checkpoint.config, phase)
     written: list[Component] = [*components, "x_encoder"] if settings.x_encoder else components
@@ -84,7 +85,8 @@ def export_weights(settings: ExportSettings) -> ExportReport:
             tensors[component] = write_component(model, component, path, phase=phase, dtype=settings.dtype)
         _write_text(staging / _TOKENIZER, checkpoint.tokenizer)
         files = {path.name: _entry(path) for path in sorted(staging.glob("*.safetensors"))}
-        write_json(staging / _CONFIG, _config(model, checkpoint, settings, phase, files))
+        config = _config(model, checkpoint, settings, phase, files) | {"tokenizer": _entry(staging / _TOKENIZER)}
+        write_json(staging / _CONFIG, config)
         differences: list[Difference] = []
         golden: list[Path] = []
         if settings.verify or settings.golden:
@@ -95,7 +97,8 @@ def export_weights(settings: ExportSettings) -> ExportReport:
             if settings.golden:
                 golden = write_golden(reloaded, components, staging / _GOLDEN, phase=phase, dtype=settings.dtype)
         golden_names = [path.name for path in golden]
-        removed = _publish(staging, settings.output, [*files, _TOKENIZER], golden_names)
+        names = [*files, _TOKENIZER, *(f"{_GOLDEN}/{name}" for name in golden_names), _CONFIG]
+        removed = _publish(staging, settings.output, names, [name for name in earlier if name not in names])
     for path in removed:
         logger.info("removed %s: it belonged to an earlier export", path)
     return ExportReport(
@@ -122,21 +125,13 @@ def _say_what_is_not_there(settings: ExportSettings, checkpoint: Checkpoint) -> 
         logger.info("ANGN is off in this model: there is no angn.safetensors")
     if settings.x_encoder:
         return
-    if _random_x_encoder(checkpoint):
+    if not checkpoint.config.vision.pretrained:
         logger.warning(
             "this model's X-Encoder has random weights that are in no other file: without --x-encoder the exported "
             "weights cannot be used with images"
         )
     else:
         logger.info("the X-Encoder is V-JEPA 2's own file and was not exported; --x-encoder writes it too")
-
-
-def _random_x_encoder(checkpoint: Checkpoint) -> bool:
-    """Phase 1 says whether there was a file; later phases only know whether the shape is one that has no file."""
-    if "vit_checkpoint" in checkpoint.run:
-        return checkpoint.run["vit_checkpoint"] is None
-    config = checkpoint.config
-    return config.preset != "small" and config.vision == preset(config.preset).vision
 
 
 def _config(
@@ -179,7 +174,7 @@ def _exported_file(path: Path, tensors: dict[str, Tensor]) -> ExportedFile:
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """A temporary folder in `output`, on the same disk, gone afterwards; so is `output` if nothing came into it."""
-    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    missing = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
     try:
         output.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".export-", dir=output))
@@ -201,27 +196,54 @@ def _write_text(path: Path, text: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _publish(staging: Path, output: Path, names: list[str], golden: list[str]) -> list[Path]:
-    """Move the files from `staging` into `output`; returns what an earlier export had left there and is now gone.
+def _earlier_export(output: Path) -> list[str]:
+    """Names, below `output`, of the files that an earlier export wrote there.
 
-    The old config.json goes first and the new one comes last: a reader that looks in between finds none.
+    Raises:
+        UserError: a config.json that is not an export's, as in the folder of a training run.
     """
+    if not os.path.lexists(output / _CONFIG):
+        return []
+    values = read_json(output / _CONFIG)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("files"), dict):
+        raise UserError(
+            f"{output} is not free for an export: its {_CONFIG} is not an export's; choose another --output"
+        )
+    listed = [f"{component}.safetensors" for component in COMPONENTS if f"{component}.safetensors" in values["files"]]
+    golden = [f"{_GOLDEN}/{component}.safetensors" for component in COMPONENTS]
+    return [name for name in (*listed, *golden) if os.path.isfile(output / name)]
+
+
+def _publish(staging: Path, output: Path, names: list[str], stale: list[str]) -> list[Path]:
+    """Move the files called `names`, config.json last, from `staging` into `output`; returns the stale ones, now gone.
+
+    What they replace is moved aside first, config.json before all else: a reader that looks in between finds none.
+    If anything fails, everything is put back.
+    """
+    aside = staging / "aside"
+    moved: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
     try:
-        (output / _CONFIG).unlink(missing_ok=True)
+        aside.mkdir()
+        for name in [*reversed(names), *stale]:
+            target = output / name
+            if target.is_dir():
+                raise UserError(f"{target} is a folder where a file is to go; remove it or choose another --output")
+            if os.path.lexists(target):
+                kept = aside / str(len(moved))
+                os.replace(target, kept)
+                moved.append((target, kept))
         for name in names:
-            os.replace(staging / name, output / name)
-        if golden:
-            (output / _GOLDEN).mkdir(exist_ok=True)
-        for name in golden:
-            os.replace(staging / _GOLDEN / name, output / _GOLDEN / name)
-        removed = []
-        for component in COMPONENTS:
-            name = f"{component}.safetensors"
-            for path, keep in ((output / name, names), (output / _GOLDEN / name, golden)):
-                if name not in keep and path.is_file():
-                    path.unlink()
-                    removed.append(path)
-        os.replace(staging / _CONFIG, output / _CONFIG)
-    except OSError as error:
-        raise UserError(f"cannot move the exported files into {output}: {error.strerror}") from error
-    return removed
+            target = output / name
+            target.parent.mkdir(exist_ok=True)
+            os.replace(staging / name, target)
+            placed.append(target)
+    except (OSError, UserError) as error:
+        for target in placed:
+            target.unlink()
+        for target, kept in moved:
+            os.replace(kept, target)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot move the exported files into {output}: {error.filename}: {error.strerror}") from error
+    return [output / name for name in stale]

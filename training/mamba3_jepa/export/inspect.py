@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ def inspect_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or neither.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = sorted(item.name for item in path.iterdir() if item.suffix in (".pt", ".safetensors"))
         held = f"it holds {', '.join(inside)}" if inside else "and holds no checkpoint and no safetensors file"
         raise UserError(f"{path} is a folder, {held}: name a file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file")
     found = _checkpoint(path) if path.suffix == ".pt" or zipfile.is_zipfile(path) else _safetensors(path)
     return {"file": str(path), "bytes": path.stat().st_size, **found}

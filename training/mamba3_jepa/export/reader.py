@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ from mamba3_jepa.models.state import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
-_KEYS = ("format", "format_version", "phase", "dtype", "files", "model")
+_KEYS = ("format", "format_version", "phase", "dtype", "files", "tokenizer", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class ExportedConfig:
         phase: the phase it was exported as.
         dtype: type of its large tensors.
         config: the model's configuration.
-        digests: SHA-256 in hex of each component's file, by component.
+        digests: SHA-256 in hex of each component's file, by component, and of `tokenizer`.
     """
 
     phase: int
@@ -72,9 +73,11 @@ def load_exported(
     for component in components:
         state |= read_component(folder, component, exported)
     tokenizer_file = folder / "tokenizer.json"
+    tokenizer = TextTokenizer.from_file(tokenizer_file)
+    _demand_digest(tokenizer_file, exported.digests["tokenizer"])
     model = Mamba3Jepa(
         exported.config,
-        TextTokenizer.from_file(tokenizer_file),
+        tokenizer,
         x_encoder=VisionEncoder.empty(exported.config.vision) if x_encoder is None else x_encoder,
         with_decoder="y_decoder" in components,
         with_recursion="recursion" in components,
@@ -92,23 +95,27 @@ def read_config(folder: Path) -> ExportedConfig:
         UserError: it is missing, is not one of ours, or lists other components than its phase has.
     """
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; expected a folder that `mamba3-jepa export` wrote") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT or not set(_KEYS) <= set(values):
         raise UserError(f"{path} is not the config.json of a Mamba3-JEPA export: it needs {', '.join(_KEYS)}")
     if values["format_version"] != FORMAT_VERSION:
         raise UserError(f"{path} has export format {values['format_version']}; this version reads {FORMAT_VERSION}")
     config = ModelConfig.from_dict(values["model"], source=str(path))
-    digests = {name.removesuffix(".safetensors"): entry["sha256"] for name, entry in values["files"].items()}
+    if values["phase"] not in (1, 2, 3) or values["dtype"] not in get_args(DtypeName):
+        raise UserError(
+            f"{path}: phase {values['phase']!r} and dtype {values['dtype']!r}: expected 1, 2 or 3, and "
+            f"{', '.join(get_args(DtypeName))}"
+        )
+    try:
+        digests = {name.removesuffix(".safetensors"): entry["sha256"] for name, entry in values["files"].items()}
+        digests["tokenizer"] = values["tokenizer"]["sha256"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: `files` and `tokenizer` must give the sha256 of every file") from error
     expected = set(phase_components(config, values["phase"]))
-    if set(digests) - {"x_encoder"} != expected:
+    if set(digests) - {"x_encoder", "tokenizer"} != expected:
         raise UserError(
             f"{path}: an export of phase {values['phase']} has {', '.join(sorted(expected))}; "
-            f"this one lists {', '.join(sorted(digests))}"
+            f"this one lists {', '.join(sorted(set(digests) - {'tokenizer'}))}"
         )
     return ExportedConfig(phase=values["phase"], dtype=values["dtype"], config=config, digests=digests)
 
@@ -128,9 +135,22 @@ def read_component(folder: Path, component: str, exported: ExportedConfig) -> di
         expected = stored_dtype(key, tensor.dim(), exported.dtype)
         if tensor.dtype != expected:
             raise UserError(f"{path}: {key}: expected {expected}, found {tensor.dtype}")
-    if sha256(path) != exported.digests[component]:
-        raise UserError(f"{path} has changed since the export: its SHA-256 is not the one in config.json")
+    _demand_digest(path, exported.digests[component])
     return named
+
+
+def read_json(path: Path) -> Any:
+    """The values of an export's JSON file.
+
+    Raises:
+        UserError: it is missing, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file; expected a folder that `mamba3-jepa export` wrote") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 @contextmanager
@@ -140,7 +160,7 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         UserError: it is missing, damaged, or cut short.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
@@ -156,6 +176,11 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _demand_digest(path: Path, digest: str) -> None:
+    if sha256(path) != digest:
+        raise UserError(f"{path} has changed since the export: its SHA-256 is not the one in config.json")
 
 
 def _check_metadata(path: Path, component: str, metadata: dict[str, str], exported: ExportedConfig) -> None:

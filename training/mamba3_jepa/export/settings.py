@@ -37,5 +37,7 @@ class InspectSettings:
 
     file: tyro.conf.Positional[Path]
     """A checkpoint (.pt) or any safetensors file."""
+    device: str = "cpu"
+    """As in the other commands; it must be there, but a file is only read, nothing is computed."""
     json: bool = False
     """Print everything as JSON."""

@@ -129,8 +129,8 @@ class Answerer:
             UserError: an empty question, an image that cannot be read, knowledge that does not fit the model.
         """
         vector = None if knowledge is None else self._vector(knowledge)
-        warnings = [self._warnings(question) for question in questions]
         embedding, pooled = self.model.observe(images, questions, batch_size)
+        warnings = [self._warnings(question) for question in questions]
         scores, smoothed, confused = self._judge(pooled)
         used: list[str | None] = [None] * len(questions)
         if vector is not None:

@@ -75,6 +75,8 @@ class AskSettings(ModelSettings):
             raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an --image')
         if self.knowledge is not None and self.knowledge_vector is not None:
             raise UserError("--knowledge and --knowledge-vector exclude each other; give one of them")
+        if self.memory is not None and (self.knowledge is not None or self.knowledge_vector is not None):
+            raise UserError("--memory is looked up when there is no --knowledge and no --knowledge-vector; give one")
         if self.save_memory is not None and self.memory is None:
             raise UserError("--save-memory needs a --memory to save")
         if self.save_memory is not None and self.save_memory.suffix != ".safetensors":

@@ -60,7 +60,7 @@ def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
 
 def texts_or_file(values: Sequence[str], what: str) -> list[str]:
     """The different texts given, or the lines of the file that the only one of them names."""
-    if len(values) == 1 and Path(values[0]).is_file():
+    if len(values) == 1 and os.path.isfile(values[0]):
         return read_lines(values[0], what)
     return list(dict.fromkeys(values))
 
@@ -122,6 +122,8 @@ def write_embeddings(path: Path, groups: Mapping[str, NamedEmbeddings]) -> list[
         return [path]
     ((name, group),) = groups.items()
     names_path = path.with_suffix(".json")
+    if names_path.is_dir():
+        raise UserError(f"{names_path} is a folder where the names are to go; choose another --output")
     _write_npy(path, group.embeddings.numpy())
     write_json(names_path, {name: group.names})
     return [path, names_path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.evaluation.evaluate import checked_device
+from mamba3_jepa.device import checked_device
 from mamba3_jepa.inference.command_settings import ModelSettings
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 

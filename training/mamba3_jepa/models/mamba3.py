@@ -249,8 +249,9 @@ class Mamba3(nn.Module):
 
 def _widened(inputs: ScanInputs) -> ScanInputs:
     """With v in the type of everything else."""
-    q, k, v, *rest = inputs  # not _replace, which older compilers cannot trace
-    return ScanInputs(q, k, v.to(inputs.dt.dtype), *rest)
+    q, k, v, q_bias, k_bias, log_alpha, dt, trap, angle, skip, v_spread, interleaved = inputs
+    # not _replace, which torch.compile cannot trace in every version
+    return ScanInputs(q, k, v.to(dt.dtype), q_bias, k_bias, log_alpha, dt, trap, angle, skip, v_spread, interleaved)
 
 
 def _initial_dt_bias(

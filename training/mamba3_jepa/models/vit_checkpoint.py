@@ -240,7 +240,7 @@ def _vision_config(path: Path, state: Mapping[str, Tensor], settings: dict[str, 
             raise UserError(f"{path}: the configuration says {name} {said!r}, the weights say {value}")
     heads = _HEADS.get((hidden_size, depth), max(1, hidden_size // _HEAD_DIM))
     try:
-        return VisionConfig(**{"heads": heads, **settings, **shapes})
+        return VisionConfig(**{"heads": heads, **settings, **shapes}, pretrained=True)
     except ValidationError as error:
         raise UserError(f"{path}: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
     except UserError as error:

@@ -219,6 +219,10 @@ class Mamba3Jepa(nn.Module):
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{kind} {i} is empty or not a text: {text!r}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"{kind} {i} is not valid UTF-8: {text!r}") from error
         encoded = self.tokenizer.encode(list(texts), max_tokens)
         if encoded.n_truncated:
             logger.warning(
