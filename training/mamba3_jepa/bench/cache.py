@@ -32,6 +32,7 @@ from mamba3_jepa.device import checked_device
 from mamba3_jepa.evaluation.decoding import score_tokens
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
+from mamba3_jepa.training.optim import build_optimizer
 from mamba3_jepa.training.settings import Phase2Settings
 
 _SAMPLES_PER_SCENE = 3
@@ -177,7 +178,7 @@ def _computed(model: Mamba3Jepa, source: SceneSource, indices: NDArray[np.int64]
 def _training_step(model: Mamba3Jepa) -> Step:
     """One optimizer step of a new decoder."""
     decoder = model.add_decoder().requires_grad_(True)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4)
+    optimizer = build_optimizer(decoder, lr=1e-4, weight_decay=0.05)
 
     def step(inputs: Inputs) -> None:
         optimizer.zero_grad()

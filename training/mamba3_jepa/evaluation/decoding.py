@@ -19,6 +19,8 @@ from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.y_decoder import YDecoder
 
+_IGNORED = -100  # no token
+
 
 class TokenScores(NamedTuple):
     """Sums over the valid tokens of a batch: negative log-likelihood (nats, differentiable), how many had the
@@ -37,10 +39,10 @@ def score_tokens(decoder: YDecoder, embedding: Tensor, ids: Tensor, mask: Tensor
         ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
     """
     valid = mask[:, 1:]
-    logits = decoder(embedding, ids[:, :-1])[valid]
+    logits = decoder(embedding, ids[:, :-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    expected = ids[:, 1:][valid]
-    nll = F.cross_entropy(logits, expected, reduction="sum")
+    expected = ids[:, 1:].masked_fill(~valid, _IGNORED)
+    nll = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), ignore_index=_IGNORED, reduction="sum")
     return TokenScores(nll, (logits.argmax(-1) == expected).sum(), valid.sum())
 
 

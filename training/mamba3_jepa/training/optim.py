@@ -21,8 +21,8 @@ def build_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.
         if parameter.requires_grad:
             (decayed if id(parameter) in matrices else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    on_gpu = any(parameter.is_cuda for parameter in decayed + free)
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=on_gpu)
+    has_fused = all(parameter.device.type in ("cpu", "cuda") for parameter in decayed + free)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=has_fused)
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.05) -> float:
