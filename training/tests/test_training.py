@@ -263,6 +263,8 @@ BAD_ARGUMENTS = {
     "no such ViT": (["--vit-checkpoint", "/nowhere.pt"], "/nowhere.pt"),
     "no such tokenizer": (["--tokenizer", "/nowhere.json"], "/nowhere.json"),
     "contradiction": (["--preset", "mini"], "contradict"),
+    "patches that do not fit": (["--patch-size", "5"], "--patch-size 5: must divide the 32 pixels"),
+    "shift out of the image": (["--image-shift", "32"], "--image-shift 32: must lie between 0 and 31 pixels"),
     "fp16 on CPU": (["--precision", "fp16", "--cpu"], "needs a CUDA GPU"),
 }
 

@@ -37,3 +37,10 @@ def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDAr
         raise UserError(f"--val-fraction {val_fraction}: expected a share from 0 up to, but not including, 1")
     held_out = hashes < np.uint64(int(val_fraction * 2**64))
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def spread(indices: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
+    """The same `at_most` indices on every machine, spread over all of them, in order."""
+    if len(indices) <= at_most:
+        return indices
+    return np.sort(np.random.default_rng(0).permutation(indices)[:at_most])

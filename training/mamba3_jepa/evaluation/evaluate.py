@@ -15,6 +15,7 @@ from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
@@ -101,7 +102,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     source, indices = _open(settings, checkpoint)
     loader = build_loader(
         source,
-        indices[: settings.samples],
+        spread(indices, settings.samples),
         model.tokenizer,
         model.config,
         settings.batch_size,

@@ -74,6 +74,7 @@ def agent_data(
     workers: int = 0,
     on_bad_sample: OnBadSample = "error",
     precision: Precision = "fp32",
+    demand_vectors: bool = True,
 ) -> AgentData:
     """Everything about some samples of `source`; the frozen model's part comes from `cache_dir` as far as it is there.
 
@@ -81,7 +82,8 @@ def agent_data(
         UserError: knowledge that does not fit the model (see `given_knowledge`), or a sample is unreadable.
         Interrupted: SIGTERM or Ctrl-C; complete parts are kept.
     """
-    given = given_knowledge(model, source, indices)  # first: what is wrong with it should be said at once
+    # first: what is wrong with it should be said at once
+    given = given_knowledge(model, source, indices, demand_vectors=demand_vectors)
     frozen = frozen_outputs(
         model,
         source,
@@ -104,12 +106,15 @@ def agent_data(
     )
 
 
-def given_knowledge(model: Mamba3Jepa, source: ConfusionSource, indices: NDArray[np.int64]) -> GivenKnowledge:
+def given_knowledge(
+    model: Mamba3Jepa, source: ConfusionSource, indices: NDArray[np.int64], *, demand_vectors: bool = True
+) -> GivenKnowledge:
     """The knowledge that the data gives with some samples: vectors as they are, texts as the Y-Encoder embeds them.
 
     Raises:
         UserError: a vector has another length than the model's `knowledge_dim`; or that is not `embed_dim`, and there
-            is a text, or no vector at all. Names the file and line.
+            is a text, or, with `demand_vectors`, no vector at all; or a number is too large for float32. Names the file
+            and line.
     """
     length, embed_dim = model.config.knowledge_dim, model.config.embed_dim
     index = np.intersect1d(indices, source.indices("knowledge"))
@@ -131,8 +136,10 @@ def given_knowledge(model: Mamba3Jepa, source: ConfusionSource, indices: NDArray
                     f'{_origin(sample)}: field "knowledge" is a vector of length {len(sample.knowledge)}, but this '
                     f"model takes {length}: correct it, or give --knowledge-dim if all vectors have that length"
                 )
-            vectors[row] = torch.tensor(sample.knowledge)
-    if length != embed_dim and not len(index):
+            vectors[row] = torch.tensor(sample.knowledge, dtype=torch.float32)
+            if not vectors[row].isfinite().all():
+                raise UserError(f'{_origin(sample)}: field "knowledge" holds a number too large for float32')
+    if demand_vectors and length != embed_dim and not len(index):
         raise UserError(
             f"--knowledge-dim {length}: {source.name} has no knowledge vectors, and what the Y-Encoder makes of its "
             f"answers has length {embed_dim}; leave --knowledge-dim out"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.sources import DataSplits
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, score_tokens, sum_scores
@@ -21,7 +22,6 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs
-from mamba3_jepa.training.jepa import some
 from mamba3_jepa.training.settings import Phase2Settings
 from mamba3_jepa.training.task import StepOutput, Validation
 
@@ -159,7 +159,7 @@ class DecoderTask:
 
     def _questions(self) -> Answers:
         """The samples to answer by generation, with nothing generated yet."""
-        rows = torch.from_numpy(some(np.arange(len(self.val)), GENERATED_SAMPLES))
+        rows = torch.from_numpy(spread(np.arange(len(self.val)), GENERATED_SAMPLES))
         index = self.val.index[rows].tolist()
         samples = [self.data.val.sample(i) for i in index]
         expected = [sample.target or "" for sample in samples]

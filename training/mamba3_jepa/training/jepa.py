@@ -19,6 +19,7 @@ from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
 from mamba3_jepa.data.sources import DataSplits, Source
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -83,7 +84,7 @@ class JepaTask:
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
         self.objective = JepaObjective(model, settings.temperature)
         self.loader = self._loader(data.train, data.train_indices, training=True)
-        self.val_loader = self._loader(data.val, some(data.val_indices, settings.val_samples), training=False)
+        self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples), training=False)
         self.batches_per_epoch = len(self.loader)
         self._collected: Collected | None = None
         self._answers = common_answers(data.train, data.train_indices)
@@ -162,13 +163,6 @@ class JepaTask:
         """The tokenizer, where the data came from, and its most frequent answers."""
         data = describe(self.data) | {"answers": self._answers}
         return {"tokenizer": self.model.tokenizer.to_json(), "data": data}
-
-
-def some(indices: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
-    """The same `at_most` indices on every machine, spread over all of them, in order."""
-    if len(indices) <= at_most:
-        return indices
-    return np.sort(np.random.default_rng(0).permutation(indices)[:at_most])
 
 
 def describe(data: DataSplits) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sources import DataSplits, open_splits, source_texts
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.training.distributed import all_gather_object, rank
-from mamba3_jepa.training.jepa import JepaTask, describe, some
+from mamba3_jepa.training.jepa import JepaTask, describe
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run, start_trackers
 from mamba3_jepa.training.session import build_accelerator, spare_cores
@@ -79,7 +80,7 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
     n_images = max(_MIN_WHITENING_IMAGES, _TOKENS_PER_DIMENSION * vision.hidden_size // vision.n_tokens)
     loader = build_loader(
         data.train,
-        some(data.train_indices, n_images),
+        spread(data.train_indices, n_images),
         model.tokenizer,
         model.config,
         _WHITENING_BATCH,

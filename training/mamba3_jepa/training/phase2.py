@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.sources import DataSplits, Source
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.training.decoder import DecoderTask
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
-from mamba3_jepa.training.jepa import describe, some
+from mamba3_jepa.training.jepa import describe
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase1 import compile_layers, demand_same, open_data
 from mamba3_jepa.training.run import Run, start_trackers
 from mamba3_jepa.training.session import build_accelerator, spare_cores
-from mamba3_jepa.training.settings import Phase2Settings
+from mamba3_jepa.training.settings import Phase2Settings, TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def train_decoder(settings: Phase2Settings) -> None:
     run = Run(settings, phase=2, accelerator=accelerator)
     demand_same(run, start.config, data)
     model = Mamba3Jepa.from_loaded(start, str(start_path), accelerator.device)
+    warn_of_seen_samples(start, data, settings)
     model.requires_grad_(False)
     set_seed(settings.seed)  # the decoder's first weights depend on the seed alone
     decoder = model.y_decoder or model.add_decoder()
@@ -61,7 +63,7 @@ def train_decoder(settings: Phase2Settings) -> None:
     run.write_config(start.config.to_dict(), provenance)
     start_trackers(accelerator, settings, phase=2)
     train = _outputs(model, data.train, data.train_indices, settings)
-    val = _outputs(model, data.val, some(data.val_indices, settings.val_samples), settings)
+    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples), settings)
     if run.is_main:
         _say(model, data, train, val)
     provenance["answers"] = _answers(start, data)
@@ -94,6 +96,17 @@ def load_phase1(path: Path) -> Checkpoint:
             "checkpoints/phase1/phase1_best.pt"
         )
     return checkpoint
+
+
+def warn_of_seen_samples(start: Checkpoint, data: DataSplits, settings: TrainSettings) -> None:
+    """Say so if part of what is held out now was trained on by the phase before."""
+    before = start.run.get("val_fraction", settings.val_fraction)
+    if data.train.name == start.data.get("source") and not data.synthetic and before < settings.val_fraction:
+        logger.warning(
+            "--val-fraction %g: the phase before held out only %g of the same data, so it has seen part of what "
+            "validates this one; the numbers will look too good. Give --val-fraction %g.",
+            settings.val_fraction, before, before,
+        )  # fmt: skip
 
 
 def origin(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -18,14 +18,16 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.sources import DataSplits, open_splits
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.training.agent import AgentTask
 from mamba3_jepa.training.agent_data import AgentData, agent_data
-from mamba3_jepa.training.jepa import describe, some
+from mamba3_jepa.training.jepa import describe
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase1 import compile_layers, demand_same
+from mamba3_jepa.training.phase2 import warn_of_seen_samples
 from mamba3_jepa.training.phase3_settings import Phase3Settings
 from mamba3_jepa.training.run import Run, start_trackers
 from mamba3_jepa.training.session import build_accelerator, spare_cores
@@ -57,6 +59,7 @@ def train_agent(settings: Phase3Settings) -> None:
     run = Run(settings, phase=3, accelerator=accelerator)
     demand_same(run, config, data)
     model = Mamba3Jepa.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
+    warn_of_seen_samples(start, data, settings)
     model.requires_grad_(False)
     set_seed(settings.seed)  # the first weights depend on the seed alone
     recursion = model.recursion or model.add_recursion()
@@ -72,8 +75,8 @@ def train_agent(settings: Phase3Settings) -> None:
     }
     run.write_config(config.to_dict(), {name: value for name, value in provenance.items() if name != "answers"})
     start_trackers(accelerator, settings, phase=3)
-    train_data = _outputs(model, train, train_rows, settings)
-    val_data = _outputs(model, val, val_rows, settings)
+    train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
+    val_data = _outputs(model, val, val_rows, settings, demand_vectors=False)
     if run.is_main:
         _say(model, train, train_data, val_data)
     fit(AgentTask(model, train_data, val_data, settings, provenance), settings, run, accelerator)
@@ -143,13 +146,17 @@ def _confusion(data: DataSplits, side: str, settings: Phase3Settings) -> tuple[C
     if side == "train":
         source = ConfusionSource(data.train, data.train_indices, settings.seed, settings.confusion_kinds)
         return source, np.arange(len(source))
-    chosen = some(data.val_indices, settings.val_samples)
+    chosen = spread(data.val_indices, settings.val_samples)
     source = ConfusionSource(data.val, chosen, settings.seed, settings.confusion_kinds)
-    return source, some(np.arange(len(source)), settings.val_samples)
+    return source, spread(np.arange(len(source)), settings.val_samples)
 
 
 def _outputs(
-    model: Mamba3Jepa, source: ConfusionSource, rows: NDArray[np.int64], settings: Phase3Settings
+    model: Mamba3Jepa,
+    source: ConfusionSource,
+    rows: NDArray[np.int64],
+    settings: Phase3Settings,
+    demand_vectors: bool,
 ) -> AgentData:
     return agent_data(
         model,
@@ -159,6 +166,7 @@ def _outputs(
         workers=spare_cores() if settings.workers is None else settings.workers,
         on_bad_sample=settings.on_bad_sample,
         precision=settings.precision,
+        demand_vectors=demand_vectors,
     )
 
 
