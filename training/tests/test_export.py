@@ -204,6 +204,51 @@ def test_what_an_earlier_export_left_is_removed(checkpoints: dict[int, Path], co
     assert list((copy / "golden").iterdir()) == []  # they belonged to other weights
 
 
+def test_files_that_no_export_wrote_stay(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    (tmp_path / "recursion.safetensors").write_text("mine")
+    export(checkpoints[2], tmp_path)
+    assert (tmp_path / "recursion.safetensors").read_text() == "mine"
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="not free for an export"):
+        export(checkpoints[2], tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"a": 1}'
+
+
+@pytest.mark.parametrize("obstacle", ["golden", "y_decoder.safetensors"])
+def test_an_export_that_cannot_be_placed_leaves_the_earlier_one(
+    checkpoints: dict[int, Path], tmp_path: Path, obstacle: str
+) -> None:
+    export(checkpoints[1], tmp_path, phase=1)
+    if obstacle == "golden":
+        (tmp_path / obstacle).write_text("in the way")
+    else:
+        (tmp_path / obstacle).mkdir()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=obstacle):
+        export(checkpoints[2], tmp_path, golden=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_changed_tokenizer_is_noticed(copy: Path) -> None:
+    values = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = values["model"]["vocab"]
+    first, second = list(vocabulary)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (copy / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"tokenizer.json has changed since the export"):
+        load_exported(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("phase", "3"), ("phase", 9), ("dtype", "float8"), ("files", []), ("tokenizer", None)]
+)
+def test_an_edited_config_is_an_error(copy: Path, field: str, value: object) -> None:
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(values | {field: value}))
+    with pytest.raises(UserError, match=r"config.json"):
+        load_exported(copy)
+
+
 def test_config_json_says_what_a_reader_needs(exported: Path, model: Mamba3Jepa) -> None:
     values = json.loads((exported / "config.json").read_text())
     assert values["model"] == model.config.to_dict()

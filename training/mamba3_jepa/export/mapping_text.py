@@ -18,7 +18,7 @@ GUIDE = """## Reading the files
 | `y_decoder.safetensors` | `--phase 2` and `3` |
 | `recursion.safetensors` | `--phase 3`; `train_agent.py` also writes it beside its checkpoints |
 | `x_encoder.safetensors` | with `--x-encoder`; otherwise the X-Encoder is V-JEPA 2's own file |
-| `config.json` | sizes (`model`), token ids, image mean and std, constants, SHA-256 of every file |
+| `config.json` | sizes (`model`), token ids, image mean and std, constants, SHA-256 of the weights' files and the tokenizer |
 | `tokenizer.json` | for the `tokenizers` library (Rust or Python) |
 | `golden/*.safetensors` | with `--golden`: inputs and outputs to test an implementation with |
 
@@ -73,6 +73,9 @@ uses, rotates the pairs (i, i + N / 2) and adds `mimo_x`, `mimo_z`, `mimo_o`; `i
   `y_encoder.embedding.weight` for bos, question, eos. Without an image: the query alone. Backbone, mean over the
   sequence = pooled state, `pred_head`, divided by its length = predicted embedding. An image without a question is
   asked `model.query_prompt`.
+- **tokens**: bos, the text's ids, eos. The ids come without special tokens added, and a special token that somebody
+  typed is ordinary text (`encode_special_tokens`, which `tokenizer.json` does not carry). Of a question at most
+  `max_query_tokens` - 2 ids are kept, of any other text `max_answer_tokens` - 2; eos stays.
 - **y_encoder**: embedding of bos, text, eos; backbone; mean; `projection`; divided by its length. Cosine with the
   predicted embedding ranks answers.
 - **y_decoder**: `embed_to_prefix(predicted embedding)` reshaped to (prefix_tokens, width) goes through the backbone
