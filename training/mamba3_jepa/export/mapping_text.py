@@ -18,7 +18,7 @@ GUIDE = """## Reading the files
 | `y_decoder.safetensors` | `--phase 2` and `3` |
 | `recursion.safetensors` | `--phase 3`; `train_agent.py` also writes it beside its checkpoints |
 | `x_encoder.safetensors` | with `--x-encoder`; otherwise the X-Encoder is V-JEPA 2's own file |
-| `config.json` | sizes (`model`), token ids, image mean and std, constants, SHA-256 of the weights' files and the tokenizer |
+| `config.json` | sizes (`model`), token ids, image mean and std, constants, SHA-256 of weights and tokenizer |
 | `tokenizer.json` | for the `tokenizers` library (Rust or Python) |
 | `golden/*.safetensors` | with `--golden`: inputs and outputs to test an implementation with |
 
