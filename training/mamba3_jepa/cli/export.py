@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
 from mamba3_jepa.export.settings import ExportSettings, InspectSettings
 
@@ -67,10 +68,8 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
             row = [tensor["name"], tensor["dtype"], shape, descriptions.get(tensor["name"], "")]
             table.add_row(*(Text(printable(str(cell))) for cell in row[: len(table.columns)]))
         console.print(table)
-    table = Table("component", _right("numbers"), box=box.SIMPLE)
-    for name, count in found["parameters"].items():
-        table.add_row(Text(printable(name)), f"{count:,}")
-    console.print(table)
+    counts = [(printable(name), f"{count:,}") for name, count in found["parameters"].items()]
+    console.print(output.table(("component", "numbers"), counts))
 
 
 def _right(name: str) -> Column:

@@ -238,12 +238,13 @@ def _publish(staging: Path, output: Path, names: list[str], stale: list[str]) ->
             target.parent.mkdir(exist_ok=True)
             os.replace(staging / name, target)
             placed.append(target)
-    except (OSError, UserError) as error:
+    except BaseException as error:  # Ctrl-C too: what was moved aside would be gone with `staging`
         for target in placed:
             target.unlink()
         for target, kept in moved:
             os.replace(kept, target)
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"cannot move the exported files into {output}: {error.filename}: {error.strerror}") from error
+        if isinstance(error, OSError):
+            where = f"{error.filename}: {error.strerror}"
+            raise UserError(f"cannot move the exported files into {output}: {where}") from error
+        raise
     return [output / name for name in stale]
