@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.recursion import add_missing_floor
 
 FORMAT_VERSION = 1
 _REQUIRED = ("format_version", "phase", "config", "model", "tokenizer", "data", "metrics", "run", "trainer")
@@ -112,6 +113,7 @@ def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None
             raise UserError(f"{path} is damaged: its {name} is a {type(values[name]).__name__}, not a {kind.__name__}")
     config = ModelConfig.from_dict(values["config"], source=str(path))
     fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
+    add_missing_floor(fields["model"])
     return Checkpoint(config=config, **fields)
 
 

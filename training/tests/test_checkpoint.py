@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoint import make_model, write_checkpoint
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.config import preset
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 
 def _checkpoint(size: int = 10, phase: int = 1) -> Checkpoint:
@@ -40,6 +42,21 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
     assert loaded.trainer is not None
     assert loaded.trainer["position"] == {"step": 3}
     assert [p.name for p in path.parent.iterdir()] == ["phase1_last.pt"]
+
+
+def test_a_checkpoint_from_before_the_memory_floor(tmp_path: Path) -> None:
+    """It loads, and lets every text of a memory through, as it did; a model without recursion gets nothing."""
+    for phase in (2, 3):
+        model = make_model(phase)
+        path = write_checkpoint(tmp_path / f"phase{phase}.pt", model, phase)
+        values = torch.load(path, weights_only=True)
+        values["model"].pop("recursion.memory_floor", None)
+        torch.save(values, path)
+        loaded = load_checkpoint(path)
+        assert set(loaded.model) == set(model.state_dict())
+        opened = Mamba3Jepa.from_checkpoint(path)
+        assert (opened.recursion is None) == (phase == 2)
+        assert opened.recursion is None or float(opened.recursion.memory_floor) == -1
 
 
 def test_other_phase_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 QUESTIONS = ["what color is the circle?", "is there a red square?"]
+ANSWERS = ["red", "yes", "größer"]
 
 
 def build(angn: bool = True, **changes: Any) -> Mamba3Jepa:
@@ -45,6 +46,7 @@ def build(angn: bool = True, **changes: Any) -> Mamba3Jepa:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         model.recursion.confusion_probe.temperature.fill_(1.7)  # type: ignore[union-attr]
+        model.recursion.memory_floor.fill_(0.25)  # type: ignore[union-attr]
     return model.eval()
 
 
@@ -54,7 +56,8 @@ def save(model: Mamba3Jepa, path: Path, phase: int) -> Path:
     run = {"seed": 0, "vit_checkpoint": None}
     checkpoint = Checkpoint(
         phase=phase, config=model.config, model=state, tokenizer=model.tokenizer.to_json(), run=run,
-        data={"source": "synthetic scenes", "synthetic": True, "train_samples": 3}, metrics={"val/loss": 0.5},
+        data={"source": "synthetic scenes", "synthetic": True, "train_samples": 3, "answers": ANSWERS},
+        metrics={"val/loss": 0.5},
     )  # fmt: skip
     save_checkpoint(path, checkpoint)
     return path
@@ -152,7 +155,7 @@ def test_the_library_reads_what_was_written(model: Mamba3Jepa, tmp_path: Path, d
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     assert {name: metadata[name] for name in ("format", "format_version", "component", "phase", "dtype")} == {
-        "format": "mamba3-jepa", "format_version": "1", "component": "recursion", "phase": "3", "dtype": dtype,
+        "format": "mamba3-jepa", "format_version": "2", "component": "recursion", "phase": "3", "dtype": dtype,
     }  # fmt: skip
     assert json.loads(metadata["config"]) == model.config.to_dict()
     state = model.state_dict()
@@ -253,9 +256,26 @@ def test_config_json_says_what_a_reader_needs(exported: Path, model: Mamba3Jepa)
     values = json.loads((exported / "config.json").read_text())
     assert values["model"] == model.config.to_dict()
     assert values["tokens"] == {"pad": 0, "bos": 1, "eos": 2}
-    assert values["constants"] == {"norm_eps": 1e-5, "A_floor": 1e-4, "layer_norm_eps": 1e-5}
+    assert values["constants"] == {
+        "norm_eps": 1e-5, "A_floor": 1e-4, "normalize_eps": 1e-6, "x_encoder_layer_norm_eps": 1e-6,
+        "confusion_probe_layer_norm_eps": 1e-5,
+    }  # fmt: skip
+    assert values["format_version"] == 2
+    assert values["answers"] == ANSWERS
+    assert values["generation"] == {"max_tokens": 31}
+    assert values["classify"] == {"temperature": 0.07, "template": "{}"}
+    assert values["memory"]["format"] == "mamba3-jepa memory"
     assert values["data"] == {"source": "synthetic scenes", "synthetic": True}
     assert (exported / "tokenizer.json").read_text() == model.tokenizer.to_json()
+
+
+def test_config_json_of_an_earlier_phase(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    """Also of a later checkpoint: what is not exported is not described."""
+    for checkpoint_phase, phase, generates in ((3, 1, False), (2, 2, True)):
+        export(checkpoints[checkpoint_phase], tmp_path / str(phase), phase=phase)
+        values = json.loads((tmp_path / str(phase) / "config.json").read_text())
+        assert ("generation" in values) == generates
+        assert "confusion_probe_layer_norm_eps" not in values["constants"]
 
 
 # --- the way back ---
@@ -268,7 +288,7 @@ def test_reloaded_embeddings(
     report = export(checkpoints[3], tmp_path, dtype=dtype, verify=True, x_encoder=True)
     assert {difference.output for difference in report.differences} == {
         "predicted embedding", "pooled state", "text embedding", "decoder logits", "confusion score",
-        "confusion threshold", "injected state",
+        "confusion threshold", "memory floor", "injected state",
     }  # fmt: skip
     assert all(difference.ok for difference in report.differences)
     reloaded = load_exported(tmp_path)
@@ -291,6 +311,7 @@ def test_reloaded_embeddings(
         ("y_encoder.projection.weight", "text embedding"),
         ("y_decoder.backbone.layers.1.C_bias", "decoder logits"),
         ("recursion.confusion_probe.temperature", "confusion score"),
+        ("recursion.memory_floor", "memory floor"),
         ("recursion.injector.projection.weight", "injected state"),
     ],
 )
@@ -346,7 +367,7 @@ def _wrong_dtype(tensors: dict, _: dict) -> None:
         (_wrong_dtype, r"final_norm\.weight: expected torch\.float32, found torch\.float16"),
         (lambda t, m: t["predictor.pred_head.bias"].add_(1), "has changed since the export: its SHA-256"),
         (_wrong_shape, "has changed since the export"),
-        (lambda t, m: m.update(format_version="2"), "export format 2; this version reads 1"),
+        (lambda t, m: m.update(format_version="1"), "export format 1, but config.json beside it says 2"),
         (lambda t, m: m.update(format="other"), "not a file of a Mamba3-JEPA export"),
         (lambda t, m: m.update(component="y_encoder"), "holds 'y_encoder', not 'predictor'"),
         (lambda t, m: m.update(config=json.dumps(preset("mini").to_dict())), "belongs to another model"),
@@ -355,6 +376,29 @@ def _wrong_dtype(tensors: dict, _: dict) -> None:
 def test_tampered_files(copy: Path, change: Any, message: str) -> None:
     _rewrite(copy / "predictor.safetensors", change)
     with pytest.raises(UserError, match=rf"predictor\.safetensors.*{message}"):
+        load_exported(copy)
+
+
+def _as_version_1(folder: Path) -> None:
+    """What the exporter wrote before there was a memory floor."""
+    config = json.loads((folder / "config.json").read_text())
+    for name in config["files"]:
+        _rewrite(folder / name, lambda t, m: (t.pop("recursion.memory_floor", None), m.update(format_version="1")))
+        config["files"][name] = exporter._entry(folder / name)
+    for key in ("answers", "classify", "memory", "generation"):
+        del config[key]
+    config |= {"format_version": 1, "constants": {"norm_eps": 1e-5, "A_floor": 1e-4, "layer_norm_eps": 1e-5}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_folder_of_version_1(model: Mamba3Jepa, copy: Path) -> None:
+    _as_version_1(copy)
+    reloaded = load_exported(copy)
+    assert reloaded.recursion is not None
+    assert float(reloaded.recursion.memory_floor) == -1
+    assert torch.equal(model.embed([None], QUESTIONS[:1]), reloaded.embed([None], QUESTIONS[:1]))
+    _rewrite(copy / "angn.safetensors", lambda t, m: m.update(format_version="2"))
+    with pytest.raises(UserError, match=r"angn\.safetensors has export format 2, but config\.json beside it says 1"):
         load_exported(copy)
 
 
@@ -380,7 +424,8 @@ def test_missing_or_foreign_config(copy: Path) -> None:
     values = json.loads(config.read_text())
     for changed, message in (
         ({**values, "phase": 1}, "export of phase 1 has angn, predictor, y_encoder; this one lists"),
-        ({**values, "format_version": 7}, "export format 7"),
+        ({**values, "format_version": 7}, "export format 7; this version reads 1 and 2"),
+        ({name: values[name] for name in values if name != "answers"}, "lacks answers, which export format 2 has"),
         ({"model_type": "bert"}, r"not the config\.json of a Mamba3-JEPA export"),
     ):
         config.write_text(json.dumps(changed))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_export import build, save
+from test_export import ANSWERS, build, save
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.export.inspect import inspect_file
@@ -25,7 +25,9 @@ def test_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert (found["kind"], found["phase"], found["resumable"]) == ("checkpoint", 2, False)
     assert found["bytes"] == path.stat().st_size
     assert found["config"] == model.config.to_dict()
-    assert found["data"] == {"source": "synthetic scenes", "synthetic": True, "train_samples": 3}
+    assert found["data"] == {
+        "source": "synthetic scenes", "synthetic": True, "train_samples": 3, "answers": ANSWERS,
+    }  # fmt: skip
     assert found["metrics"] == {"val/loss": 0.5}
     assert found["run"]["seed"] == 0
     expected = {

@@ -17,14 +17,23 @@ from torch import Tensor
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.contract import (
+    CLASS_TEMPERATURE,
+    CLASS_TEMPLATE,
+    FORMAT,
+    FORMAT_VERSION,
+    MEMORY_FORMAT,
+    MEMORY_FORMAT_VERSION,
+)
 from mamba3_jepa.export.golden import write_golden
 from mamba3_jepa.export.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
 from mamba3_jepa.export.reader import load_exported, read_json, sha256
 from mamba3_jepa.export.settings import ExportSettings
 from mamba3_jepa.export.verify import Difference, compare, demand_equal
-from mamba3_jepa.export.writer import FORMAT, FORMAT_VERSION, write_component
+from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.jsonfile import write_json
 from mamba3_jepa.models.mamba3 import Mamba3
+from mamba3_jepa.models.pooling import NORMALIZE_EPS
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 logger = logging.getLogger(__name__)
@@ -83,7 +92,7 @@ def export_weights(settings: ExportSettings) -> ExportReport:
         for component in written:
             path = staging / f"{component}.safetensors"
             tensors[component] = write_component(model, component, path, phase=phase, dtype=settings.dtype)
-        _write_text(staging / _TOKENIZER, checkpoint.tokenizer)
+        _write_text(staging / _TOKENIZER, model.tokenizer.to_json())
         files = {path.name: _entry(path) for path in sorted(staging.glob("*.safetensors"))}
         config = _config(model, checkpoint, settings, phase, files) | {"tokenizer": _entry(staging / _TOKENIZER)}
         write_json(staging / _CONFIG, config)
@@ -139,11 +148,7 @@ def _config(
 ) -> dict[str, Any]:
     """`config.json`: everything a reader needs besides the tensors and the tokenizer."""
     config, tokenizer = model.config, model.tokenizer
-    layer = cast(Mamba3, model.predictor.backbone.layers[0])
-    constants = {"norm_eps": model.predictor.backbone.final_norm.eps, "A_floor": layer.A_floor}
-    if model.recursion is not None:
-        constants["layer_norm_eps"] = model.recursion.confusion_probe.norm.eps
-    return {
+    values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "phase": phase,
@@ -156,10 +161,31 @@ def _config(
             "size": config.vision.image_size, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
             "resize": "centre square, then bicubic with antialiasing",
         },
-        "constants": constants,
+        "constants": _constants(model, phase),
+        "classify": {"temperature": CLASS_TEMPERATURE, "template": CLASS_TEMPLATE},
+        "memory": {"format": MEMORY_FORMAT, "format_version": MEMORY_FORMAT_VERSION},
+        "answers": list(checkpoint.data.get("answers", [])),
         "data": {name: checkpoint.data[name] for name in ("source", "synthetic") if name in checkpoint.data},
         "metrics": checkpoint.metrics,
     }  # fmt: skip
+    if "y_decoder" in phase_components(config, phase):
+        values["generation"] = {"max_tokens": config.max_answer_tokens - 1}  # of bos, answer, eos, bos is given
+    return values
+
+
+def _constants(model: Mamba3Jepa, phase: int) -> dict[str, float]:
+    """Numbers of the computation that no tensor and no setting holds, as the modules have them."""
+    layer = cast(Mamba3, model.predictor.backbone.layers[0])
+    constants = {
+        "norm_eps": model.predictor.backbone.final_norm.eps,
+        "A_floor": layer.A_floor,
+        "normalize_eps": NORMALIZE_EPS,
+        "x_encoder_layer_norm_eps": model.x_encoder.encoder.layernorm.eps,
+    }
+    if "recursion" in phase_components(model.config, phase):
+        assert model.recursion is not None
+        constants["confusion_probe_layer_norm_eps"] = model.recursion.confusion_probe.norm.eps
+    return constants
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from mamba3_jepa.export.contract import FORMAT_VERSION
 from mamba3_jepa.export.key_map import Component
 from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
 from mamba3_jepa.export.probe import Probe, golden_probe, knowledge_vectors
 from mamba3_jepa.export.safetensors_file import write_safetensors
 from mamba3_jepa.export.settings import DtypeName
-from mamba3_jepa.export.writer import FORMAT_VERSION
 from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone

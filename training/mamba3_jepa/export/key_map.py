@@ -134,7 +134,7 @@ def _backbone_keys(config: BackboneConfig) -> Iterator[str]:
 
 def _recursion_keys() -> list[str]:
     probe = [*_linear("norm"), *_linear("hidden"), *_linear("linear"), "threshold", "temperature"]
-    return [f"confusion_probe.{key}" for key in probe] + ["injector.projection.weight"]
+    return [f"confusion_probe.{key}" for key in probe] + ["injector.projection.weight", "memory_floor"]
 
 
 def _vision_keys(config: ModelConfig) -> Iterator[str]:

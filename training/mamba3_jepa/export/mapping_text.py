@@ -151,4 +151,5 @@ MEANINGS = {
     "confusion_probe.threshold": "confused above this P(confused), chosen on validation data",
     "confusion_probe.temperature": "divides the logit, fitted on validation data",
     "injector.projection.weight": "knowledge vector to what is added to the pooled state",
+    "memory_floor": "cosine below which the memory's nearest text is not injected; -1 is no floor",
 }

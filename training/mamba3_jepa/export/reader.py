@@ -18,14 +18,17 @@ from torch import Tensor
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.contract import FORMAT, READABLE_VERSIONS
 from mamba3_jepa.export.key_map import model_tensors, phase_components
 from mamba3_jepa.export.settings import DtypeName
-from mamba3_jepa.export.writer import FORMAT, FORMAT_VERSION, stored_dtype
+from mamba3_jepa.export.writer import stored_dtype
+from mamba3_jepa.models.recursion import add_missing_floor
 from mamba3_jepa.models.state import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 _KEYS = ("format", "format_version", "phase", "dtype", "files", "tokenizer", "model")
+_KEYS_SINCE_2 = ("constants", "classify", "memory", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,14 @@ class ExportedConfig:
     """What `config.json` of an export says.
 
     Attributes:
+        format_version: one of `READABLE_VERSIONS`; every file of the folder has the same.
         phase: the phase it was exported as.
         dtype: type of its large tensors.
         config: the model's configuration.
         digests: SHA-256 in hex of each component's file, by component, and of `tokenizer`.
     """
 
+    format_version: int
     phase: int
     dtype: DtypeName
     config: ModelConfig
@@ -98,8 +103,13 @@ def read_config(folder: Path) -> ExportedConfig:
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT or not set(_KEYS) <= set(values):
         raise UserError(f"{path} is not the config.json of a Mamba3-JEPA export: it needs {', '.join(_KEYS)}")
-    if values["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{path} has export format {values['format_version']}; this version reads {FORMAT_VERSION}")
+    version = values["format_version"]
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise UserError(f"{path} has export format {version}; this version reads {readable}")
+    if version >= 2 and not set(_KEYS_SINCE_2) <= set(values):
+        missing = ", ".join(key for key in _KEYS_SINCE_2 if key not in values)
+        raise UserError(f"{path} lacks {missing}, which export format {version} has")
     config = ModelConfig.from_dict(values["model"], source=str(path))
     if values["phase"] not in (1, 2, 3) or values["dtype"] not in get_args(DtypeName):
         raise UserError(
@@ -117,7 +127,9 @@ def read_config(folder: Path) -> ExportedConfig:
             f"{path}: an export of phase {values['phase']} has {', '.join(sorted(expected))}; "
             f"this one lists {', '.join(sorted(set(digests) - {'tokenizer'}))}"
         )
-    return ExportedConfig(phase=values["phase"], dtype=values["dtype"], config=config, digests=digests)
+    return ExportedConfig(
+        format_version=version, phase=values["phase"], dtype=values["dtype"], config=config, digests=digests
+    )
 
 
 def read_component(folder: Path, component: str, exported: ExportedConfig) -> dict[str, Tensor]:
@@ -130,6 +142,8 @@ def read_component(folder: Path, component: str, exported: ExportedConfig) -> di
     with opened(path) as file:
         _check_metadata(path, component, file.metadata() or {}, exported)
         tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    if exported.format_version == 1:
+        add_missing_floor(tensors)  # its key is the same in files and models
     named = model_tensors(tensors, component, exported.config, source=str(path))
     for key, tensor in tensors.items():
         expected = stored_dtype(key, tensor.dim(), exported.dtype)
@@ -186,9 +200,10 @@ def _demand_digest(path: Path, digest: str) -> None:
 def _check_metadata(path: Path, component: str, metadata: dict[str, str], exported: ExportedConfig) -> None:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not a file of a Mamba3-JEPA export: its metadata names no format {FORMAT!r}")
-    if metadata.get("format_version") != str(FORMAT_VERSION):
+    if metadata.get("format_version") != str(exported.format_version):
         raise UserError(
-            f"{path} has export format {metadata.get('format_version')}; this version reads {FORMAT_VERSION}"
+            f"{path} has export format {metadata.get('format_version')}, but config.json beside it says "
+            f"{exported.format_version}"
         )
     if metadata.get("component") != component:
         raise UserError(f"{path} holds {metadata.get('component')!r}, not {component!r}")

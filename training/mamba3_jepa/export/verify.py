@@ -55,7 +55,7 @@ def compare(reference: Mamba3Jepa, exported: Mamba3Jepa, dtype: DtypeName) -> li
         actual = _outputs(exported, probe, expected, exported)
     differences = []
     for name, value in expected.items():
-        scale = 1.0 if name in ("confusion score", "confusion threshold") else value.abs().max().item()
+        scale = 1.0 if name in ("confusion score", "confusion threshold", "memory floor") else value.abs().max().item()
         allowed = _FLOAT32_ALLOWED * max(1.0, scale) if dtype == "float32" else _UNITS_ALLOWED * _UNIT[dtype] * scale
         largest = (actual[name] - value).abs().max().item()
         differences.append(Difference(output=name, largest=largest, allowed=allowed))
@@ -91,6 +91,7 @@ def _outputs(
         assert model.recursion is not None
         outputs["confusion score"] = model.recursion.confusion_probe.score(start["pooled state"])
         outputs["confusion threshold"] = model.recursion.confusion_probe.threshold
+        outputs["memory floor"] = model.recursion.memory_floor
         knowledge = knowledge_vectors(model, start["text embedding"])
         outputs["injected state"] = model.recursion.injector(start["pooled state"], knowledge)
     return outputs

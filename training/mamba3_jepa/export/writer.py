@@ -10,13 +10,11 @@ from torch import Tensor
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.contract import FORMAT, FORMAT_VERSION
 from mamba3_jepa.export.key_map import exported_tensors
 from mamba3_jepa.export.safetensors_file import write_safetensors
 from mamba3_jepa.export.settings import DtypeName
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-
-FORMAT = "mamba3-jepa"
-FORMAT_VERSION = 1
 
 
 def file_metadata(component: str, config: ModelConfig, *, phase: int, dtype: DtypeName) -> dict[str, str]:

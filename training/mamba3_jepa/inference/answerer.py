@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
-from mamba3_jepa.inference.command_settings import DEFAULT_TEMPERATURE
+from mamba3_jepa.export.contract import CLASS_TEMPERATURE
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.inference.zero_shot import class_probabilities
@@ -38,7 +38,7 @@ class Answer:
     text: the generated answer; of a model without Y-Decoder, the nearest known answer.
     confidence: in [0, 1], the geometric mean of the probabilities of the answer's tokens, the end mark included;
         without Y-Decoder, the share of the nearest known answer in a softmax over all of them (temperature
-        `DEFAULT_TEMPERATURE`).
+        `CLASS_TEMPERATURE`).
     confusion: P(confused) at this question; smoothed_confusion: its moving average over the turns so far; both
         None without recursion, as is `confused`.
     confused: whether the score that is judged (see `Answerer`) is over the threshold that travels with the model.
@@ -187,7 +187,7 @@ class Answerer:
         model = self.model
         if model.y_decoder is None:
             assert self._known_embeddings is not None  # or there would be no Answerer
-            shares = class_probabilities(embedding.cpu(), self._known_embeddings, DEFAULT_TEMPERATURE)
+            shares = class_probabilities(embedding.cpu(), self._known_embeddings, CLASS_TEMPERATURE)
             best = shares.max(dim=-1)
             return [self._known[i] for i in best.indices.tolist()], best.values.tolist()
         answers = [

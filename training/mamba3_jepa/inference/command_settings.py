@@ -9,14 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.inference.settings import GenerationConfig
 
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 _Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 _Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")]
 _Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]
-
-DEFAULT_TEMPERATURE = 0.07  # what training starts with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +132,11 @@ class ClassifySettings(ImageSettings):
 
     labels: _Texts
     """Labels, or one text file with a label a line."""
-    template: str = "{}"
+    template: str = CLASS_TEMPLATE
     """The text that stands for a label, such as "a photo of a {}"."""
     question: _Text = None
     """The question that the labels answer; default: the prompt for describing an image."""
-    temperature: float = DEFAULT_TEMPERATURE
+    temperature: float = CLASS_TEMPERATURE
     """Cosines are divided by it before they become probabilities; the order does not depend on it."""
     top: int = 5
     """Show this many labels for each image, best first."""

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.export.contract import MEMORY_FORMAT, MEMORY_FORMAT_VERSION
 from mamba3_jepa.export.safetensors_file import write_safetensors
 from mamba3_jepa.inference.texts import read_lines
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
-FORMAT = "mamba3-jepa memory"
-FORMAT_VERSION = "1"
 _TENSOR = "embeddings"
 
 
@@ -71,8 +70,8 @@ class KnowledgeMemory:
             UserError: it cannot be written.
         """
         metadata = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format": MEMORY_FORMAT,
+            "format_version": MEMORY_FORMAT_VERSION,
             "encoder": self.encoder,
             "texts": json.dumps(self.texts, ensure_ascii=False),
         }
@@ -91,8 +90,10 @@ class KnowledgeMemory:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot read it as a saved memory: {error}") from error
-        if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{path}: not a saved memory of format {FORMAT_VERSION}; make one with ask --save-memory")
+        if metadata.get("format") != MEMORY_FORMAT or metadata.get("format_version") != MEMORY_FORMAT_VERSION:
+            raise UserError(
+                f"{path}: not a saved memory of format {MEMORY_FORMAT_VERSION}; make one with ask --save-memory"
+            )
         if metadata.get("encoder") != encoder_digest(model):
             raise UserError(
                 f"{path}: made with another Y-Encoder or tokenizer, so its embeddings mean nothing to this model; "

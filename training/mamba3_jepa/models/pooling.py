@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NORMALIZE_EPS = 1e-6
+
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
     """Mean of h (B, L, D) over the positions where mask (B, L) is True: (B, D); zeros where there is none."""
@@ -14,5 +16,5 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
 
 
 def l2_normalize(x: Tensor) -> Tensor:
-    """x (..., D) divided by its length, in float32 at least; zero stays zero, its gradient finite."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+    """x (..., D) divided by its length (by `NORMALIZE_EPS` if that is longer), in float32 at least: zero stays zero."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=NORMALIZE_EPS)

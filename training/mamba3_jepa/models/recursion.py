@@ -13,6 +13,8 @@ from mamba3_jepa.config import RecursionConfig
 from mamba3_jepa.errors import UserError
 
 DEFAULT_THRESHOLD = 0.5
+NO_FLOOR = -1.0
+_FLOOR_KEY = "recursion.memory_floor"
 
 
 class ConfusionMonitor(nn.Module):
@@ -72,10 +74,23 @@ class StateInjector(nn.Module):
 
 
 class Recursion(nn.Module):
-    """What phase 3 trains: `confusion_probe` and `injector`."""
+    """What phase 3 trains, `confusion_probe` and `injector`, and `memory_floor`.
+
+    The memory's nearest text is injected when its cosine to the predicted embedding is at least `memory_floor`;
+    `NO_FLOOR`, the lowest cosine there is, lets every text through.
+    """
+
+    memory_floor: Tensor
 
     def __init__(self, d_model: int, knowledge_dim: int, config: RecursionConfig) -> None:
         super().__init__()
         self.config = config
         self.confusion_probe = ConfusionMonitor(d_model, config.hidden_dim, config.ema_decay)
         self.injector = StateInjector(knowledge_dim, d_model)
+        self.register_buffer("memory_floor", torch.tensor(NO_FLOOR))
+
+
+def add_missing_floor(state: dict[str, Tensor]) -> None:
+    """Give a model's state with a recursion part from before there was a `memory_floor` the value it acts as."""
+    if any(name.startswith("recursion.") for name in state):
+        state.setdefault(_FLOOR_KEY, torch.tensor(NO_FLOOR))
