@@ -84,7 +84,7 @@ class JepaTask:
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
         self.objective = JepaObjective(model, settings.temperature)
         self.loader = self._loader(data.train, data.train_indices, training=True)
-        self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples), training=False)
+        self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)
         self._collected: Collected | None = None
         self._answers = common_answers(data.train, data.train_indices)

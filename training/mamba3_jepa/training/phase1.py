@@ -124,7 +124,7 @@ def open_data(settings: TrainSettings, config: ModelConfig) -> DataSplits:
         seed=settings.seed,
         val_fraction=settings.val_fraction,
         n_scenes=settings.synthetic_scenes or 1,
-        n_val_scenes=max(2, min(256, settings.val_samples // _SCENES_PER_VALIDATION_SAMPLE)),
+        n_val_scenes=max(2, min(256, (settings.val_samples or 1) // _SCENES_PER_VALIDATION_SAMPLE)),
         on_bad_sample=settings.on_bad_sample,
     )
 

@@ -63,7 +63,7 @@ def train_decoder(settings: Phase2Settings) -> None:
     run.write_config(start.config.to_dict(), provenance)
     start_trackers(accelerator, settings, phase=2)
     train = _outputs(model, data.train, data.train_indices, settings)
-    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples), settings)
+    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), settings)
     if run.is_main:
         _say(model, data, train, val)
     provenance["answers"] = _answers(start, data)

@@ -135,7 +135,7 @@ def _open_data(settings: Phase3Settings, config: ModelConfig) -> DataSplits:
         seed=settings.seed,
         val_fraction=settings.val_fraction,
         n_scenes=settings.synthetic_scenes or 1,
-        n_val_scenes=max(2, min(512, settings.val_samples // _VAL_SAMPLES_PER_SCENE)),
+        n_val_scenes=max(2, min(512, (settings.val_samples or 1) // _VAL_SAMPLES_PER_SCENE)),
         kind="all",
         on_bad_sample=settings.on_bad_sample,
     )
@@ -146,9 +146,10 @@ def _confusion(data: DataSplits, side: str, settings: Phase3Settings) -> tuple[C
     if side == "train":
         source = ConfusionSource(data.train, data.train_indices, settings.seed, settings.confusion_kinds)
         return source, np.arange(len(source))
-    chosen = spread(data.val_indices, settings.val_samples)
+    at_most = settings.val_samples or 1
+    chosen = spread(data.val_indices, at_most)
     source = ConfusionSource(data.val, chosen, settings.seed, settings.confusion_kinds)
-    return source, spread(np.arange(len(source)), settings.val_samples)
+    return source, spread(np.arange(len(source)), at_most)
 
 
 def _outputs(

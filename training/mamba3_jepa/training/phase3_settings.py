@@ -17,8 +17,8 @@ from mamba3_jepa.training.settings import TrainSettings
 ConfusionKind = Literal["mismatched", "unanswerable", "corrupted"]
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 10, "batch_size": 16, "lr": 5e-5, "synthetic_scenes": 20_000},
-    "mini": {"epochs": 10, "batch_size": 128, "lr": 2e-3, "synthetic_scenes": 8_000},
+    "small": {"epochs": 10, "batch_size": 16, "lr": 5e-5, "synthetic_scenes": 20_000, "val_samples": 2048},
+    "mini": {"epochs": 10, "batch_size": 128, "lr": 2e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
     "tiny": {"epochs": 2, "batch_size": 16, "lr": 3e-3, "synthetic_scenes": 64, "val_samples": 160, "workers": 0},
 }
 

@@ -20,6 +20,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+_Preset = Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")]
 _Settings = TypeVar("_Settings", bound="TrainSettings")
 
 
@@ -61,8 +62,9 @@ class TrainSettings:
     """An unreadable image stops the run, or is skipped, counted and reported."""
     val_fraction: float = 0.02
     """Share of the data held out for validation (by hash), unless val.jsonl is there."""
-    val_samples: int = 2048
-    """Validate on at most this many held-out samples."""
+    val_samples: _Int = None
+    """Validate on at most this many held-out samples; default: 2,048; for tiny about
+    a hundred."""
     synthetic_scenes: _Int = None
     """Number of training scenes when the data is synthetic."""
     log_every: int = 10
@@ -111,9 +113,12 @@ class TrainSettings:
             raise UserError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
 
     def with_defaults(self: _Settings, values: dict[str, Any]) -> _Settings:
-        """A copy in which `values` stand wherever the command line was silent."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        open_fields = {name: value for name, value in values.items() if getattr(self, name) == defaults[name]}
+        """A copy in which `values` stand wherever the command line was silent, which is where a field is None.
+
+        So a field that a preset decides has None as its default: a default that could also be given would hide
+        whether it was.
+        """
+        open_fields = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **open_fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,8 +130,8 @@ class TrainSettings:
 
 # What a preset implies where the command line is silent.
 _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "synthetic_scenes": 20_000},
-    "mini": {"epochs": 10, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000},
+    "small": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "synthetic_scenes": 20_000, "val_samples": 2048},
+    "mini": {"epochs": 10, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
     "tiny": {"epochs": 2, "batch_size": 16, "lr": 2e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
 }
 
@@ -137,8 +142,9 @@ class Phase1Settings(TrainSettings):
 
     output_dir: Path = Path("checkpoints/phase1")
     """Where phase1_best.pt, phase1_last.pt, config.json, metrics.jsonl and the plots go."""
-    preset: PresetName = "small"
-    """Model size: small (full size: 50 epochs of batch 64), mini (learns on a laptop), tiny (for tests)."""
+    preset: _Preset = None
+    """Model size: small (full size: 50 epochs of batch 64), mini (learns on a laptop), tiny (for tests); default:
+    small."""
     tiny: bool = False
     """Short for --preset tiny."""
     vit_checkpoint: _Path = None
@@ -169,8 +175,8 @@ class Phase1Settings(TrainSettings):
             UserError: contradictory or impossible settings.
         """
         self.check()
-        name = "tiny" if self.tiny else self.preset
-        if self.tiny and self.preset not in ("small", "tiny"):
+        name: PresetName = "tiny" if self.tiny else self.preset or "small"
+        if self.tiny and self.preset not in (None, "tiny"):
             raise UserError(f"--tiny and --preset {self.preset} contradict each other; give one of them")
         if not 0.01 <= self.temperature <= 1:
             raise UserError(f"--temperature {self.temperature}: must lie between 0.01 and 1")
@@ -187,7 +193,7 @@ class Phase1Settings(TrainSettings):
 
     def model_config(self) -> ModelConfig:
         """The preset with this run's choices; vision and vocabulary are settled when the files are read."""
-        config = preset(self.preset)
+        config = preset(self.preset or "small")
         angn = dataclasses.replace(
             config.angn,
             enabled=self.angn_enabled,
@@ -201,8 +207,8 @@ class Phase1Settings(TrainSettings):
 
 
 _PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 20, "batch_size": 32, "lr": 1e-4, "synthetic_scenes": 20_000},
-    "mini": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "synthetic_scenes": 8_000},
+    "small": {"epochs": 20, "batch_size": 32, "lr": 1e-4, "synthetic_scenes": 20_000, "val_samples": 2048},
+    "mini": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
     "tiny": {"epochs": 4, "batch_size": 16, "lr": 5e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
 }
 
