@@ -1,16 +1,25 @@
 """The memory of texts: search against plain cosines, files that come back whole or not at all."""
 
+import dataclasses
+import hashlib
 import json
+import struct
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_checkpoint import write_checkpoint
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.export.exporter import export_weights
+from mamba3_jepa.export.reader import load_exported
+from mamba3_jepa.export.settings import ExportSettings
+from mamba3_jepa.inference.memory import KnowledgeMemory, encoder_digest
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 TEXTS = ["red", "a blue square", "the circle is green", "zwölf"]
@@ -93,10 +102,91 @@ def test_a_memory_of_other_weights_is_refused(memory: KnowledgeMemory, tmp_path:
         KnowledgeMemory.load(tmp_path / "memory.safetensors", other)
 
 
+def _digest_of_an_export(folder: Path) -> str:
+    """As WEIGHT_MAPPING.md describes it, from the files' bytes alone."""
+    config = json.loads((folder / "config.json").read_text())["model"]
+    sizes = {"y_encoder": config["y_encoder"], "max_answer_tokens": config["max_answer_tokens"]}
+    digest = hashlib.sha256(b"mamba3-jepa y_encoder\n")
+    digest.update(json.dumps(sizes, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
+    digest.update(hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest().encode() + b"\n")
+    content = (folder / "y_encoder.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    del header["__metadata__"]
+    for key in sorted(header, key=str.encode):
+        entry = header[key]
+        digest.update(f"{key} {entry['dtype']} {'x'.join(map(str, entry['shape']))}\n".encode())
+        digest.update(data[slice(*entry["data_offsets"])])
+    return digest.hexdigest()
+
+
+def _foreign_tokenizer() -> str:
+    """A file as another project might have written it: indented, with padding, truncation and a post-processor."""
+    inner = Tokenizer(models.WordPiece({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "réd": 4, "blue": 5},
+                                       unk_token="[UNK]"))  # fmt: skip
+    inner.add_special_tokens(["[PAD]", "[CLS]", "[SEP]"])
+    inner.normalizer = normalizers.BertNormalizer(strip_accents=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    specials = [("[SEP]", 2), ("[CLS]", 1)]
+    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
+    inner.enable_padding(length=7)
+    inner.enable_truncation(5)
+    return inner.to_str(pretty=True)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_the_digest_is_that_of_the_exported_files(foreign: bool, tmp_path: Path) -> None:
+    tokenizer = TextTokenizer.train(TEXTS, vocab_size=300)
+    if foreign:
+        (tmp_path / "tokenizer.json").write_text(_foreign_tokenizer(), encoding="utf-8")
+        tokenizer = TextTokenizer.from_file(tmp_path / "tokenizer.json")
+    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, max_answer_tokens=9)
+    checkpoint = write_checkpoint(tmp_path / "phase1.pt", Mamba3Jepa(config, tokenizer), phase=1)
+    export_weights(ExportSettings(checkpoint=checkpoint, output=tmp_path / "weights", x_encoder=True))
+    expected = _digest_of_an_export(tmp_path / "weights")
+    assert encoder_digest(Mamba3Jepa.from_checkpoint(checkpoint)) == expected
+    assert encoder_digest(load_exported(tmp_path / "weights")) == expected
+    memory = KnowledgeMemory.build(Mamba3Jepa.from_checkpoint(checkpoint), ["réd", "blue"])
+    memory.save(tmp_path / "memory.safetensors")
+    with safe_open(tmp_path / "memory.safetensors", framework="np") as file:
+        assert file.metadata() == {
+            "format": "mamba3-jepa memory", "format_version": "2", "encoder": expected, "texts": '["réd", "blue"]',
+        }  # fmt: skip
+        assert (file.get_slice("embeddings").get_dtype(), file.get_slice("embeddings").get_shape()) == ("F32", [2, 32])
+
+
+@pytest.mark.parametrize("change", ["limit", "size", "tokenizer", "weight"])
+def test_the_digest_notices_every_change(model: Mamba3Jepa, change: str) -> None:
+    config, tokenizer = model.config, model.tokenizer
+    if change == "limit":
+        config = config.replace(max_answer_tokens=31)
+    if change == "size":  # one that no tensor's shape shows
+        layer = dataclasses.replace(config.y_encoder.layer, a_activation="softplus")
+        config = config.replace(y_encoder=dataclasses.replace(config.y_encoder, layer=layer))
+    if change == "tokenizer":
+        tokenizer = TextTokenizer.from_json(
+            tokenizer.to_json().replace('"add_prefix_space":false', '"add_prefix_space":true')
+        )
+    other = Mamba3Jepa(config, tokenizer)
+    other.load_state_dict(model.state_dict())
+    if change == "weight":
+        with torch.no_grad():
+            other.y_encoder.backbone.layers[0].D[0] += 1e-3
+    assert encoder_digest(other) != encoder_digest(model)
+
+
+def test_a_memory_of_format_1(memory: KnowledgeMemory, model: Mamba3Jepa, tmp_path: Path) -> None:
+    path = tmp_path / "memory.safetensors"
+    metadata = {"format": "mamba3-jepa memory", "format_version": "1", "encoder": "0" * 32, "texts": json.dumps(TEXTS)}
+    save_file({"embeddings": memory.embeddings}, path, metadata)
+    with pytest.raises(UserError, match=r"of format 1, this version reads 2; make it again from its texts"):
+        KnowledgeMemory.load(path, model)
+
+
 def test_damaged_memories(model: Mamba3Jepa, memory: KnowledgeMemory, tmp_path: Path) -> None:
     good = tmp_path / "good.safetensors"
     memory.save(good)
-    metadata = {"format": "mamba3-jepa memory", "format_version": "1", "encoder": memory.encoder}
+    metadata = {"format": "mamba3-jepa memory", "format_version": "2", "encoder": memory.encoder}
     embeddings = load_file(good)["embeddings"]
 
     def write(name: str, tensor: torch.Tensor, texts: str) -> Path:
@@ -132,8 +222,6 @@ def test_characters_the_tokenizer_never_learned() -> None:
 
 
 def test_characters_of_a_tokenizer_with_an_unknown_token() -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, "[UNK]": 3, "café": 4, "the": 5}
     inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
 from mamba3_jepa.export.contract import MEMORY_FORMAT, MEMORY_FORMAT_VERSION
-from mamba3_jepa.export.safetensors_file import write_safetensors
+from mamba3_jepa.export.key_map import exported_tensors
+from mamba3_jepa.export.safetensors_file import dtype_name, write_safetensors
 from mamba3_jepa.inference.texts import read_lines
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -90,9 +91,13 @@ class KnowledgeMemory:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot read it as a saved memory: {error}") from error
-        if metadata.get("format") != MEMORY_FORMAT or metadata.get("format_version") != MEMORY_FORMAT_VERSION:
+        if metadata.get("format") != MEMORY_FORMAT:
+            raise UserError(f"{path}: not a saved memory; make one with ask --save-memory")
+        version = metadata.get("format_version")
+        if version != MEMORY_FORMAT_VERSION:
             raise UserError(
-                f"{path}: not a saved memory of format {MEMORY_FORMAT_VERSION}; make one with ask --save-memory"
+                f"{path}: a saved memory of format {version}, this version reads {MEMORY_FORMAT_VERSION}; make it "
+                "again from its texts: ask --memory TEXTS.txt --save-memory FILE"
             )
         if metadata.get("encoder") != encoder_digest(model):
             raise UserError(
@@ -107,13 +112,21 @@ class KnowledgeMemory:
 
 
 def encoder_digest(model: Mamba3Jepa) -> str:
-    """Hex digest of everything a text's embedding depends on: the Y-Encoder, the tokenizer, the token limit."""
-    digest = blake2b(digest_size=16)
-    digest.update(f"{model.config.y_encoder} {model.config.max_answer_tokens}".encode())
-    digest.update(model.tokenizer.to_json().encode())
-    for name, tensor in model.y_encoder.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    """SHA-256 in hex of everything a text's embedding depends on: token limit, sizes, tokenizer and weights.
+
+    WEIGHT_MAPPING.md says what is hashed. An exported folder in float32 has the digest of the checkpoint it came from;
+    one in 16 bits has its own, because its embeddings differ.
+    """
+    config = model.config
+    sizes = {"max_answer_tokens": config.max_answer_tokens, "y_encoder": config.to_dict()["y_encoder"]}
+    canonical = json.dumps(sizes, sort_keys=True, separators=(",", ":"))
+    tokenizer = sha256(model.tokenizer.to_json().encode()).hexdigest()
+    digest = sha256(f"mamba3-jepa y_encoder\n{canonical}\n{tokenizer}\n".encode())
+    tensors = exported_tensors(model.state_dict(), "y_encoder", config, source="the model")
+    for key, tensor in sorted(tensors.items()):
+        shape = "x".join(map(str, tensor.shape))
+        digest.update(f"{key} {dtype_name(tensor.dtype)} {shape}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
