@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mamba3_jepa.data.confusion import CONFUSION_KINDS
 from mamba3_jepa.data.loader import BatchPlan
-from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
 from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection
 from mamba3_jepa.evaluation.injection import InjectionReport, InjectionSamples, InjectionTrial, gallery
@@ -27,7 +26,7 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training.agent_data import AgentData
 from mamba3_jepa.training.distributed import rank, world_size
 from mamba3_jepa.training.phase3_settings import Phase3Settings
-from mamba3_jepa.training.task import StepOutput, Validation
+from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 
 _TOGETHER = 4096  # validation samples computed at once
 
@@ -114,12 +113,8 @@ class AgentTask:
         self.recursion = model.recursion
         self.objective = AgentObjective(model.recursion, model.predictor, settings.injection_weight)
         self._provenance = provenance
+        demand_one_batch(train.source.name, len(train), settings)
         size = settings.batch_size or 1
-        if len(train) < size * world_size():
-            raise UserError(
-                f"{train.source.name}: --batch-size: a batch of {size * world_size()} ({size} on each of "
-                f"{world_size()} processes) is larger than the {len(train)} samples there are"
-            )
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
         self.batches_per_epoch = len(self._plan)
         self._read_validation()

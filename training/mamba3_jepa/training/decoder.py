@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, score_tokens, sum_scores
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -23,7 +22,7 @@ from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs
 from mamba3_jepa.training.settings import Phase2Settings
-from mamba3_jepa.training.task import StepOutput, Validation
+from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 
 GENERATED_SAMPLES = 512  # of the validation samples so many are answered by generation
 _SCORED_TOGETHER = 256
@@ -95,11 +94,7 @@ class DecoderTask:
         self._provenance = provenance
         self._lengths: NDArray[np.int64] = train.target_lengths.numpy()
         self._global_size = (settings.batch_size or 1) * world_size()
-        if len(train) < self._global_size:
-            raise UserError(
-                f"{data.train.name}: --batch-size: a batch of {self._global_size} ({settings.batch_size} on each of "
-                f"{world_size()} processes) is larger than the {len(train)} samples there are"
-            )
+        demand_one_batch(data.train.name, len(train), settings)
         self.batches_per_epoch = len(train) // self._global_size
         self._asked = self._questions()
         self._answers: Answers | None = None

@@ -84,6 +84,8 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
         while state.position.step < schedule.total_steps:
             for micro_batches in state.groups(progress):
                 metrics = state.step(micro_batches)
+                if not run.begun:  # a first step has shown that data, settings and device go together
+                    run.begin(task)
                 progress.advance(state.position, metrics, samples=_samples(micro_batches))
                 position = state.position
                 finished = position.step >= schedule.total_steps

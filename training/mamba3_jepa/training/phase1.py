@@ -19,9 +19,9 @@ from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.training.distributed import all_gather_object, rank
-from mamba3_jepa.training.jepa import JepaTask, describe
+from mamba3_jepa.training.jepa import JepaTask
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.run import Run, start_trackers
+from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, spare_cores
 from mamba3_jepa.training.settings import Phase1Settings, TrainSettings
 
@@ -59,8 +59,6 @@ def train_phase1(settings: Phase1Settings) -> None:
         _start_vision_proj(model, data, settings)
     if settings.compile:
         compile_layers(model)
-    run.write_config(config.to_dict(), describe(data))
-    start_trackers(accelerator, settings, phase=1)
     if run.is_main:
         counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(model).items())
         logger.info("parameters: %s", counts)

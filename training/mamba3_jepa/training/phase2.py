@@ -22,9 +22,10 @@ from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.jepa import describe
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase1 import compile_layers, demand_same, open_data
-from mamba3_jepa.training.run import Run, start_trackers
+from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, spare_cores
 from mamba3_jepa.training.settings import Phase2Settings, TrainSettings
+from mamba3_jepa.training.task import demand_one_batch
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,12 @@ def train_decoder(settings: Phase2Settings) -> None:
     decoder.requires_grad_(True)
     if settings.compile:
         compile_layers(model)
-    provenance = describe(data) | {"phase1": origin(start)}
-    run.write_config(start.config.to_dict(), provenance)
-    start_trackers(accelerator, settings, phase=2)
+    demand_one_batch(data.train.name, len(data.train_indices), settings)
     train = _outputs(model, data.train, data.train_indices, settings)
     val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), settings)
     if run.is_main:
         _say(model, data, train, val)
-    provenance["answers"] = _answers(start, data)
+    provenance = describe(data) | {"phase1": origin(start), "answers": _answers(start, data)}
     fit(DecoderTask(model, train, val, data, settings, provenance), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:

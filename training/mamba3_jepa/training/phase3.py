@@ -29,8 +29,9 @@ from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase1 import compile_layers, demand_same
 from mamba3_jepa.training.phase2 import warn_of_seen_samples
 from mamba3_jepa.training.phase3_settings import Phase3Settings
-from mamba3_jepa.training.run import Run, start_trackers
+from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, spare_cores
+from mamba3_jepa.training.task import demand_one_batch
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ def train_agent(settings: Phase3Settings) -> None:
         "earlier": _earlier(start),
         "answers": start.data.get("answers") or common_answers(data.train, data.train_indices),
     }
-    run.write_config(config.to_dict(), {name: value for name, value in provenance.items() if name != "answers"})
-    start_trackers(accelerator, settings, phase=3)
+    demand_one_batch(train.name, len(train_rows), settings)
     train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
     val_data = _outputs(model, val, val_rows, settings, demand_vectors=False)
     if run.is_main:

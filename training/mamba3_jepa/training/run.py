@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from pathlib import Path
@@ -18,19 +19,20 @@ from mamba3_jepa.evaluation.plots import plot_training
 from mamba3_jepa.jsonfile import write_json
 from mamba3_jepa.training.metrics_log import MetricsLog
 from mamba3_jepa.training.settings import TrainSettings
-from mamba3_jepa.training.task import Validation
+from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """The output directory of one training run. Only the main process writes into it."""
+    """The output directory of one training run. Only the main process writes into it.
+
+    Opening it writes nothing. The run begins with its first step done (`begin`): whatever is refused, fails or is
+    interrupted before leaves the folder, and an earlier run in it, as they were.
+    """
 
     def __init__(self, settings: TrainSettings, phase: int, accelerator: Accelerator) -> None:
-        """Open the folder.
-
-        With `--resume` an earlier run there is continued. Without it an earlier run is moved aside, never
-        overwritten.
+        """Find out what there is to continue, with `--resume`.
 
         Raises:
             UserError: the folder cannot be written, or the run there was made with other settings.
@@ -41,14 +43,13 @@ class Run:
         self.best_path = self.folder / f"phase{phase}_best.pt"
         self.resumed: Checkpoint | None = None
         self._settings, self._accelerator = settings, accelerator
+        self._metrics = MetricsLog(self.folder / "metrics.jsonl")
+        self.begun = False
+        if self.is_main:
+            _demand_writable(self.folder)
         if settings.resume:
             self.resumed = self._open_earlier(phase)
-        elif self.is_main:
-            _move_aside(self.folder)
         accelerator.wait_for_everyone()
-        if self.is_main:
-            self._make_folder()
-            self._metrics = MetricsLog(self.folder / "metrics.jsonl")
 
     def _open_earlier(self, phase: int) -> Checkpoint | None:
         if not self.last_path.exists():
@@ -74,6 +75,22 @@ class Run:
             logger.warning("%s changed: the learning-rate schedule changes with it", " and ".join(stretched))
         return checkpoint
 
+    def begin(self, task: Task) -> None:
+        """Make the folder, write config.json and start the trackers.
+
+        Unless it is continued, an earlier run in the folder is moved aside, never overwritten.
+
+        Raises:
+            UserError: the folder cannot be written, or the earlier run not be moved.
+        """
+        self.begun = True
+        if self.is_main:
+            if not self._settings.resume:
+                _move_aside(self.folder)
+            self._make_folder()
+            self._write_config(task)
+        _start_trackers(self._accelerator, self._settings, task.phase)
+
     def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +99,13 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write into --output-dir {self.folder}: {error.strerror}") from error
 
-    def write_config(self, model_config: dict[str, Any], data: dict[str, Any]) -> None:
+    def _write_config(self, task: Task) -> None:
         """config.json: everything that decides the run, resolved, and the versions it ran on."""
-        if not self.is_main:
-            return
+        data = task.checkpoint_fields()["data"]
         values = {
             "settings": self._settings.to_dict(),
-            "model": model_config,
-            "data": data,
+            "model": task.config.to_dict(),
+            "data": {name: value for name, value in data.items() if name != "answers"},  # they are many
             "processes": self._accelerator.num_processes,
             "device": str(self._accelerator.device),
             "versions": {
@@ -132,15 +148,16 @@ class Run:
         save_checkpoint(self.best_path, Checkpoint(run=self._settings.to_dict(), **fields))
 
     def describe_last(self) -> str:
-        """The last checkpoint's path, or that there is none."""
-        return str(self.last_path) if self.last_path.exists() else "none yet"
+        """The last checkpoint's path, or that there is none of this run."""
+        ours = self.begun or self.resumed is not None
+        return str(self.last_path) if ours and self.last_path.exists() else "none yet"
 
     def plot(self) -> None:
         """Draw the run's curves from metrics.jsonl."""
         plot_training(self.folder)
 
 
-def start_trackers(accelerator: Accelerator, settings: TrainSettings, phase: int) -> None:
+def _start_trackers(accelerator: Accelerator, settings: TrainSettings, phase: int) -> None:
     """Start Weights & Biases and TensorBoard where they were asked for."""
     if not accelerator.log_with:
         return
@@ -152,9 +169,25 @@ def start_trackers(accelerator: Accelerator, settings: TrainSettings, phase: int
     )
 
 
+def _demand_writable(folder: Path) -> None:
+    """Say at once, before anything dear is computed, that the folder cannot be made, written into or moved aside."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    for needed in (place, place.parent) if _holds_run(folder) else (place,):
+        if not needed.is_dir():
+            raise UserError(f"cannot write into --output-dir {folder}: {needed} is not a directory")
+        if not os.access(needed, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write into --output-dir {folder}: no permission to write into {needed}")
+
+
+def _holds_run(folder: Path) -> bool:
+    return any(folder.glob("phase*.pt")) or (folder / "metrics.jsonl").exists()
+
+
 def _move_aside(folder: Path) -> None:
     """Rename a folder that holds an earlier run, so that a new one never overwrites it."""
-    if not any(folder.glob("phase*.pt")) and not (folder / "metrics.jsonl").exists():
+    if not _holds_run(folder):
         return
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = folder.with_name(f"{folder.name}.{stamp}")

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.training.distributed import world_size
+from mamba3_jepa.training.settings import TrainSettings
 
 
 class StepOutput(NamedTuple):
@@ -63,3 +66,17 @@ class Task(Protocol):
 
     def checkpoint_fields(self) -> dict[str, Any]:
         """`tokenizer` and `data` of the checkpoint."""
+
+
+def demand_one_batch(name: str, n_samples: int, settings: TrainSettings) -> None:
+    """Refuse a global batch that the training data cannot fill once.
+
+    Raises:
+        UserError: names the data, `name`, and both sizes.
+    """
+    size = (settings.batch_size or 1) * world_size()
+    if n_samples < size:
+        ranks = f" ({settings.batch_size} on each of {world_size()} processes)" if world_size() > 1 else ""
+        raise UserError(
+            f"{name}: --batch-size: a batch of {size}{ranks} is larger than the {n_samples} samples there are"
+        )
