@@ -75,15 +75,52 @@ def test_other_modes() -> None:
     assert np.asarray(load_image(buffer.getvalue())).min() >= 253
 
 
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(depth: int, colour: int, rows: list[bytes], key: tuple[int, ...]) -> bytes:
+    """A PNG of 4 x len(rows) pixels with a transparent colour, of any depth, as Pillow cannot write it."""
+    header = struct.pack(">IIBBBBB", 4, len(rows), depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        _chunk(kind, body)
+        for kind, body in (
+            (b"IHDR", header),
+            (b"tRNS", struct.pack(f">{len(key)}H", *key)),
+            (b"IDAT", data),
+            (b"IEND", b""),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),  # of the red samples: 255 everywhere where the colour is the transparent one
+    [
+        (_png(8, 2, [bytes([1, 2, 3, 9, 9, 9, 1, 2, 4, 1, 2, 3])], (1, 2, 3)), [255, 9, 1, 255]),
+        (_png(16, 2, [struct.pack(">12H", *[0x1234, 0, 0x9ABC, 0, 7, 0] * 2)], (0x1234, 0, 0x9ABC)), [255, 0, 255, 0]),
+        (_png(1, 0, [b"\x50"], (1,)), [0, 255, 0, 255]),
+        (_png(1, 0, [b"\x50"], (0,)), [255, 255, 255, 255]),
+        (_png(2, 0, [b"\x1b"], (2,)), [0, 85, 255, 255]),
+        (_png(4, 0, [b"\x1b\xf0"], (1,)), [255, 187, 255, 0]),
+        (_png(8, 0, [b"\x01\x07\x08\x09"], (7,)), [1, 255, 8, 9]),
+        (_png(16, 0, [struct.pack(">4H", 0x1000, 0x1001, 0xFFFF, 3)], (0x1001,)), [16, 255, 255, 0]),
+        (_png(8, 2, [bytes(12)], ()), [0, 0, 0, 0]),
+    ],
+)
+def test_a_transparent_colour_is_laid_over_white(data: bytes, expected: list[int]) -> None:
+    """The key is in the range of the file's own depth."""
+    assert np.asarray(load_image(data))[0, :, 0].tolist() == expected
+
+
 def _bomb_png(width: int, height: int) -> bytes:
     """A PNG whose header promises `width` x `height` pixels and whose data is a few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", zlib.compress(b"\0" * 9))
+        + _chunk(b"IEND", b"")
     )
 
 
@@ -137,6 +174,35 @@ def test_to_pixels_takes_the_centre_square(width: int, height: int) -> None:
     assert (pixels[0] - expected_x[None, :]).abs().max() < 4
     assert (pixels[1] - expected_y[:, None]).abs().max() < 4
     assert pixels[2].abs().max() == 0
+
+
+def _resample_rows(image: np.ndarray, start: float, side: int, size: int) -> np.ndarray:
+    """Bicubic along the last axis, `side` pixels from `start` to `size`, in float64, one output at a time."""
+    scale = side / size
+    width = max(scale, 1.0)
+    outputs = []
+    for i in range(size):
+        centre = start + (i + 0.5) * scale
+        taps = np.arange(max(0, int(centre - 2 * width + 0.5)), min(image.shape[-1], int(centre + 2 * width + 0.5)))
+        x = np.abs((taps + 0.5 - centre) / width)
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+        outputs.append((image[..., taps] * (weights / weights.sum())).sum(-1))
+    return np.clip(np.floor(np.stack(outputs, -1) + 0.5), 0, 255)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (33, 20), (20, 33), (17, 300), (301, 40), (64, 65)])
+@pytest.mark.parametrize("size", [1, 17, 32])
+def test_to_pixels_is_a_bicubic_filter_over_rows_then_columns(shape: tuple[int, int], size: int) -> None:
+    width, height = shape
+    side = min(shape)
+    image_hwc = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rows = _resample_rows(image_hwc.transpose(2, 0, 1).astype(float), (width - side) / 2, side, size)
+    columns = _resample_rows(rows.transpose(0, 2, 1), (height - side) / 2, side, size)
+    expected = columns.transpose(0, 2, 1)
+    difference = np.abs(to_pixels(Image.fromarray(image_hwc), size).numpy() - expected)
+    assert difference.max() <= 1  # fixed-point weights may round a half the other way
+    assert (difference > 0).mean() <= 0.01
 
 
 def test_to_pixels_of_a_very_long_image_is_cheap() -> None:

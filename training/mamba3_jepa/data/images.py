@@ -5,25 +5,40 @@ Shapes: B images, H and W pixels, S the side of a square image.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from mamba3_jepa.data.metadata import split_metadata
 from mamba3_jepa.errors import UserError
 
 MAX_PIXELS = 89_478_485  # a decoded RGB image stays under 256 MiB
+MAX_BYTES = 2**30  # of a file; more than MAX_PIXELS take in any format
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Decoders that only decode: Pillow's EPS, for instance, starts an external program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+# EXIF's orientation says how the camera was held; this undoes it
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadSampleError(UserError):
@@ -33,28 +48,32 @@ class BadSampleError(UserError):
 def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
     """Decodes one image completely, as RGB.
 
-    EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits.
+    - Of an animation it is the first frame.
+    - The orientation in EXIF or XMP is applied where it can be read; other metadata is not looked at, so that damage in
+      it costs nothing (`metadata.py` says where the orientation is looked for).
+    - Transparency is laid over white: an alpha channel, a palette's alpha, a PNG's transparent colour (`tRNS`; for
+      RGB of 16 bits a sample, only the upper 8 bits are compared, for they are all that Pillow keeps).
+    - Samples of 16 bits keep their upper 8.
 
     Args:
         source: a path, the bytes of a file, or a file open for binary reading.
         name: what to call the image in messages; the path by default.
 
     Raises:
-        BadSampleError: missing, not an image, truncated, or more than `MAX_PIXELS` pixels.
+        BadSampleError: missing, not an image, truncated, more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
     """
     if name is None:
         name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
+        pixels, orientation = split_metadata(_read(source))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(io.BytesIO(pixels), formats=_FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return _turned(to_rgb(image), orientation)
     except FileNotFoundError as error:
         raise BadSampleError(f"{name}: there is no such image file") from error
     except Image.DecompressionBombError as error:
@@ -63,6 +82,8 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         ) from error
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise BadSampleError(f"{name}: not a readable image; expected a {', '.join(_FORMATS)} file") from error
     except Exception as error:  # damaged files make decoders raise almost anything (struct.error, SyntaxError, ...)
         raise BadSampleError(
             f"{name}: not a readable image ({type(error).__name__}: {error}); "
@@ -70,35 +91,82 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         ) from error
 
 
+def _read(source: str | Path | bytes | BinaryIO) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, str | Path) else source
+        if file.seekable():
+            file.seek(0)
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
+    return data
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A new RGB image, turned as the EXIF or XMP of `image` says; one that cannot be read is ignored."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged EXIF
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF makes Pillow raise almost anything
+        orientation = 1
+    return _turned(to_rgb(image), orientation)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TO_UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB image that does not depend on `image`'s file."""
-    if image.mode == "RGB":
-        return image.copy()
+    """A new RGB image that does not depend on `image`'s file: transparency over white, 16-bit grey scaled to 8 bits."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
-        grey_hw = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey_hw).convert("RGB")
+        return _wide_grey_to_rgb(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _wide_grey_to_rgb(image: Image.Image) -> Image.Image:
+    wide_hw = np.asarray(image).astype(np.int64)
+    grey_hw = np.clip(wide_hw >> 8, 0, 255).astype(np.uint8)
+    if "transparency" in image.info:
+        grey_hw[wide_hw == image.info["transparency"]] = 255
+    return Image.fromarray(grey_hw).convert("RGB")
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """Shorter side resized to `size` (bicubic, antialiased), then the centre square.
+    """Shorter side resized to `size` (bicubic, antialiased), then the centre square; one of that size stays as it is.
 
-    Only the centre square is resampled, so that a very long image costs no more than a square one.
+    The square may start at half a pixel. Rows are resampled first, then columns, with 8 bits between: said here step
+    by step, because the order in which Pillow does both at once depends on its version and the shape. Only what the
+    square needs is resampled, so that a very long image costs no more than a square one.
 
     Returns:
         (3, size, size) uint8.
     """
     if image.size != (size, size):
         side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        reach = 2 * math.ceil(side / size) + 1  # how far the filter looks beyond the square
+        first_x, left, last_x = _centre(image.width, side, reach)
+        first_y, top, last_y = _centre(image.height, side, reach)
+        image = image.crop((first_x, first_y, last_x, last_y))
+        bicubic = Image.Resampling.BICUBIC
+        image = image.resize((size, image.height), bicubic, box=(left, 0, left + side, image.height))
+        image = image.resize((size, size), bicubic, box=(0, top, size, top + side))
     pixels_hwc = torch.from_numpy(np.array(image))
     return pixels_hwc.permute(2, 0, 1).contiguous()
+
+
+def _centre(length: int, side: int, reach: int) -> tuple[int, float, int]:
+    """The middle `side` of `length` pixels: first pixel needed, the middle's start after it, end of those needed."""
+    start = (length - side) / 2
+    first = max(0, math.floor(start) - reach)
+    return first, start - first, min(length, math.ceil(start) + side + reach)
 
 
 def normalize(pixels: Tensor) -> Tensor:

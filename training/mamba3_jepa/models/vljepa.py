@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.images import load_image, normalize, to_pixels, to_rgb
+from mamba3_jepa.data.images import load_image, normalize, to_pixels, upright
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.angn import Angn
@@ -277,7 +277,7 @@ def _slices(length: int, size: int) -> list[slice]:
 
 def _decode(image: str | Path | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
+        return upright(image)
     if isinstance(image, str | Path):
         return load_image(image)
     raise UserError(f"expected an image file, a PIL image or None, found {type(image).__name__}")
