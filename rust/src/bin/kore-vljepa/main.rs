@@ -1,0 +1,3 @@
+//! The command `kore-vljepa`.
+
+fn main() {}

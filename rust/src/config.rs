@@ -1,0 +1,318 @@
+//! The model's configuration, as `config.json` and every header carry it: strict, and checked when it is read.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::LoadError;
+
+/// No count in a configuration may be larger: products of four of them stay far below 2^64.
+const MAX_COUNT: usize = 1 << 24;
+const MAX_LAYERS: usize = 1 << 10;
+
+/// How the decay rate is made from its projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AActivation {
+    /// 1 + v for v >= 0, 1 / (1 - v) below.
+    HeavyTail,
+    /// ln(1 + e^v), as mamba-ssm had it up to version 2.3.2.
+    Softplus,
+}
+
+/// One Mamba-3 layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mamba3Config {
+    /// Width D of input and output.
+    pub d_model: usize,
+    /// State size N per head.
+    pub d_state: usize,
+    /// Inner width / D.
+    pub expand: usize,
+    /// Head size P.
+    pub headdim: usize,
+    /// Groups G of heads that share B and C.
+    pub ngroups: usize,
+    /// Share of the state dimensions that rotate: 0.5 or 1.0.
+    pub rope_fraction: f64,
+    /// How the decay rate is made.
+    pub a_activation: AActivation,
+    /// Whether the layer has several ranks (multi-input multi-output).
+    pub is_mimo: bool,
+    /// Ranks R, where `is_mimo`.
+    pub mimo_rank: usize,
+    /// Whether the scan's output is normalised per head before the gate.
+    pub is_outproj_norm: bool,
+    /// Tokens per chunk in training; no meaning for the result.
+    pub chunk_size: usize,
+}
+
+impl Mamba3Config {
+    /// Inner width: H P.
+    pub fn d_inner(&self) -> usize {
+        self.expand * self.d_model
+    }
+
+    /// Heads H.
+    pub fn nheads(&self) -> usize {
+        self.d_inner() / self.headdim
+    }
+
+    /// Ranks R: 1 unless MIMO.
+    pub fn rank(&self) -> usize {
+        if self.is_mimo { self.mimo_rank } else { 1 }
+    }
+
+    /// Rotated pairs S.
+    pub fn n_angles(&self) -> usize {
+        // rope_fraction is 0.5 or 1.0
+        if self.rope_fraction < 1.0 { self.d_state / 4 } else { self.d_state / 2 }
+    }
+
+    /// Outputs of `in_proj`: z, x, B, C, dd_dt, dd_A, trap, angle.
+    pub fn projected(&self) -> usize {
+        2 * self.d_inner() + 2 * self.rank() * self.ngroups * self.d_state + 3 * self.nheads() + self.n_angles()
+    }
+
+    fn check(&self, name: &str) -> Result<(), String> {
+        for (key, value) in [
+            ("d_model", self.d_model),
+            ("d_state", self.d_state),
+            ("expand", self.expand),
+            ("headdim", self.headdim),
+            ("ngroups", self.ngroups),
+            ("mimo_rank", self.mimo_rank),
+            ("chunk_size", self.chunk_size),
+        ] {
+            count(&format!("{name}.layer.{key}"), value)?;
+        }
+        count(&format!("{name}.layer: expand * d_model"), self.expand.saturating_mul(self.d_model))?;
+        let per_state = self.rank().saturating_mul(self.ngroups).saturating_mul(self.d_state);
+        count(&format!("{name}.layer: mimo_rank * ngroups * d_state"), per_state)?;
+        if self.rope_fraction != 0.5 && self.rope_fraction != 1.0 {
+            return Err(format!("{name}.layer.rope_fraction: {} must be 0.5 or 1.0", self.rope_fraction));
+        }
+        if !self.d_inner().is_multiple_of(self.headdim) {
+            return Err(format!("{name}.layer.headdim: {} does not divide {}", self.headdim, self.d_inner()));
+        }
+        if !self.nheads().is_multiple_of(self.ngroups) {
+            return Err(format!("{name}.layer.ngroups: {} does not divide {} heads", self.ngroups, self.nheads()));
+        }
+        if self.n_angles() == 0 {
+            return Err(format!("{name}.layer.d_state: {} leaves no pair to rotate", self.d_state));
+        }
+        if self.is_mimo && !self.d_state.is_multiple_of(2) {
+            return Err(format!("{name}.layer.d_state: MIMO needs an even one, not {}", self.d_state));
+        }
+        Ok(())
+    }
+}
+
+/// A stack of equal Mamba-3 layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneConfig {
+    /// How many.
+    pub n_layers: usize,
+    /// Each of them.
+    pub layer: Mamba3Config,
+}
+
+impl BackboneConfig {
+    /// Width D of the residual stream.
+    pub fn d_model(&self) -> usize {
+        self.layer.d_model
+    }
+
+    fn check(&self, name: &str) -> Result<(), String> {
+        count(&format!("{name}.n_layers"), self.n_layers)?;
+        if self.n_layers > MAX_LAYERS {
+            return Err(format!("{name}.n_layers: {} is more than {MAX_LAYERS}", self.n_layers));
+        }
+        self.layer.check(name)
+    }
+}
+
+/// The X-Encoder, a V-JEPA 2 vision transformer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionConfig {
+    /// Width of a visual token.
+    pub hidden_size: usize,
+    /// Layers.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of the perceptron / hidden_size.
+    pub mlp_ratio: f64,
+    /// Side of the images it sees, in pixels.
+    pub image_size: usize,
+    /// Side of a patch, in pixels.
+    pub patch_size: usize,
+    /// Frames in a token.
+    pub tubelet_size: usize,
+    /// Frames of the clips it was trained on.
+    pub frames: usize,
+    /// Whether its weights come from a file, rather than from chance.
+    pub pretrained: bool,
+}
+
+impl VisionConfig {
+    /// Width of the perceptron's hidden layer.
+    pub fn mlp_size(&self) -> usize {
+        // checked to be positive and small when the configuration was read
+        (self.hidden_size as f64 * self.mlp_ratio) as usize
+    }
+
+    pub(crate) fn check(&self, name: &str) -> Result<(), String> {
+        for (key, value) in [
+            ("hidden_size", self.hidden_size),
+            ("depth", self.depth),
+            ("heads", self.heads),
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("tubelet_size", self.tubelet_size),
+            ("frames", self.frames),
+        ] {
+            count(&format!("{name}.{key}"), value)?;
+        }
+        if self.depth > MAX_LAYERS {
+            return Err(format!("{name}.depth: {} is more than {MAX_LAYERS}", self.depth));
+        }
+        if !(self.mlp_ratio > 0.0 && self.mlp_ratio <= 1024.0) {
+            return Err(format!("{name}.mlp_ratio: {} must be above 0 and at most 1024", self.mlp_ratio));
+        }
+        count(&format!("{name}: hidden_size * mlp_ratio"), self.mlp_size())?;
+        if !self.hidden_size.is_multiple_of(self.heads) {
+            return Err(format!("{name}.heads: {} does not divide hidden_size {}", self.heads, self.hidden_size));
+        }
+        if !self.image_size.is_multiple_of(self.patch_size) {
+            return Err(format!(
+                "{name}.patch_size: {} does not divide image_size {}",
+                self.patch_size, self.image_size
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The gates on the predictor's residual stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AngnConfig {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Weight of their penalty in training; no meaning here.
+    pub sparsity_weight: f64,
+    /// Mean activity under which the context should be reset.
+    pub context_reset_threshold: f64,
+    /// How much of the moving average of activity stays at each pass.
+    pub ema_decay: f64,
+}
+
+/// The confusion monitor and the state injector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecursionConfig {
+    /// Width of the confusion probe's hidden layer.
+    pub hidden_dim: usize,
+    /// Length K of a knowledge vector; `None`: `embed_dim`.
+    pub knowledge_dim: Option<usize>,
+    /// How much of the smoothed confusion score stays at each turn.
+    pub ema_decay: f64,
+}
+
+/// Everything that decides the shape and the meaning of the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mamba3JepaConfig {
+    /// Name of the size it started from.
+    pub preset: String,
+    /// The X-Encoder.
+    pub vision: VisionConfig,
+    /// The predictor's backbone.
+    pub predictor: BackboneConfig,
+    /// The Y-Encoder's backbone.
+    pub y_encoder: BackboneConfig,
+    /// The Y-Decoder's backbone.
+    pub y_decoder: BackboneConfig,
+    /// Prefix tokens the Y-Decoder reads from an embedding.
+    pub prefix_tokens: usize,
+    /// Embedding width E.
+    pub embed_dim: usize,
+    /// Tokens V in the vocabulary.
+    pub vocab_size: usize,
+    /// Longest question in tokens, bos and eos included.
+    pub max_query_tokens: usize,
+    /// Longest other text in tokens, bos and eos included.
+    pub max_answer_tokens: usize,
+    /// What an image without a question is asked.
+    pub query_prompt: String,
+    /// The gates.
+    pub angn: AngnConfig,
+    /// The confusion monitor and the state injector.
+    pub recursion: RecursionConfig,
+}
+
+impl Mamba3JepaConfig {
+    /// Length K of a knowledge vector.
+    pub fn knowledge_dim(&self) -> usize {
+        self.recursion.knowledge_dim.unwrap_or(self.embed_dim)
+    }
+
+    /// Reads and checks the JSON of a header or of `config.json`'s `model`.
+    ///
+    /// # Errors
+    /// [`LoadError::Config`] for an unknown or missing key, a wrong type, or sizes that do not fit together; it names
+    /// `path` and the key.
+    pub fn from_json(json: &str, path: &Path) -> Result<Self, LoadError> {
+        let invalid = |reason: String| LoadError::Config { path: path.to_path_buf(), reason };
+        let config: Self = serde_json::from_str(json).map_err(|error| invalid(error.to_string()))?;
+        config.check().map_err(invalid)?;
+        Ok(config)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.vision.check("vision")?;
+        self.predictor.check("predictor")?;
+        self.y_encoder.check("y_encoder")?;
+        self.y_decoder.check("y_decoder")?;
+        for (key, value) in [
+            ("prefix_tokens", self.prefix_tokens),
+            ("embed_dim", self.embed_dim),
+            ("vocab_size", self.vocab_size),
+            ("recursion.hidden_dim", self.recursion.hidden_dim),
+            ("recursion.knowledge_dim", self.knowledge_dim()),
+        ] {
+            count(key, value)?;
+        }
+        for (key, value) in [("max_query_tokens", self.max_query_tokens), ("max_answer_tokens", self.max_answer_tokens)]
+        {
+            count(key, value)?;
+            if value < 2 {
+                return Err(format!("{key}: {value} leaves no room for bos and eos"));
+            }
+        }
+        if self.query_prompt.trim().is_empty() {
+            return Err("query_prompt: it is empty".into());
+        }
+        for (key, value) in [
+            ("angn.context_reset_threshold", self.angn.context_reset_threshold),
+            ("angn.ema_decay", self.angn.ema_decay),
+            ("recursion.ema_decay", self.recursion.ema_decay),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(format!("{key}: {value} must be in [0, 1]"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(key: &str, value: usize) -> Result<(), String> {
+    if value == 0 || value > MAX_COUNT {
+        return Err(format!("{key}: {value} must be between 1 and {MAX_COUNT}"));
+    }
+    Ok(())
+}
