@@ -18,7 +18,7 @@ from mamba3_jepa.config import preset
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
 from mamba3_jepa.data.files import FolderSource, ManifestSource
-from mamba3_jepa.data.sample import FileBacked
+from mamba3_jepa.data.sample import FileBacked, Sample
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -136,6 +136,9 @@ def test_a_manifest_gives_every_kind(manifest: ManifestSource) -> None:
 
 
 def test_indices_by_kind_agree_with_the_samples(manifest: ManifestSource) -> None:
+    def labelled(sample: Sample) -> bool:
+        return sample.meta["kind"] == "given" and bool(sample.confused)
+
     for source in (
         ConfusionSource(manifest, range(len(manifest))),
         ConfusionSource(SceneSource("val", n_scenes=6), range(18)),
@@ -143,10 +146,11 @@ def test_indices_by_kind_agree_with_the_samples(manifest: ManifestSource) -> Non
         samples = [source.sample(i) for i in range(len(source))]
         expected = {
             "all": [True] * len(samples),
-            "target": [s.target is not None for s in samples],
+            "target": [s.target is not None and not labelled(s) for s in samples],
             "caption": [s.question is None for s in samples],
-            "question": [s.question is not None and s.target is not None for s in samples],
+            "question": [s.question is not None and s.target is not None and not labelled(s) for s in samples],
             "confused": [s.confused is not None for s in samples],
+            "confusing": [s.confused for s in samples],
             "knowledge": [s.knowledge is not None for s in samples],
         }
         for kind, chosen in expected.items():

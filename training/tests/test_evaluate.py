@@ -81,6 +81,23 @@ def test_generated_and_nearest_answers(
             assert picture.format == "PNG"
 
 
+def test_a_line_labelled_as_confused_is_not_measured(
+    checkpoints: dict[int, str], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it carries as its answer is not what the model should say to what it sees."""
+    confused = {"image": "white.png", "question": "What colour is it?", "answer": "red", "confused": True}
+    both = data / "both.jsonl"
+    both.write_text((data / "test.jsonl").read_text() + json.dumps(confused) + "\n")
+    numbers = []
+    for name in ("test.jsonl", both.name):
+        output = tmp_path / f"{name}.json"
+        arguments = ["--checkpoint", checkpoints[3], "--data-dir", str(data), "--manifest", name, "--skip-generation"]
+        assert main(["evaluate", *arguments, "--output", str(output)]) == 0
+        numbers.append(json.loads(output.read_text()))
+    assert {**numbers[0], "data": ""} == {**numbers[1], "data": ""}
+    assert '1 of 7 samples left out: 1 with "confused": true' in caplog.text
+
+
 def test_without_generation(checkpoints: dict[int, str], data: Path, tmp_path: Path) -> None:
     """Phase 1 has no Y-Decoder; --skip-generation acts as if there were none."""
     outputs = []

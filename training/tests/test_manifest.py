@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.records import MAX_TEXT_BYTES, parse_record
@@ -86,6 +87,7 @@ def test_kinds_and_groups(data: Path) -> None:
         "caption": [0, 3],
         "question": [1, 4],
         "confused": [2, 5, 6],
+        "confusing": [5, 6],
         "knowledge": [4, 5],
     }
     for kind, expected in kinds.items():
@@ -293,6 +295,34 @@ def test_open_splits_of_a_manifest(tmp_path: Path) -> None:
     everything = np.sort(np.concatenate([splits.train_indices, splits.val_indices]))
     assert everything.tolist() == list(range(200)), "the record without answer is left out"
     assert 8 <= len(splits.val_indices) <= 35
+
+
+def test_lines_labelled_as_confused_have_no_right_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever answer they carry: phases 1 and 2 neither train on them nor measure with them; phase 3 uses them."""
+    lines = [
+        {"image": None, "query": f"q{i}", "answer": f"a{i % 2}", "confused": [True, False, None][i % 3]}
+        for i in range(60)
+    ]
+    _write(tmp_path, *lines, {"image": None, "query": "no answer"}, {"image": None, "query": "?", "confused": True})
+    right = [i for i in range(60) if i % 3]
+    splits = open_splits(tmp_path, image_size=32, val_fraction=0.3)
+    assert sorted([*splits.train_indices.tolist(), *splits.val_indices.tolist()]) == right
+    assert '22 of 62 samples left out: 1 without an answer or a text, 21 with "confused": true' in caplog.text
+    everything = open_splits(tmp_path, image_size=32, val_fraction=0.3, kind="all")
+    assert len(everything.train_indices) + len(everything.val_indices) == 62
+    _write(tmp_path, *lines[:3])
+    three = ManifestSource(tmp_path)
+    assert common_answers(three, range(3)) == ["a0", "a1"]
+    assert common_answers(three, [0, 1]) == ["a1"]
+
+    caplog.clear()
+    _write(tmp_path, *lines)
+    _write(tmp_path, *lines[:6], name="val.jsonl")
+    assert open_splits(tmp_path, image_size=32).val_indices.tolist() == [1, 2, 4, 5]
+    assert '2 of 6 samples left out: 2 with "confused": true' in caplog.text
+    _write(tmp_path, lines[0])
+    with pytest.raises(UserError, match=r"none of the 1 samples has an answer or a text \(but for 1 with \"confused\""):
+        open_splits(tmp_path, image_size=32)
 
 
 def test_val_jsonl_overrides_the_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

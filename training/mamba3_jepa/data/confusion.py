@@ -113,6 +113,8 @@ class ConfusionSource:
     def indices(self, kind: Kind) -> NDArray[np.int64]:
         if kind in ("all", "confused"):
             return np.arange(len(self))
+        if kind == "confusing":
+            return np.flatnonzero(self.confused)
         chosen = np.isin(self._base, self._source.indices(kind))
         if isinstance(self._source, SceneSource):  # made of a question with an answer, but without one itself
             chosen &= self.kinds != _UNANSWERABLE

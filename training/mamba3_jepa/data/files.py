@@ -21,7 +21,7 @@ from mamba3_jepa.errors import UserError
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
-_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE = 1, 2, 4, 8
+_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING = 1, 2, 4, 8, 16
 
 
 class ManifestSource:
@@ -104,13 +104,15 @@ class ManifestSource:
         return self._hashes
 
     def indices(self, kind: Kind) -> NDArray[np.int64]:
-        target, prompt = (self._flags & _TARGET) > 0, (self._flags & _PROMPT) > 0
+        confusing, prompt = (self._flags & _CONFUSING) > 0, (self._flags & _PROMPT) > 0
+        target = ((self._flags & _TARGET) > 0) & ~confusing
         chosen = {
             "all": np.ones(len(self), dtype=bool),
             "target": target,
             "caption": target & ~prompt,
             "question": target & prompt,
             "confused": (self._flags & _CONFUSED) > 0,
+            "confusing": confusing,
             "knowledge": (self._flags & _KNOWLEDGE) > 0,
         }
         return np.flatnonzero(chosen[kind])
@@ -151,6 +153,7 @@ def _flags(record: Record) -> int:
         | _PROMPT * (record.prompt is not None)
         | _CONFUSED * (record.confused is not None)
         | _KNOWLEDGE * (record.knowledge is not None)
+        | _CONFUSING * (record.confused is True)
     )
 
 

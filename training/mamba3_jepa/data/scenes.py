@@ -140,6 +140,7 @@ class SceneSource:
             "caption": ("caption",),
             "question": ("question",),
             "confused": ("caption", "question", "unanswerable", "mismatched"),
+            "confusing": ("unanswerable", "mismatched"),
             "knowledge": (),
         }
         slots = np.array([name in chosen[kind] for name, _ in self._slots])

@@ -29,6 +29,7 @@ __all__ = [
     "open_source",
     "open_splits",
     "source_texts",
+    "usable",
 ]
 
 
@@ -115,30 +116,40 @@ def open_splits(
         _warn_overlap(source, separate)
         return DataSplits(
             train=source,
-            train_indices=_usable(source, kind),
+            train_indices=usable(source, kind),
             val=separate,
-            val_indices=_usable(separate, kind),
+            val_indices=usable(separate, kind),
         )
-    usable = _usable(source, kind)
-    train_part, val_part = split_by_hash(source.group_hashes()[usable], val_fraction)
+    found = usable(source, kind)
+    train_part, val_part = split_by_hash(source.group_hashes()[found], val_fraction)
     for name, part, way in (("validation", val_part, "raise"), ("training", train_part, "lower")):
         if not len(part):
             raise UserError(
-                f"{source.name}: none of {len(usable)} samples falls to the {name} side of the split by "
+                f"{source.name}: none of {len(found)} samples falls to the {name} side of the split by "
                 f"hash: {way} --val-fraction (now {val_fraction}), give more data, or write a val.jsonl"
             )
-    return DataSplits(train=source, train_indices=usable[train_part], val=source, val_indices=usable[val_part])
+    return DataSplits(train=source, train_indices=found[train_part], val=source, val_indices=found[val_part])
 
 
-def _usable(source: Source, kind: Kind) -> NDArray[np.int64]:
-    usable = source.indices(kind)
+def usable(source: Source, kind: Kind = "target") -> NDArray[np.int64]:
+    """The indices of the samples of one kind; says how many others there are, and what they are.
+
+    Raises:
+        UserError: there are none of that kind.
+    """
+    found = source.indices(kind)
+    n_confused = len(source.indices("confusing")) if kind == "target" else 0
     what = "an answer or a text" if kind == "target" else f'what "{kind}" needs'
-    if not len(usable):
-        raise UserError(f"{source.name}: none of the {len(source)} samples has {what}")
-    if len(usable) < len(source):
-        logger.warning("%s: %d of %d samples left out: without %s", source.name, len(source) - len(usable),
-                       len(source), what)  # fmt: skip
-    return usable
+    n_without = len(source) - len(found) - n_confused
+    reasons = [f"{n_without} without {what}"] if n_without else []
+    reasons += [f'{n_confused} with "confused": true'] if n_confused else []
+    if not len(found):
+        aside = f' (but for {n_confused} with "confused": true, which only phase 3 learns from)' if n_confused else ""
+        raise UserError(f"{source.name}: none of the {len(source)} samples has {what}{aside}")
+    if reasons:
+        logger.warning("%s: %d of %d samples left out: %s", source.name, len(source) - len(found), len(source),
+                       ", ".join(reasons))  # fmt: skip
+    return found
 
 
 def _warn_synthetic(data_dir: str | Path | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import Source
-from mamba3_jepa.data.sources import SceneSource, open_source, open_splits
+from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
@@ -212,10 +212,7 @@ def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, N
     if settings.manifest is not None:
         source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
         assert source is not None  # a named manifest is opened or is an error
-        indices = source.indices("target")
-        if not len(indices):
-            raise UserError(f"{source.name}: no sample has an answer or a text to compare with")
-        return source, indices
+        return source, usable(source)
     val_fraction = float(checkpoint.run["val_fraction"])
     splits = open_splits(
         settings.data_dir,
