@@ -2,6 +2,7 @@
 //!
 //! Letters: T rows (tokens), K inputs, M outputs.
 
+pub(crate) mod gemm;
 pub(crate) mod math;
 mod matrix;
 pub(crate) mod norm;
