@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_export import build, export, save
 
+from mamba3_jepa.export.golden import GOLDEN_NAMES
 from mamba3_jepa.export.key_map import COMPONENTS
 from mamba3_jepa.export.reader import load_exported
 
@@ -207,7 +208,8 @@ def test_golden_recursion(files: Files) -> None:
 def test_golden_files_describe_themselves(files: Files) -> None:
     folder = files.folder
     names = {path.stem for path in (folder / "golden").iterdir()}
-    assert names == {path.stem for path in folder.glob("*.safetensors")} == set(COMPONENTS)
+    assert {path.stem for path in folder.glob("*.safetensors")} == set(COMPONENTS)
+    assert names == {*COMPONENTS, "images", "tokens"} == set(GOLDEN_NAMES)
     for name in names:
         with safe_open(folder / "golden" / f"{name}.safetensors", framework="np") as file:
             metadata = file.metadata()

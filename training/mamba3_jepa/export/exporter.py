@@ -25,7 +25,7 @@ from mamba3_jepa.export.contract import (
     MEMORY_FORMAT,
     MEMORY_FORMAT_VERSION,
 )
-from mamba3_jepa.export.golden import write_golden
+from mamba3_jepa.export.golden import GOLDEN_NAMES, write_golden
 from mamba3_jepa.export.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
 from mamba3_jepa.export.reader import load_exported, read_json, sha256
 from mamba3_jepa.export.settings import ExportSettings
@@ -236,7 +236,7 @@ def _earlier_export(output: Path) -> list[str]:
             f"{output} is not free for an export: its {_CONFIG} is not an export's; choose another --output"
         )
     listed = [f"{component}.safetensors" for component in COMPONENTS if f"{component}.safetensors" in values["files"]]
-    golden = [f"{_GOLDEN}/{component}.safetensors" for component in COMPONENTS]
+    golden = [f"{_GOLDEN}/{name}.safetensors" for name in GOLDEN_NAMES]
     return [name for name in (*listed, *golden) if os.path.isfile(output / name)]
 
 

@@ -18,8 +18,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from mamba3_jepa.data.images import load_image, to_pixels
 from mamba3_jepa.export.contract import FORMAT_VERSION
-from mamba3_jepa.export.key_map import Component
+from mamba3_jepa.export.golden_images import golden_pictures
+from mamba3_jepa.export.golden_tokens import AWKWARD_TEXTS
+from mamba3_jepa.export.key_map import COMPONENTS, Component
 from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
 from mamba3_jepa.export.probe import Probe, golden_probe, knowledge_vectors
 from mamba3_jepa.export.safetensors_file import write_safetensors
@@ -31,15 +34,17 @@ from mamba3_jepa.models.pooling import masked_mean
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 GOLDEN_FORMAT = "mamba3-jepa-golden"
+GOLDEN_NAMES = (*COMPONENTS, "images", "tokens")  # of the files, without .safetensors
 TRACED = 4
 
 PREVIOUS_SCORE = 0.25  # what the smoothed confusion score of the golden files continues from
 
 
 class Golden:
-    """The tensors of one golden file, each with a description."""
+    """The tensors of one golden file, each with a description, and what else its header says."""
 
-    def __init__(self) -> None:
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self.metadata = metadata
         self.tensors: dict[str, Tensor] = {}
         self.descriptions: dict[str, str] = {}
 
@@ -59,7 +64,7 @@ class Golden:
 def write_golden(
     model: Mamba3Jepa, components: list[Component], folder: Path, *, phase: int, dtype: DtypeName
 ) -> list[Path]:
-    """Write `<component>.safetensors` for each component, and for the X-Encoder, into `folder`.
+    """Write `<name>.safetensors` for each component, the X-Encoder, `images` and `tokens` into `folder`.
 
     Args:
         model: the model read back from the exported files.
@@ -74,22 +79,44 @@ def write_golden(
     probe = golden_probe(model)
     makers: dict[str, Callable[[Mamba3Jepa, Probe, Golden], None]] = {
         "x_encoder": _x_encoder, "predictor": _predictor, "y_encoder": _y_encoder, "angn": _angn,
-        "y_decoder": _y_decoder, "recursion": _recursion,
+        "y_decoder": _y_decoder, "recursion": _recursion, "images": _images, "tokens": _tokens,
     }  # fmt: skip
     paths = []
-    for component in dict.fromkeys(["x_encoder", *components]):
-        golden = Golden()
+    for name in dict.fromkeys(["x_encoder", *components, "images", "tokens"]):
+        golden = Golden({"questions": json.dumps(probe.questions), "texts": json.dumps(probe.texts)})
         with torch.inference_mode():
-            makers[component](model, probe, golden)
+            makers[name](model, probe, golden)
         metadata = {
-            "format": GOLDEN_FORMAT, "format_version": str(FORMAT_VERSION), "component": component,
-            "phase": str(phase), "dtype": dtype, "questions": json.dumps(probe.questions),
-            "texts": json.dumps(probe.texts), "tensors": json.dumps(golden.descriptions),
+            "format": GOLDEN_FORMAT, "format_version": str(FORMAT_VERSION), "component": name, "phase": str(phase),
+            "dtype": dtype, **golden.metadata, "tensors": json.dumps(golden.descriptions),
         }  # fmt: skip
-        path = folder / f"{component}.safetensors"
+        path = folder / f"{name}.safetensors"
         write_safetensors(path, golden.tensors, metadata)
         paths.append(path)
     return paths
+
+
+def _images(model: Mamba3Jepa, _: Probe, golden: Golden) -> None:
+    size, pictures = model.config.vision.image_size, golden_pictures(model.config.vision.image_size)
+    for picture in pictures:
+        file = torch.frombuffer(bytearray(picture.content), dtype=torch.uint8)
+        golden.add(f"image.{picture.name}.file", file, f"the bytes of a {picture.format} file: {picture.what}")
+        pixels = to_pixels(load_image(picture.content, picture.name), size)
+        golden.add(f"image.{picture.name}.pixels", pixels, "(3, S, S) what the model sees of it, RGB, not normalised")
+    described = {p.name: {"format": p.format, "lossy": p.lossy, "what": p.what} for p in pictures}
+    golden.metadata = {"images": json.dumps(described)}
+
+
+def _tokens(model: Mamba3Jepa, _: Probe, golden: Golden) -> None:
+    config, tokenizer = model.config, model.tokenizer
+    for i, text in enumerate(AWKWARD_TEXTS):
+        for name, limit, meaning in (
+            ("ids", config.max_answer_tokens, "bos, ids, eos, cut at max_answer_tokens"),
+            ("query_ids", config.max_query_tokens, "bos, ids, eos, cut at max_query_tokens"),
+            ("all_ids", len(text.encode()) + 2, "bos, ids, eos, not cut"),
+        ):
+            golden.add(f"{name}.{i}", tokenizer.encode([text], limit).ids[0], f"text {i}: {meaning}")
+    golden.metadata = {"texts": json.dumps(AWKWARD_TEXTS)}
 
 
 def _x_encoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
