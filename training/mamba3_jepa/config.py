@@ -16,6 +16,8 @@ from mamba3_jepa.errors import UserError
 
 PresetName = Literal["small", "mini", "tiny"]
 
+QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
+
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -115,7 +117,7 @@ class ModelConfig:
     vocab_size: int = Field(default=32_000, gt=0)
     max_query_tokens: int = Field(default=64, gt=1)
     max_answer_tokens: int = Field(default=64, gt=1)
-    query_prompt: str = Field(default="Describe the image.", min_length=1)
+    query_prompt: str = Field(default=QUERY_PROMPT, min_length=1)
     angn: AngnConfig = Field(default_factory=AngnConfig)
     recursion: RecursionConfig = Field(default_factory=RecursionConfig)
 

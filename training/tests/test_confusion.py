@@ -191,6 +191,114 @@ def test_only_the_kinds_asked_for_are_made(manifest: ManifestSource) -> None:
     assert alone["unanswerable"] + alone["corrupted"] == 2
 
 
+def write_lines(folder: Path, lines: list[dict], name: str = "manifest.jsonl") -> ManifestSource:
+    """Lines about images whose number is the red of their pixels."""
+    folder.mkdir(exist_ok=True)
+    for line in lines:
+        if line["image"] is not None:
+            number = int(Path(line["image"]).stem)
+            path = folder / line["image"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 16), (number, 9, 9)).save(path)
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ManifestSource(folder, name)
+
+
+def contradictions(made: ConfusionSource, lines: list[dict]) -> list[str]:
+    """Made samples that call confused what a line of the data asks of the same image, or answers without one."""
+
+    def plain(question: str | None) -> str:
+        return " ".join((question or "Describe the image.").split()).lower()
+
+    answered = {
+        (
+            plain(line.get("question", line.get("query"))),
+            None if line["image"] is None else int(Path(line["image"]).stem),
+        )
+        for line in lines
+        if line["image"] is not None or (line.get("confused") is not True and len(line) > 2)
+    }
+    found = []
+    for i, kind in enumerate(kinds_of(made)):
+        sample = made.sample(i)
+        if kind in ("mismatched", "unanswerable"):
+            shown = None if sample.image is None else sample.image().getpixel((0, 0))[0]
+            if (plain(sample.question), shown) in answered:
+                found.append(f"{kind}: {sample.question} {shown}")
+    return found
+
+
+def images_with_questions(n: int) -> list[dict]:
+    return [{"image": f"images/{i}.png", "question": f"Is this number {i}?", "answer": "yes"} for i in range(n)]
+
+
+@pytest.mark.parametrize("made", [["mismatched", "unanswerable", "corrupted"], ["unanswerable"], ["mismatched"]])
+def test_nothing_made_contradicts_the_data(tmp_path: Path, made: list) -> None:
+    """Questions in other letters, images asked the prompt by a caption, paths written in two ways, duplicates."""
+    lines = images_with_questions(8)
+    lines += [{"image": f"images/{i}.png", "question": "How many corners has a square?", "answer": "4"} for i in (0, 1)]
+    lines += [{"image": None, "query": "  how many corners has  a SQUARE?", "answer": "four"}]
+    lines += [{"image": "images/2.png", "question": "Who are you?", "answer": "a model"}]
+    lines += [{"image": None, "query": "who are you?", "confused": False}]
+    lines += [{"image": f"images/./{i}.png", "question": "IS THIS NUMBER 0?", "answer": "no"} for i in range(1, 6)]
+    lines += [{"image": "images/6.png", "question": "describe the  image.", "answer": "six"}]
+    lines += [{"image": f"images/{i}.png", "text": f"the number {i}"} for i in (0, 1, 2, 3, 7)]
+    lines += lines[:3]
+    source = write_lines(tmp_path / "data", lines)
+    counts: Counter[str] = Counter()
+    for seed in range(12):
+        view = ConfusionSource(source, range(len(source)), seed, made)
+        assert contradictions(view, lines) == []
+        counts.update(kinds_of(view))
+    assert all(counts[kind] for kind in made)
+    n_questions = 12 * sum("question" in line for line in lines)
+    if made == ["unanswerable"]:  # all but those that the data answers without an image
+        assert counts["unanswerable"] == n_questions - 12 * 3
+
+
+def test_an_answer_without_image_that_is_labelled_as_confused_is_none(tmp_path: Path) -> None:
+    """Nor is a request of which the data says nothing."""
+    lines = images_with_questions(4)
+    lines += [{"image": None, "query": "is this number 0?", "answer": "yes", "confused": True}]
+    lines += [{"image": None, "query": "is this number 1?"}]
+    view = ConfusionSource(write_lines(tmp_path / "data", lines), range(len(lines)), made_kinds=["unanswerable"])
+    assert Counter(kinds_of(view)) == {"clear": 4, "unanswerable": 4, "given": 1}
+
+
+def test_nothing_made_contradicts_what_is_not_used_itself(tmp_path: Path) -> None:
+    """The rest of the same images, the other side of the split, and the other file of a val.jsonl."""
+    lines = images_with_questions(4)
+    lines += [{"image": f"images/{i}.png", "question": "Is this number 0?", "answer": "no"} for i in (1, 2)]
+    lines += [{"image": None, "query": "is this number 1?", "answer": "no"}]
+    source = write_lines(tmp_path / "data", lines)
+    other_lines = [
+        {"image": None, "query": "IS THIS NUMBER 2?", "answer": "no"},
+        {"image": "images/3.png", "question": "is this number 0?", "answer": "no"},
+        {"image": "images/0.png", "question": "is this number 3?", "answer": "no"},
+    ]
+    other = write_lines(tmp_path / "data", other_lines, "val.jsonl")
+    beside, alone = 0, 0
+    for seed in range(20):
+        view = ConfusionSource(source, range(4), seed, ["mismatched", "unanswerable"], beside=[other, source])
+        assert contradictions(view, lines + other_lines) == []
+        assert {view.sample(i).meta["origin"].split()[-1] for i in range(len(view))} <= {"1", "2", "3", "4"}
+        beside += sum(view.kinds > 1)
+        view = ConfusionSource(source, range(4), seed, ["mismatched", "unanswerable"])
+        assert contradictions(view, lines) == []
+        alone += len(contradictions(view, other_lines))
+    assert beside > 40
+    assert alone > 0, "the other file is not known of unless it is given"
+
+
+def test_the_query_prompt_of_a_model_is_what_its_captions_ask(tmp_path: Path) -> None:
+    lines = [{"image": "images/0.png", "question": "What is it?", "answer": "0"}]
+    lines += [{"image": f"images/{i}.png", "text": f"number {i}"} for i in range(1, 4)]
+    source = write_lines(tmp_path / "data", lines)
+    for prompt, n_mismatched in (("Describe the image.", 1), ("what is it?", 0)):
+        view = ConfusionSource(source, range(4), made_kinds=["mismatched"], query_prompt=prompt)
+        assert kinds_of(view).count("mismatched") == n_mismatched
+
+
 def test_captions_alone_are_clear_or_corrupted(tmp_path: Path) -> None:
     for i in range(6):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")

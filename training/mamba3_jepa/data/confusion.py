@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mamba3_jepa.config import QUERY_PROMPT
+from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
 from mamba3_jepa.data.sample import Kind, Sample, Source, file_state
 from mamba3_jepa.data.scenes import SceneSource
@@ -29,7 +31,6 @@ CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
 _CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED = range(5)
 
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
-_PAIR_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # spreads question hashes before a group's hash is added
 
 
 class ConfusionSource:
@@ -38,7 +39,8 @@ class ConfusionSource:
     - "clear": as it is, not confused;
     - "given": as it is, with the manifest's own `confused`;
     - "mismatched": a question with the image of another group, of which the data does not ask the same;
-    - "unanswerable": a question asked without its image; of scenes, one about an object that is not there;
+    - "unanswerable": a question asked without its image, unless the data answers it without one; of scenes, one about
+      an object that is not there;
     - "corrupted": its image destroyed beyond recognition.
 
     The last three are confused. Their target is the right answer all the same, which only somebody who knows more
@@ -56,18 +58,24 @@ class ConfusionSource:
         indices: Sequence[int] | NDArray[np.int64],
         seed: int = 0,
         made_kinds: Sequence[MadeKind] = MADE_KINDS,
+        *,
+        beside: Sequence[Source] = (),
+        query_prompt: str = QUERY_PROMPT,
     ) -> None:
         """
         Args:
-            indices: samples of `source` to make this of, such as one side of a split; nothing else of it is used.
+            indices: samples of `source` to make this of, such as one side of a split; of the others only what they
+                ask is looked at, so that nothing made contradicts them.
             made_kinds: the kinds of confusion to make.
+            beside: more sources that nothing made may contradict, such as the other side of a split.
+            query_prompt: what an image-text pair asks.
 
         Raises:
             UserError: none of the samples is of use.
         """
         self._source, self._seed = source, seed
         self.name, self.synthetic = f"{source.name} with confusion", source.synthetic
-        base = _Base.of(source, np.unique(np.asarray(indices, dtype=np.int64)))
+        base = _Base.of(source, np.unique(np.asarray(indices, dtype=np.int64)), beside, query_prompt)
         if not len(base.index):
             raise UserError(f'{source.name}: no sample has a question with an answer, a caption, or a "confused" label')
         rows, kinds, donors = _plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
@@ -136,7 +144,8 @@ class _Base:
 
     index: their numbers in the source; caption, question: which kind they are, with a target; image: have one;
     labelled, confused: have the manifest's label, and what it says; question_hash, group: stable hashes.
-    makes_own: the source itself has confusing samples; then `question_hash` is not needed and all zeros.
+    asked: what must not be contradicted.
+    makes_own: the source itself has confusing samples; then `question_hash` and `asked` are not needed and empty.
     """
 
     index: NDArray[np.int64]
@@ -147,34 +156,33 @@ class _Base:
     confused: NDArray[np.bool_]
     question_hash: NDArray[np.uint64]
     group: NDArray[np.uint64]
+    asked: Asked
     makes_own: bool
 
     @staticmethod
-    def of(source: Source, indices: NDArray[np.int64]) -> _Base:
+    def of(source: Source, indices: NDArray[np.int64], beside: Sequence[Source], query_prompt: str) -> _Base:
         makes_own = isinstance(source, SceneSource)
         useful = source.indices("target")
         if not makes_own:
             useful = np.union1d(useful, source.indices("confused"))
         index = np.intersect1d(indices, useful)
         caption = np.isin(index, source.indices("caption"))
-        n = len(index)
-        labelled = np.zeros(n, dtype=bool) if makes_own else np.isin(index, source.indices("confused"))
-        image, confused = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-        question_hash = np.zeros(n, dtype=np.uint64)
+        labelled = np.zeros(len(index), dtype=bool) if makes_own else np.isin(index, source.indices("confused"))
+        question_hash = np.zeros(len(index), dtype=np.uint64)
+        asked = Asked(pairs=question_hash[:0], without_image=question_hash[:0])
         if not makes_own:
-            for row in np.flatnonzero(~caption):
-                sample = source.sample(int(index[row]))
-                image[row], confused[row] = sample.image is not None, bool(sample.confused)
-                question_hash[row] = stable_hash(sample.question or "")
+            question_hash = question_hashes(source, index, query_prompt)
+            asked = Asked.of(source, index, question_hash, beside, query_prompt=query_prompt)
         return _Base(
             index=index,
             caption=caption & ~labelled,
             question=np.isin(index, source.indices("question")),
-            image=image,
+            image=~np.isin(index, source.indices("imageless")),
             labelled=labelled,
-            confused=confused,
+            confused=labelled & np.isin(index, source.indices("confusing")),
             question_hash=question_hash,
             group=source.group_hashes()[index],
+            asked=asked,
             makes_own=makes_own,
         )
 
@@ -198,21 +206,25 @@ def _plan(
     elif base.makes_own and len(np.unique(base.group)) < 2:
         fits[:] = False
     share = _shares(len(questions), len(corrupted), made)
+    needs_image = ~np.isin(base.question_hash, base.asked.without_image)
     possible = questions[fits]
-    mismatched = possible[: share["mismatched"]]
+    # those first that cannot be unanswerable
+    mismatched = possible[np.argsort(needs_image[possible], kind="stable")][: share["mismatched"]]
     rest = dice.permutation(np.setdiff1d(questions, mismatched))
     others = share["unanswerable"] + share["corrupted"]
     if not others:
         rest = rest[:0]
     # Questions that no other image was found for are divided among the other kinds.
     cut = round(len(rest) * share["unanswerable"] / max(1, others))
+    unanswerable = rest[needs_image[rest]][:cut]
+    rest = rest[~np.isin(rest, unanswerable)] if "corrupted" in made else rest[:0]
     as_it_is = np.flatnonzero((base.question | base.caption) & ~base.labelled)
     parts = {
         _CLEAR: np.setdiff1d(as_it_is, corrupted),
         _GIVEN: np.flatnonzero(base.labelled),
         _MISMATCHED: mismatched,
-        _UNANSWERABLE: rest[:cut],
-        _CORRUPTED: np.concatenate([rest[cut:], corrupted]),
+        _UNANSWERABLE: unanswerable,
+        _CORRUPTED: np.concatenate([rest, corrupted]),
     }
     rows = np.concatenate(list(parts.values()))
     kinds = np.repeat(np.array(list(parts), dtype=np.uint8), [len(part) for part in parts.values()])
@@ -245,7 +257,6 @@ def _donors(base: _Base, questions: NDArray[np.int64], dice: np.random.Generator
     candidates = np.flatnonzero(base.image)
     if not len(candidates):
         return found
-    asked = np.unique(_pairs(base.question_hash, base.group))
     open_rows = np.arange(len(questions))
     for _ in range(_DONOR_ROUNDS):
         if not len(open_rows):
@@ -253,11 +264,7 @@ def _donors(base: _Base, questions: NDArray[np.int64], dice: np.random.Generator
         donor = dice.choice(candidates, len(open_rows))
         own = questions[open_rows]
         fits = base.group[donor] != base.group[own]
-        fits &= ~np.isin(_pairs(base.question_hash[own], base.group[donor]), asked)
+        fits &= ~np.isin(pair_hashes(base.question_hash[own], base.group[donor]), base.asked.pairs)
         found[open_rows[fits]] = base.index[donor[fits]]
         open_rows = open_rows[~fits]
     return found
-
-
-def _pairs(question_hash: NDArray[np.uint64], group: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return question_hash * _PAIR_FACTOR + group  # uint64 arrays wrap around

@@ -21,7 +21,7 @@ from mamba3_jepa.errors import UserError
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
-_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING = 1, 2, 4, 8, 16
+_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS = 1, 2, 4, 8, 16, 32
 
 
 class ManifestSource:
@@ -114,6 +114,7 @@ class ManifestSource:
             "confused": (self._flags & _CONFUSED) > 0,
             "confusing": confusing,
             "knowledge": (self._flags & _KNOWLEDGE) > 0,
+            "imageless": (self._flags & _IMAGELESS) > 0,
         }
         return np.flatnonzero(chosen[kind])
 
@@ -154,6 +155,7 @@ def _flags(record: Record) -> int:
         | _CONFUSED * (record.confused is not None)
         | _KNOWLEDGE * (record.knowledge is not None)
         | _CONFUSING * (record.confused is True)
+        | _IMAGELESS * (record.image is None)
     )
 
 

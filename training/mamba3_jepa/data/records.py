@@ -65,8 +65,9 @@ class Record(BaseModel):
 
     @property
     def group(self) -> str:
-        """All questions about one image belong together; so do equal requests without image."""
-        return self.image if self.image is not None else self.prompt or ""
+        """All questions about one image, however its path is written, belong together; so do equal requests without
+        image."""
+        return os.path.normpath(self.image) if self.image is not None else self.prompt or ""
 
 
 def parse_record(line: bytes | str, where: str) -> Record:

@@ -16,8 +16,8 @@ OnBadSample = Literal["error", "skip"]
 
 # Samples that have: anything; a target text that is right for what they show, so none that are labelled as confused;
 # such a target but no question; a question and such a target; a `confused` label; that label, and it is true; a
-# knowledge text or vector.
-Kind = Literal["all", "target", "caption", "question", "confused", "confusing", "knowledge"]
+# knowledge text or vector; no image.
+Kind = Literal["all", "target", "caption", "question", "confused", "confusing", "knowledge", "imageless"]
 
 
 @dataclass(frozen=True, kw_only=True)

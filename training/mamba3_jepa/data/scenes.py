@@ -142,6 +142,7 @@ class SceneSource:
             "confused": ("caption", "question", "unanswerable", "mismatched"),
             "confusing": ("unanswerable", "mismatched"),
             "knowledge": (),
+            "imageless": (),
         }
         slots = np.array([name in chosen[kind] for name, _ in self._slots])
         return np.flatnonzero(np.tile(slots, self.n_scenes))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
+from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
 from mamba3_jepa.data.splits import spread
@@ -21,7 +22,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_sheet
 from mamba3_jepa.evaluation.decoding import generate_texts
-from mamba3_jepa.evaluation.generation import AnswerMetrics, plain_text
+from mamba3_jepa.evaluation.generation import AnswerMetrics
 from mamba3_jepa.evaluation.retrieval import label_recall
 from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.evaluation.showcase import write_contact_sheet

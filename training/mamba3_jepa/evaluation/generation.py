@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.question_type import question_type
 
 # A data set may have thousands of ways to begin a question; the log gets the frequent ones.
@@ -91,11 +92,6 @@ def bleu(expected: Sequence[str], generated: Sequence[str]) -> float:
     from sacrebleu.metrics import BLEU
 
     return float(BLEU(effective_order=True).corpus_score(list(generated), [list(expected)]).score)
-
-
-def plain_text(text: str) -> str:
-    """What two equal texts have in common: no upper case, single blanks."""
-    return " ".join(text.casefold().split())
 
 
 def _share(right: Sequence[bool]) -> float | None:

@@ -67,8 +67,8 @@ def train_agent(settings: Phase3Settings) -> None:
     recursion.requires_grad_(True)
     if settings.compile:
         compile_layers(model)
-    train, train_rows = _confusion(data, "train", settings)
-    val, val_rows = _confusion(data, "val", settings)
+    train, train_rows = _confusion(data, "train", settings, config.query_prompt)
+    val, val_rows = _confusion(data, "val", settings, config.query_prompt)
     provenance = describe(data) | {
         "confusion": _counts(train),
         "earlier": _earlier(start),
@@ -141,14 +141,21 @@ def _open_data(settings: Phase3Settings, config: ModelConfig) -> DataSplits:
     )
 
 
-def _confusion(data: DataSplits, side: str, settings: Phase3Settings) -> tuple[ConfusionSource, NDArray[np.int64]]:
+def _confusion(
+    data: DataSplits, side: str, settings: Phase3Settings, query_prompt: str
+) -> tuple[ConfusionSource, NDArray[np.int64]]:
     """Clear and confused samples of one side of the split, made of nothing from the other; and which to use."""
     if side == "train":
-        source = ConfusionSource(data.train, data.train_indices, settings.seed, settings.confusion_kinds)
+        source = ConfusionSource(
+            data.train, data.train_indices, settings.seed, settings.confusion_kinds,
+            beside=[data.val], query_prompt=query_prompt,
+        )  # fmt: skip
         return source, np.arange(len(source))
     at_most = settings.val_samples or 1
     chosen = spread(data.val_indices, at_most)
-    source = ConfusionSource(data.val, chosen, settings.seed, settings.confusion_kinds)
+    source = ConfusionSource(
+        data.val, chosen, settings.seed, settings.confusion_kinds, beside=[data.train], query_prompt=query_prompt
+    )
     return source, spread(np.arange(len(source)), at_most)
 
 
