@@ -177,7 +177,7 @@ def write_manifest(folder: Path, knowledge: list, n: int = 12) -> Path:
     (folder / "images").mkdir(parents=True)
     lines = []
     for i in range(n):
-        Image.new("RGB", (32, 32), (20 * i, 80, 200)).save(folder / "images" / f"{i}.png")
+        Image.new("RGB", (32, 32), (20 * i % 256, 80, 200)).save(folder / "images" / f"{i}.png")
         lines.append({"image": f"images/{i}.png", "question": f"what is number {i}?", "answer": f"thing {i % 3}",
                       "knowledge": knowledge[i % len(knowledge)], "confused": i % 2 == 0})  # fmt: skip
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -227,6 +227,20 @@ def test_vectors_of_another_length_train(phase2: Path, tmp_path: Path) -> None:
     assert model.recursion is not None
     assert model.recursion.injector.projection.weight.shape == (64, 5)
     assert model.recursion.injector.projection.weight.any()
+
+
+def test_one_passage_for_all_is_said_and_not_measured_as_wrong_knowledge(
+    phase2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_manifest(tmp_path / "data", ["all there is to know"], n=24)
+    arguments = ["--data-dir", str(folder), "--epochs", "1", "--batch-size", "4", "--val-fraction", "0.4"]
+    assert train(phase2, tmp_path / "run", *arguments) == 0
+    last = {key: value for line in read_metrics(tmp_path / "run" / "metrics.jsonl") for key, value in line.items()}
+    n = last["val/injected_samples"]
+    assert n == last["val/injected_without_wrong"] > 2
+    assert "val/retrieved_after" in last
+    assert "val/retrieved_wrong" not in last
+    assert f"{n} of {n} confused validation samples cannot be tried with wrong knowledge" in caplog.text
 
 
 # --- the command ---

@@ -56,7 +56,10 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
         groups |= {f"retrieved,\n{_name(kind)}": rates for kind, rates in report.by_kind.items()}
     figure, (axes,) = _figure(1, (2.6 + 1.5 * len(groups), 4.2))
     _title(axes, f"Right answers to {report.n_samples:,} confused samples", "", "share right")
-    series = (("before", "before", GREY), ("after", "right knowledge", GREEN), ("wrong", "wrong knowledge", ORANGE))
+    wrong = "wrong knowledge"
+    if report.n_without_wrong:
+        wrong += f" ({report.n_samples - report.n_without_wrong:,} samples)"
+    series = (("before", "before", GREY), ("after", "right knowledge", GREEN), ("wrong", wrong, ORANGE))
     for number, (when, label, color) in enumerate(series):
         for place, rates in enumerate(groups.values()):
             value = getattr(rates, when)

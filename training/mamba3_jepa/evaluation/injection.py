@@ -26,7 +26,7 @@ _TOGETHER = 1024
 class Rates:
     """Shares of right answers in [0, 1] without knowledge, with the right one, and with the wrong one.
 
-    wrong is None where all samples have the same answer, so that there is no wrong one.
+    wrong is of the samples that there is a wrong knowledge for, and None where there are none.
     """
 
     before: float
@@ -38,18 +38,24 @@ class Rates:
 class InjectionReport:
     """retrieved: the right answer's embedding is the nearest; generated: the Y-Decoder says it (None without one).
 
-    by_kind: retrieved, for each kind of confusion.
+    by_kind: retrieved, for each kind of confusion. n_without_wrong: how many of the samples there is no wrong knowledge
+    for (see `other_knowledge`).
     """
 
     n_samples: int
+    n_without_wrong: int
     n_generated: int
     retrieved: Rates
     generated: Rates | None
     by_kind: dict[str, Rates]
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
-        """`{prefix}/retrieved_{before,after,wrong}`, the same for `generated`, and `{prefix}/injected_samples`."""
-        values: dict[str, float] = {f"{prefix}/injected_samples": self.n_samples}
+        """Flat numbers: `{prefix}/retrieved_{before,after,wrong}`, the same for `generated`; the samples,
+        `{prefix}/injected_samples`, and those of them without wrong knowledge, `{prefix}/injected_without_wrong`."""
+        values: dict[str, float] = {
+            f"{prefix}/injected_samples": self.n_samples,
+            f"{prefix}/injected_without_wrong": self.n_without_wrong,
+        }
         for name, rates in (("retrieved", self.retrieved), ("generated", self.generated)):
             for when, rate in ({} if rates is None else vars(rates)).items():
                 if rate is not None:
@@ -100,9 +106,15 @@ class InjectionTrial:
             raise ValueError("injection needs at least one confused sample with a right answer")
         self.samples = samples
         # For each sample whose wrong knowledge it gets; its own number where there is none.
-        self._other = torch.tensor(other_answers(samples.expected, samples.questions))
+        self._other = torch.tensor(other_knowledge(samples.knowledge, samples.expected, samples.questions))
+        self._has_wrong = self._other != torch.arange(len(samples))
         self._spoken = torch.arange(len(samples))[:: -(-len(samples) // GENERATED_SAMPLES)]
         self._before: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def n_without_wrong(self) -> int:
+        """How many of the samples there is no wrong knowledge for."""
+        return int((~self._has_wrong).sum())
 
     @torch.no_grad()
     def run(self, model: Mamba3Jepa, device: torch.device | str) -> InjectionReport:
@@ -112,8 +124,7 @@ class InjectionTrial:
         before = self._before
         after = self._right(model, self._embed(model, self.samples.knowledge, device), device)
         wrong = self._right(model, self._embed(model, self.samples.knowledge[self._other], device), device)
-        has_wrong = self._other != torch.arange(len(self._other))
-        everything = torch.ones(len(self._other), dtype=torch.bool)
+        has_wrong, everything = self._has_wrong, torch.ones(len(self._other), dtype=torch.bool)
         generated = None
         if before[1] is not None and after[1] is not None and wrong[1] is not None:
             rows = everything[self._spoken]
@@ -122,6 +133,7 @@ class InjectionTrial:
         by_kind = {kind: torch.tensor([each == kind for each in kinds]) for kind in dict.fromkeys(kinds)}
         return InjectionReport(
             n_samples=len(self.samples),
+            n_without_wrong=self.n_without_wrong,
             n_generated=0 if generated is None else len(self._spoken),
             retrieved=_rates(before[0], after[0], wrong[0], everything, has_wrong),
             generated=generated,
@@ -167,25 +179,25 @@ class InjectionTrial:
         return retrieved, torch.tensor(right)
 
 
-def other_answers(expected: Sequence[str], questions: Sequence[str | None], seed: int = 0) -> list[int]:
-    """For each of M samples the number of one with a different answer, to a question if it is one; itself if none is.
+def other_knowledge(
+    knowledge: Tensor, expected: Sequence[str], questions: Sequence[str | None], seed: int = 0
+) -> list[int]:
+    """For each of M samples the number of one whose knowledge is wrong for it; its own number if there is none.
 
-    Drawn at random, each such sample as likely as any other.
+    Wrong is the knowledge (M, K) of a sample with both another vector and another answer: one text may serve many
+    questions, and two texts may tell the same. A question gets that of a question, a caption that of a caption. Drawn
+    at random, each such sample as likely as any other.
     """
     dice = np.random.default_rng(seed)
-    labels = np.array(distinct(list(expected))[0])
-    is_question = np.array([question is not None for question in questions])
+    _, vectors = np.unique(knowledge.numpy(), axis=0, return_inverse=True)
+    is_question = [question is not None for question in questions]
+    classes = np.stack([vectors.reshape(-1), distinct(list(expected))[0], is_question], axis=1)
     other = np.arange(len(expected))
-    for side in (True, False):
-        rows = np.flatnonzero(is_question == side)
-        # Sorted by answer, the samples with one answer lie together: skip over them and draw among the rest.
-        order = rows[np.argsort(labels[rows], kind="stable")]
-        values, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-        for start, count in zip(starts, counts, strict=True):
-            n_other = len(order) - count
-            if len(values) > 1:
-                drawn = dice.integers(0, n_other, count)
-                other[order[start : start + count]] = order[np.where(drawn < start, drawn, drawn + count)]
+    for vector, answer, side in np.unique(classes, axis=0):
+        candidates = np.flatnonzero((classes[:, 0] != vector) & (classes[:, 1] != answer) & (classes[:, 2] == side))
+        if len(candidates):
+            rows = np.flatnonzero((classes == (vector, answer, side)).all(axis=1))
+            other[rows] = dice.choice(candidates, len(rows))
     return [int(number) for number in other]
 
 

@@ -5,6 +5,7 @@ Letters: N samples, B local batch, D width of the pooled state, E embedding widt
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from mamba3_jepa.training.agent_data import AgentData
 from mamba3_jepa.training.distributed import rank, world_size
 from mamba3_jepa.training.phase3_settings import Phase3Settings
 from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
+
+logger = logging.getLogger(__name__)
 
 _TOGETHER = 4096  # validation samples computed at once
 
@@ -150,6 +153,12 @@ class AgentTask:
                     text_is_answer=is_answer,
                 )
             )
+            if rank() == 0 and self._trial.n_without_wrong:
+                logger.warning(
+                    "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one has both "
+                    "another knowledge and another answer",
+                    self._trial.n_without_wrong, len(chosen),
+                )  # fmt: skip
 
     def batches(self, epoch: int, skip: int) -> Iterator[AgentBatch]:
         """This process's batches of `epoch`, without the first `skip`."""
