@@ -1,5 +1,7 @@
 //! The model's configuration, as `config.json` and every header carry it: strict, and checked when it is read.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};

@@ -2,6 +2,8 @@
 //!
 //! Every message is one line that names the file and the key, says what was found, and what to do.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::path::PathBuf;
 

@@ -1,8 +1,11 @@
 //! Inference for Mamba3-JEPA, a vision-language model that predicts the *embedding* of the answer from an image and a
 //! question, with Mamba-3 state-space layers where others put Transformers.
 
+#![deny(unsafe_code)]
+
 pub mod config;
 pub mod error;
+#[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;
 

@@ -1,5 +1,7 @@
 //! Reading one component out of a file: every tensor the configuration asks for, and no other.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeSet;
 
 use safetensors::Dtype;

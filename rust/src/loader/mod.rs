@@ -2,6 +2,11 @@
 
 mod buffer;
 mod fields;
+#[cfg(feature = "mmap")]
+#[allow(unsafe_code, reason = "a mapped file can be changed by others: its callers promise that nobody does")]
+mod mmap;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +17,8 @@ use safetensors::{Dtype, SafeTensors};
 
 pub(crate) use buffer::{Buffer, Numbers};
 pub(crate) use fields::Fields;
+#[cfg(feature = "mmap")]
+pub use mmap::load_mmap;
 
 use crate::config::Mamba3JepaConfig;
 use crate::error::LoadError;
