@@ -10,3 +10,7 @@ pub mod linalg;
 pub mod loader;
 
 pub use error::{Error, LoadError};
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod testing;
