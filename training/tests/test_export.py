@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import resource
 import runpy
 import shutil
@@ -57,7 +58,7 @@ def save(model: Mamba3Jepa, path: Path, phase: int) -> Path:
     checkpoint = Checkpoint(
         phase=phase, config=model.config, model=state, tokenizer=model.tokenizer.to_json(), run=run,
         data={"source": "synthetic scenes", "synthetic": True, "train_samples": 3, "answers": ANSWERS},
-        metrics={"val/loss": 0.5},
+        metrics={"val/loss": 0.5, "val/undefined": math.nan},
     )  # fmt: skip
     save_checkpoint(path, checkpoint)
     return path
@@ -260,6 +261,7 @@ def test_config_json_says_what_a_reader_needs(exported: Path, model: Mamba3Jepa)
         "norm_eps": 1e-5, "A_floor": 1e-4, "normalize_eps": 1e-6, "x_encoder_layer_norm_eps": 1e-6,
         "confusion_probe_layer_norm_eps": 1e-5,
     }  # fmt: skip
+    assert values["metrics"] == {"val/loss": 0.5, "val/undefined": None}  # NaN is not JSON
     assert values["format_version"] == 2
     assert values["answers"] == ANSWERS
     assert values["generation"] == {"max_tokens": 31}

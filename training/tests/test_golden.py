@@ -1,95 +1,54 @@
-"""A reader in another language: numpy, the exported files and WEIGHT_MAPPING.md, against the golden files."""
+"""A reader in numpy, written from WEIGHT_MAPPING.md, against the golden files and the commands' own answers."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy_reader import Layer, Reader, layer_norm, linear, sigmoid
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_export import build, export, save
+from test_export import ANSWERS, QUESTIONS, build, export, save
 
+from mamba3_jepa.config import preset
+from mamba3_jepa.data.images import load_image
 from mamba3_jepa.export.golden import GOLDEN_NAMES
 from mamba3_jepa.export.key_map import COMPONENTS
 from mamba3_jepa.export.reader import load_exported
+from mamba3_jepa.inference.answerer import Answerer
+from mamba3_jepa.inference.memory import KnowledgeMemory
 
 
-def rms(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+def _variants(name: str) -> dict[str, Any]:
+    """Changes to the configuration that reach every branch of a layer."""
+    if name != "variants":
+        return {}
+    tiny = preset("tiny")
+
+    def changed(component: str, **changes: object) -> object:
+        backbone = getattr(tiny, component)
+        return dataclasses.replace(backbone, layer=dataclasses.replace(backbone.layer, **changes))
+
+    return {
+        "predictor": changed("predictor", is_mimo=True, mimo_rank=3, ngroups=2, rope_fraction=1.0),
+        "y_encoder": changed("y_encoder", is_outproj_norm=True, ngroups=4, a_activation="softplus", rope_fraction=1.0),
+        "y_decoder": changed("y_decoder", is_mimo=True, mimo_rank=2, is_outproj_norm=True),
+        "vision": dataclasses.replace(tiny.vision, heads=2),
+    }
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-class NumpyLayer:
-    """One Mamba-3 layer, a token at a time."""
-
-    def __init__(self, w: dict[str, np.ndarray], prefix: str, config: dict) -> None:
-        self.w = {name.removeprefix(prefix): value for name, value in w.items() if name.startswith(prefix)}
-        self.N, self.P = config["d_state"], config["headdim"]
-        self.H = config["d_model"] * config["expand"] // self.P
-        self.S = int(self.N * config["rope_fraction"]) // 2
-        self.theta, self.h = np.zeros((self.H, self.S)), np.zeros((self.H, self.P, self.N))
-        self.K, self.V = np.zeros((self.H, self.N)), np.zeros((self.H, self.P))
-
-    def rotate(self, x: np.ndarray) -> np.ndarray:
-        a, b, x = x[:, 0 : 2 * self.S : 2], x[:, 1 : 2 * self.S : 2], x.copy()
-        cos, sin = np.cos(self.theta), np.sin(self.theta)
-        x[:, 0 : 2 * self.S : 2], x[:, 1 : 2 * self.S : 2] = a * cos - b * sin, a * sin + b * cos
-        return x
-
-    def __call__(self, u: np.ndarray) -> np.ndarray:
-        H, P, N, w = self.H, self.P, self.N, self.w
-        sizes = np.cumsum([H * P, H * P, N, N, H, H, H])
-        z, x, b, c, dd_dt, dd_a, trap, angle = np.split(w["in_proj.weight"] @ u, sizes)
-        dt = np.log1p(np.exp(dd_dt + w["dt_bias"]))
-        rate = np.where(dd_a >= 0, 1 + dd_a, 1 / (1 - np.minimum(dd_a, 0)))
-        alpha, lam = np.exp(-np.maximum(rate, 1e-4) * dt), sigmoid(trap)
-        self.theta = self.theta + dt[:, None] * np.pi * np.tanh(angle)
-        K = self.rotate(rms(b, w["B_norm.weight"]) + w["B_bias"][:, 0])
-        Q = self.rotate(rms(c, w["C_norm.weight"]) + w["C_bias"][:, 0])
-        V = x.reshape(H, P)
-        before = ((1 - lam) * dt)[:, None, None] * self.V[:, :, None] * self.K[:, None]
-        now = (lam * dt)[:, None, None] * V[:, :, None] * K[:, None]
-        self.h, self.K, self.V = alpha[:, None, None] * (self.h + before) + now, K, V
-        y = (self.h @ Q[:, :, None])[:, :, 0] + w["D"][:, None] * V
-        return w["out_proj.weight"] @ (y.reshape(-1) * z * sigmoid(z))
-
-
-class NumpyBackbone:
-    def __init__(self, w: dict[str, np.ndarray], component: str, config: dict, gates: dict | None = None) -> None:
-        self.w, self.name, self.gates = w, component, gates
-        self.layers = [NumpyLayer(w, f"{component}.layers.{i}.", config["layer"]) for i in range(config["n_layers"])]
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        for i, layer in enumerate(self.layers):
-            if self.gates is not None:
-                x = x * sigmoid(self.gates[f"angn.gates.{i}.weight"] * x + self.gates[f"angn.gates.{i}.bias"])
-            x = x + layer(rms(x, self.w[f"{self.name}.norms.{i}.weight"]))
-        return rms(x, self.w[f"{self.name}.final_norm.weight"])
-
-
-class Files:
-    """The tensors of an export in float64, by the bytes of the files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = json.loads((folder / "config.json").read_text())
-
-    def read(self, name: str) -> dict[str, np.ndarray]:
-        return {key: tensor.double().numpy() for key, tensor in load_file(self.folder / name).items()}
-
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "variants"])
+def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = save(build(), folder / "phase3.pt", 3)
-    export(checkpoint, folder / "weights", golden=True, x_encoder=True, dtype=request.param)
-    return Files(folder / "weights")
+    dtype = "bfloat16" if request.param == "bfloat16" else "float32"
+    checkpoint = save(build(**_variants(request.param)), folder / "phase3.pt", 3)
+    export(checkpoint, folder / "weights", golden=True, x_encoder=True, dtype=dtype)
+    return Reader(folder / "weights")
 
 
 def close(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -97,116 +56,163 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(actual - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
-def test_golden_predictor(files: Files) -> None:
-    w, gates = files.read("predictor.safetensors"), files.read("angn.safetensors")
-    golden = files.read("golden/predictor.safetensors")
-    embedding = files.read("y_encoder.safetensors")["y_encoder.embedding.weight"]
+def ids_of(golden: dict[str, np.ndarray], prefix: str, b: int) -> list[int]:
+    return golden[f"{prefix}ids"][b][golden[f"{prefix}mask"][b] == 1].astype(int).tolist()
+
+
+def test_golden_x_encoder(reader: Reader) -> None:
+    golden = reader.read("golden/x_encoder.safetensors")
+    for image_u8, pixels, visual_tokens in zip(
+        golden["image_u8"], golden["pixels"], golden["visual_tokens"], strict=True
+    ):
+        close(reader.pixels(image_u8), pixels)
+        close(reader.visual_tokens(np.stack([pixels] * 2)), visual_tokens)
+
+
+def test_a_clip_that_is_not_square(reader: Reader) -> None:
+    """Against the model itself: golden images are single and square."""
+    clip = np.random.default_rng(0).normal(size=(4, 3, 24, 40))
+    model = load_exported(reader.folder)
+    expected = model.x_encoder(torch.from_numpy(clip).float()[None])[0].numpy()
+    close(reader.visual_tokens(clip), expected)
+
+
+def test_golden_predictor(reader: Reader) -> None:
+    golden = reader.read("golden/predictor.safetensors")
     for b, has_image in enumerate(golden["has_image"]):
-        ids = golden["query_ids"][b][golden["query_mask"][b] == 1].astype(int)
-        tokens = embedding[ids] @ w["predictor.query_proj.weight"].T + w["predictor.query_proj.bias"]
-        if has_image:
-            visual = golden["visual_tokens"][b] @ w["predictor.vision_proj.weight"].T + w["predictor.vision_proj.bias"]
-            tokens = np.concatenate([visual, tokens])
-        backbone = NumpyBackbone(w, "predictor", files.config["model"]["predictor"], gates)
-        hidden = np.stack([backbone(token) for token in tokens])
+        visual = golden["visual_tokens"][b] if has_image else None
+        hidden = reader.predicted(visual, ids_of(golden, "query_", b), reader.backbone("predictor"))
         close(hidden, golden["hidden"][b, : len(hidden)])
         close(hidden.mean(0), golden["pooled"][b])
-        predicted = w["predictor.pred_head.weight"] @ hidden.mean(0) + w["predictor.pred_head.bias"]
-        close(predicted / np.linalg.norm(predicted), golden["embedding"][b])
+        close(reader.embedded(hidden.mean(0)), golden["embedding"][b])
     assert golden["has_image"].tolist() == [1, 0]
     assert golden["query_mask"].min() == 0  # one of the two is padded
 
 
-def test_golden_layer_in_detail(files: Files) -> None:
+def test_golden_layer_in_detail(reader: Reader) -> None:
     for component in ("predictor", "y_encoder", "y_decoder"):
-        w, golden = files.read(f"{component}.safetensors"), files.read(f"golden/{component}.safetensors")
-        layer = NumpyLayer(w, f"{component}.layers.0.", files.config["model"][component]["layer"])
+        golden = reader.read(f"golden/{component}.safetensors")
+        config = reader.model[component]["layer"]
+        layer = Layer(reader.w, f"{component}.layers.0.", config, reader.constants)
         for t, u in enumerate(golden["layer0.u"]):
             close(layer(u), golden["layer0.out"][t])
             close(layer.h, golden["layer0.state.h"][t])
-            close(layer.K, golden["layer0.state.k"][t, 0])
+            close(layer.K, golden["layer0.state.k"][t])
             close(layer.V, golden["layer0.state.v"][t])
             close(np.cos(layer.theta), np.cos(golden["layer0.state.theta"][t]))
         assert t == 3
 
 
-def test_golden_y_encoder(files: Files) -> None:
-    w, golden = files.read("y_encoder.safetensors"), files.read("golden/y_encoder.safetensors")
-    for b, mask in enumerate(golden["mask"]):
-        backbone = NumpyBackbone(w, "y_encoder", files.config["model"]["y_encoder"])
-        ids = golden["ids"][b][mask == 1].astype(int)
-        hidden = np.stack([backbone(token) for token in w["y_encoder.embedding.weight"][ids]])
-        embedded = w["y_encoder.projection.weight"] @ hidden.mean(0) + w["y_encoder.projection.bias"]
-        close(embedded / np.linalg.norm(embedded), golden["embedding"][b])
+def test_golden_y_encoder(reader: Reader) -> None:
+    golden = reader.read("golden/y_encoder.safetensors")
+    for b in range(len(golden["ids"])):
+        ids = ids_of(golden, "", b)
+        close(reader.text_embedding(ids), golden["embedding"][b])
         if b == 0:
+            backbone = reader.backbone("y_encoder")
+            hidden = np.stack([backbone(token) for token in reader.w["y_encoder.embedding.weight"][ids]])
             close(hidden, golden["step.hidden"][: len(hidden)])
     assert np.abs(golden["step.layers.0"] - golden["layers.1.input"][0]).max() < 1e-4
 
 
-def test_golden_angn(files: Files) -> None:
-    w, golden = files.read("angn.safetensors"), files.read("golden/angn.safetensors")
+def test_golden_angn(reader: Reader) -> None:
+    golden, angn = reader.read("golden/angn.safetensors"), reader.model["angn"]
     for i in range(2):
         x = golden[f"gates.{i}.input"]
-        close(x * sigmoid(w[f"angn.gates.{i}.weight"] * x + w[f"angn.gates.{i}.bias"]), golden[f"gates.{i}.output"])
+        gate = sigmoid(reader.w[f"angn.gates.{i}.weight"] * x + reader.w[f"angn.gates.{i}.bias"])
+        close(x * gate, golden[f"gates.{i}.output"])
         assert x.shape == (4, 64)
+    inputs = reader.read("golden/predictor.safetensors")
+    average = None
+    for n, samples in enumerate(([0, 1], [0])):  # a pass over both, then one over the first alone
+        activity: list[list[float]] = [[], []]
+        for b in samples:
+            backbone = reader.backbone("predictor")
+            visual = inputs["visual_tokens"][b] if inputs["has_image"][b] else None
+            reader.predicted(visual, ids_of(inputs, "query_", b), backbone)
+            for i in range(2):
+                activity[i] += backbone.activity[i]
+        mean = np.array([np.mean(row) for row in activity])
+        decay = angn["ema_decay"]
+        average = mean if average is None else decay * average + (1 - decay) * mean
+        close(mean, golden["activity"][n])
+        close(average, golden["activity_ema"][n])
+        due = average.mean() < angn["context_reset_threshold"]
+        assert due == golden["context_reset_due"][n]
 
 
-def test_golden_y_decoder(files: Files) -> None:
-    w, golden = files.read("y_decoder.safetensors"), files.read("golden/y_decoder.safetensors")
-    prefix = golden["embedding"] @ w["y_decoder.embed_to_prefix.weight"].T + w["y_decoder.embed_to_prefix.bias"]
-    prefix = prefix.reshape(2, files.config["model"]["prefix_tokens"], -1)
-    close(prefix, golden["prefix"])
-
-    def prefilled(b: int) -> NumpyBackbone:
-        backbone = NumpyBackbone(w, "y_decoder", files.config["model"]["y_decoder"])
-        for token in prefix[b]:
-            backbone(token)
-        return backbone
-
-    def logits(backbone: NumpyBackbone, token: int) -> np.ndarray:
-        return w["y_decoder.lm_head.weight"] @ backbone(w["y_decoder.embedding.weight"][token])
-
-    backbone = prefilled(0)
+def test_golden_y_decoder(reader: Reader) -> None:
+    golden = reader.read("golden/y_decoder.safetensors")
+    prefix = linear(golden["embedding"], reader.w, "y_decoder.embed_to_prefix")
+    close(prefix.reshape(2, reader.model["prefix_tokens"], -1), golden["prefix"])
+    backbone = reader.speaker(golden["embedding"][0])
     for i, layer in enumerate(backbone.layers):
         close(layer.h, golden[f"prefill.{i}.h"][0])
-    stepped = np.stack([logits(backbone, int(token)) for token in golden["ids"][0]])
+    stepped = np.stack([reader.logits(backbone, int(token)) for token in golden["ids"][0]])
     close(stepped, golden["logits"][0])
     close(stepped, golden["step.logits"])
-    tokens = files.config["tokens"]
     for b in range(2):
-        backbone, token, said = prefilled(b), tokens["bos"], []
-        while len(said) < files.config["model"]["max_answer_tokens"] - 1:
-            token = int(logits(backbone, token).argmax())
-            if token == tokens["eos"]:
-                break
-            said.append(token)
-        assert said == golden[f"greedy_ids.{b}"].astype(int).tolist()
+        assert reader.spoken(golden["embedding"][b])[0] == golden[f"greedy_ids.{b}"].astype(int).tolist()
 
 
-def test_golden_recursion(files: Files) -> None:
-    w, golden = files.read("recursion.safetensors"), files.read("golden/recursion.safetensors")
-    w = {name.removeprefix("recursion."): value for name, value in w.items()}
-    x = golden["pooled"]
-    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    normed = normed * w["confusion_probe.norm.weight"] + w["confusion_probe.norm.bias"]
-    close(normed, golden["normed"])
-    hidden = normed @ w["confusion_probe.hidden.weight"].T + w["confusion_probe.hidden.bias"]
-    logit = (hidden * sigmoid(hidden)) @ w["confusion_probe.linear.weight"][0] + w["confusion_probe.linear.bias"]
-    close(logit, golden["logit"])
-    score = sigmoid(logit / w["confusion_probe.temperature"])
-    close(score, golden["score"])
-    decay = files.config["model"]["recursion"]["ema_decay"]
-    close(decay * 0.25 + (1 - decay) * score, golden["smoothed_score"])
-    injected = x + golden["knowledge"] @ w["injector.projection.weight"].T
-    close(injected, golden["injected"])
-    p = files.read("predictor.safetensors")
-    embedded = injected @ p["predictor.pred_head.weight"].T + p["predictor.pred_head.bias"]
-    close(embedded / np.linalg.norm(embedded, axis=1, keepdims=True), golden["embedding_injected"])
+def test_golden_recursion(reader: Reader) -> None:
+    golden = reader.read("golden/recursion.safetensors")
+    probe, eps = "recursion.confusion_probe", reader.constants["confusion_probe_layer_norm_eps"]
+    close(layer_norm(golden["pooled"], reader.w, f"{probe}.norm", eps), golden["normed"])
+    decay = reader.model["recursion"]["ema_decay"]
+    for b, pooled in enumerate(golden["pooled"]):
+        score, _ = reader.confusion(pooled)
+        close(np.array(score), golden["score"][b])
+        close(np.array(decay * 0.25 + (1 - decay) * score), golden["smoothed_score"][b])
+        injected = reader.injected(pooled, golden["knowledge"][b])
+        close(injected, golden["injected"][b])
+        close(reader.embedded(injected), golden["embedding_injected"][b])
     assert np.abs(golden["embedding_injected"] - golden["embedding"]).max() > 1e-3
 
 
-def test_golden_files_describe_themselves(files: Files) -> None:
-    folder = files.folder
+MEMORY = ["a red circle", "the square is blue", "größer als 😀"]
+
+
+@pytest.mark.parametrize("confused", [False, True])
+def test_the_same_answers_as_the_commands(reader: Reader, confused: bool) -> None:
+    """Pictures, questions, confusion, memory and its floor, nearest answers, spoken text and confidence."""
+    images = load_file(reader.folder / "golden" / "images.safetensors")
+    names = ["shape-wide", "png-rgba", "exif-png-7", None]
+    model = load_exported(reader.folder)
+    assert model.recursion is not None
+    threshold, floor = model.recursion.confusion_probe.threshold, model.recursion.memory_floor
+    floor.fill_(-1.0)
+    reader.w["recursion.memory_floor"] = np.array(-1.0)
+    threshold.fill_(0.0 if confused else 1.0)
+    reader.w["recursion.confusion_probe.threshold"] = np.array(float(threshold))
+    memory = KnowledgeMemory.build(model, MEMORY)
+    found = [load_image(images[f"image.{name}.file"].numpy().tobytes()) if name else None for name in names]
+    questions = [*QUESTIONS, None, "  <eos> größer?"]
+    answers = Answerer(model, memory, reader.config["answers"], top=2).ask_many(found, questions)
+    for name, question, expected in zip(names, questions, answers, strict=True):
+        pixels = None if name is None else images[f"image.{name}.pixels"].numpy()
+        reply = reader.ask(pixels, question, MEMORY, top=2)
+        assert (reply.text, reply.memory_used) == (expected.text, expected.memory_used)
+        assert reply.confused is expected.confused is confused
+        assert [text for text, _ in reply.nearest] == [text for text, _ in expected.nearest]
+        for mine, its in zip(reply.nearest, expected.nearest, strict=True):
+            assert mine[1] == pytest.approx(its[1], abs=1e-5)
+        assert reply.confidence == pytest.approx(expected.confidence, rel=1e-4)
+        assert reply.confusion == pytest.approx(expected.confusion, rel=1e-4)
+    assert {answer.memory_used is None for answer in answers} == {not confused}
+
+
+def test_answers_without_decoder(tmp_path: Path) -> None:
+    export(save(build(), tmp_path / "phase1.pt", 1), tmp_path / "weights", x_encoder=True)
+    reader = Reader(tmp_path / "weights")
+    expected = Answerer(load_exported(reader.folder), known_answers=reader.config["answers"]).ask(None, QUESTIONS[0])
+    reply = reader.ask(None, QUESTIONS[0], [], top=5)
+    assert reply.text == expected.text in ANSWERS
+    assert reply.confidence == pytest.approx(expected.confidence, rel=1e-4)
+
+
+def test_golden_files_describe_themselves(reader: Reader) -> None:
+    folder = reader.folder
     names = {path.stem for path in (folder / "golden").iterdir()}
     assert {path.stem for path in folder.glob("*.safetensors")} == set(COMPONENTS)
     assert names == {*COMPONENTS, "images", "tokens"} == set(GOLDEN_NAMES)
@@ -217,6 +223,3 @@ def test_golden_files_describe_themselves(files: Files) -> None:
             assert set(json.loads(metadata["tensors"])) == set(file.keys())
         assert (metadata["format"], metadata["component"]) == ("mamba3-jepa-golden", name)
         assert dtypes <= {"F32", "I64", "U8"}  # what readers in other languages have
-    golden = load_file(folder / "golden" / "x_encoder.safetensors")
-    with torch.no_grad():
-        torch.testing.assert_close(load_exported(folder).x_encoder(golden["pixels"]), golden["visual_tokens"])

@@ -28,7 +28,7 @@ def test_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert found["data"] == {
         "source": "synthetic scenes", "synthetic": True, "train_samples": 3, "answers": ANSWERS,
     }  # fmt: skip
-    assert found["metrics"] == {"val/loss": 0.5}
+    assert found["metrics"]["val/loss"] == 0.5
     assert found["run"]["seed"] == 0
     expected = {
         name: sum(parameter.numel() for parameter in child.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -166,7 +167,7 @@ def _config(
         "memory": {"format": MEMORY_FORMAT, "format_version": MEMORY_FORMAT_VERSION},
         "answers": list(checkpoint.data.get("answers", [])),
         "data": {name: checkpoint.data[name] for name in ("source", "synthetic") if name in checkpoint.data},
-        "metrics": checkpoint.metrics,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in checkpoint.metrics.items()},
     }  # fmt: skip
     if "y_decoder" in phase_components(config, phase):
         values["generation"] = {"max_tokens": config.max_answer_tokens - 1}  # of bos, answer, eos, bos is given

@@ -173,9 +173,29 @@ def _angn(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
         model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask)
     finally:
         handle.remove()
+    _angn_activity(model, probe, golden)
     for i, (before, after) in enumerate(rows):
         golden.add(f"gates.{i}.input", before, "(T, D) residual stream before the layer, in a real prediction")
         golden.add(f"gates.{i}.output", after, "(T, D) input * sigmoid(weight * input + bias)")
+
+
+def _angn_activity(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
+    """What the gates say of themselves over two passes: both samples of the probe, then the first alone."""
+    assert model.angn is not None
+    model.angn.reset_context()
+    rows: dict[str, list[Tensor]] = {"activity": [], "activity_ema": [], "context_reset_due": []}
+    for samples in (slice(0, 2), slice(0, 1)):
+        has_image = probe.has_image[samples]
+        visual_tokens = model.encode_images(probe.pixels[: int(has_image.sum())], has_image)
+        model.predict(visual_tokens, has_image, probe.query_ids[samples], probe.query_mask[samples])
+        rows["activity"].append(model.angn.activity())
+        rows["activity_ema"].append(model.angn.activity_ema())
+        rows["context_reset_due"].append(torch.tensor(model.angn.context_reset_due()))
+    model.angn.reset_context()
+    passes = "of a pass over both samples, then of one over the first alone"
+    golden.add("activity", torch.stack(rows["activity"]), f"(2, layers) mean gate over the valid positions {passes}")
+    golden.add("activity_ema", torch.stack(rows["activity_ema"]), f"(2, layers) its moving average, {passes}")
+    golden.add("context_reset_due", torch.stack(rows["context_reset_due"]), f"(2,) whether to reset, {passes}")
 
 
 def _y_decoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:

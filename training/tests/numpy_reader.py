@@ -1,0 +1,299 @@
+"""A reader in another language: numpy, float64 and an exported folder, written from WEIGHT_MAPPING.md alone.
+
+Shape letters as there. Everything goes token by token; a Backbone remembers what came before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+Tensors = dict[str, np.ndarray]
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x * sigmoid(x)
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, x)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
+def layer_norm(x: np.ndarray, w: Tensors, name: str, eps: float) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    normed = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    return normed * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(x: np.ndarray, w: Tensors, name: str) -> np.ndarray:
+    y = x @ w[f"{name}.weight"].T
+    return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
+
+
+class Layer:
+    """One Mamba-3 layer: (D,) -> (D,)."""
+
+    def __init__(self, w: Tensors, prefix: str, config: dict, constants: dict) -> None:
+        self.w = {name.removeprefix(prefix): value for name, value in w.items() if name.startswith(prefix)}
+        self.config, self.eps, self.floor = config, constants["norm_eps"], constants["A_floor"]
+        self.N, self.P, self.G = config["d_state"], config["headdim"], config["ngroups"]
+        self.H = config["d_model"] * config["expand"] // self.P
+        self.R = config["mimo_rank"] if config["is_mimo"] else 1
+        self.S = int(self.N * config["rope_fraction"] / 2)
+        self.theta, self.h = np.zeros((self.H, self.S)), np.zeros((self.H, self.P, self.N))
+        self.K, self.V = np.zeros((self.R, self.H, self.N)), np.zeros((self.H, self.P))
+
+    def __call__(self, u: np.ndarray) -> np.ndarray:
+        H, P, N, G, R, w = self.H, self.P, self.N, self.G, self.R, self.w
+        sizes = np.cumsum([H * P, H * P, R * G * N, R * G * N, H, H, H])
+        z, x, b, c, dd_dt, dd_a, trap, angle = np.split(w["in_proj.weight"] @ u, sizes)
+        dt = softplus(dd_dt + w["dt_bias"])
+        rate = np.where(dd_a >= 0, 1 + dd_a, 1 / (1 - np.minimum(dd_a, 0)))
+        rate = softplus(dd_a) if self.config["a_activation"] == "softplus" else rate
+        alpha, lam = np.exp(-np.maximum(rate, self.floor) * dt), sigmoid(trap)
+        self.theta = self.theta + dt[:, None] * np.pi * np.tanh(angle)
+        K, Q, V = self._rotated(b, "B"), self._rotated(c, "C"), x.reshape(H, P)
+        before = np.einsum("rhp,rhn->hpn", self._spread(self.V), self.K)
+        now = np.einsum("rhp,rhn->hpn", self._spread(V), K)
+        before, now = ((1 - lam) * dt)[:, None, None] * before, (lam * dt)[:, None, None] * now
+        self.h, self.K, self.V = alpha[:, None, None] * (self.h + before) + now, K, V
+        y = np.einsum("hpn,rhn->rhp", self.h, Q) + w["D"][:, None] * self._spread(V)
+        return w["out_proj.weight"] @ self._gated(y, z.reshape(H, P)).reshape(-1)
+
+    def _rotated(self, x: np.ndarray, name: str) -> np.ndarray:
+        """(R G N,) -> (R, H, N): normed, a group for each head, biased, rotated."""
+        x = rms_norm(x.reshape(self.R, self.G, self.N), self.w[f"{name}_norm.weight"], self.eps)
+        x = np.repeat(x, self.H // self.G, axis=1) + self.w[f"{name}_bias"].swapaxes(0, 1)
+        pairs = 2 * np.arange(self.S), 2 * np.arange(self.S) + 1
+        if self.config["is_mimo"]:
+            pairs = np.arange(self.S), np.arange(self.S) + self.N // 2
+        a, b, cos, sin = x[..., pairs[0]], x[..., pairs[1]], np.cos(self.theta), np.sin(self.theta)
+        x[..., pairs[0]], x[..., pairs[1]] = a * cos - b * sin, a * sin + b * cos
+        return x
+
+    def _spread(self, v: np.ndarray) -> np.ndarray:
+        """(H, P) -> (R, H, P)."""
+        return v * self.w["mimo_x"].swapaxes(0, 1) if self.config["is_mimo"] else v[None]
+
+    def _gated(self, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """(R, H, P) and (H, P) -> (H, P): normed, gated, gathered."""
+        if self.config["is_outproj_norm"]:
+            y = rms_norm(y, self.w["norm.weight"].reshape(self.H, self.P), self.eps)
+        if self.config["is_mimo"]:
+            y = y * silu(z * self.w["mimo_z"].swapaxes(0, 1))
+            return (y * self.w["mimo_o"].swapaxes(0, 1)).sum(axis=0)
+        return y[0] * silu(z)
+
+
+class Backbone:
+    """A stack of layers: (D,) -> (D,). `activity` holds the mean of each layer's gate for each token so far."""
+
+    def __init__(self, w: Tensors, name: str, config: dict, constants: dict, gates: Tensors | None = None) -> None:
+        self.w, self.name, self.gates, self.eps = w, name, gates, constants["norm_eps"]
+        numbers = range(config["n_layers"])
+        self.layers = [Layer(w, f"{name}.layers.{i}.", config["layer"], constants) for i in numbers]
+        self.activity: list[list[float]] = [[] for _ in numbers]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        for i, layer in enumerate(self.layers):
+            if self.gates is not None:
+                gate = sigmoid(self.gates[f"angn.gates.{i}.weight"] * x + self.gates[f"angn.gates.{i}.bias"])
+                self.activity[i].append(float(gate.mean()))
+                x = x * gate
+            x = x + layer(rms_norm(x, self.w[f"{self.name}.norms.{i}.weight"], self.eps))
+        return rms_norm(x, self.w[f"{self.name}.final_norm.weight"], self.eps)
+
+
+@dataclass
+class Reply:
+    """What `ask` says."""
+
+    text: str
+    confidence: float
+    confusion: float
+    confused: bool
+    nearest: list[tuple[str, float]]
+    memory_used: str | None
+
+
+class Reader:
+    """An exported folder with x_encoder.safetensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.model, self.constants = self.config["model"], self.config["constants"]
+        self.w: Tensors = {}
+        for name in self.config["files"]:
+            self.w |= self.read(name)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.encode_special_tokens = True
+
+    def read(self, name: str) -> Tensors:
+        """The tensors of a file in float64."""
+        return {key: tensor.double().numpy() for key, tensor in load_file(self.folder / name).items()}
+
+    def backbone(self, name: str) -> Backbone:
+        gates = self.w if name == "predictor" and self.model["angn"]["enabled"] else None
+        return Backbone(self.w, name, self.model[name], self.constants, gates)
+
+    def normalized(self, x: np.ndarray) -> np.ndarray:
+        return x / max(float(np.linalg.norm(x)), self.constants["normalize_eps"])
+
+    def ids(self, text: str, limit: int) -> list[int]:
+        tokens = self.config["tokens"]
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return [tokens["bos"], *ids[: limit - 2], tokens["eos"]]
+
+    def pixels(self, image_u8: np.ndarray) -> np.ndarray:
+        """(3, S, S) uint8 -> float."""
+        mean, std = (np.array(self.config["image"][name])[:, None, None] for name in ("mean", "std"))
+        return (image_u8 / 255 - mean) / std
+
+    def visual_tokens(self, clip: np.ndarray) -> np.ndarray:
+        """Normalised pixels (T, 3, H, W) -> (N, D); an image is a clip of equal frames."""
+        vision, eps = self.model["vision"], self.constants["x_encoder_layer_norm_eps"]
+        t, p = vision["tubelet_size"], vision["patch_size"]
+        T, _, height, width = clip.shape
+        grid = (T // t, height // p, width // p)
+        patches = clip.reshape(grid[0], t, 3, grid[1], p, grid[2], p).transpose(0, 3, 5, 2, 1, 4, 6)
+        embedding = "x_encoder.encoder.embeddings.patch_embeddings.proj"
+        weight = self.w[f"{embedding}.weight"].reshape(vision["hidden_size"], -1)
+        x = patches.reshape(math.prod(grid), -1) @ weight.T + self.w[f"{embedding}.bias"]
+        positions = np.stack(np.unravel_index(np.arange(len(x)), grid))
+        for i in range(vision["depth"]):
+            layer = f"x_encoder.encoder.layer.{i}"
+            x = x + self._attention(layer_norm(x, self.w, f"{layer}.norm1", eps), f"{layer}.attention", positions)
+            hidden = linear(layer_norm(x, self.w, f"{layer}.norm2", eps), self.w, f"{layer}.mlp.fc1")
+            x = x + linear(gelu(hidden), self.w, f"{layer}.mlp.fc2")
+        return layer_norm(x, self.w, "x_encoder.encoder.layernorm", eps)
+
+    def _attention(self, x: np.ndarray, name: str, positions: np.ndarray) -> np.ndarray:
+        heads = self.model["vision"]["heads"]
+        q, k, v = (
+            linear(x, self.w, f"{name}.{part}").reshape(len(x), heads, -1).swapaxes(0, 1)
+            for part in ("query", "key", "value")
+        )
+        q, k = _turned(q, positions), _turned(k, positions)
+        share = softmax(q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1]))
+        return linear((share @ v).swapaxes(0, 1).reshape(len(x), -1), self.w, f"{name}.proj")
+
+    def predicted(self, visual: np.ndarray | None, query_ids: list[int], backbone: Backbone) -> np.ndarray:
+        """The hidden states (L, D) of [visual ; query]."""
+        tokens = linear(self.w["y_encoder.embedding.weight"][query_ids], self.w, "predictor.query_proj")
+        if visual is not None:
+            tokens = np.concatenate([linear(visual, self.w, "predictor.vision_proj"), tokens])
+        return np.stack([backbone(token) for token in tokens])
+
+    def embedded(self, pooled: np.ndarray) -> np.ndarray:
+        return self.normalized(linear(pooled, self.w, "predictor.pred_head"))
+
+    def text_embedding(self, ids: list[int]) -> np.ndarray:
+        backbone = self.backbone("y_encoder")
+        hidden = np.stack([backbone(token) for token in self.w["y_encoder.embedding.weight"][ids]])
+        return self.normalized(linear(hidden.mean(axis=0), self.w, "y_encoder.projection"))
+
+    def speaker(self, embedding: np.ndarray) -> Backbone:
+        """The decoder after its prefix."""
+        backbone = self.backbone("y_decoder")
+        prefix = linear(embedding, self.w, "y_decoder.embed_to_prefix")
+        for token in prefix.reshape(self.model["prefix_tokens"], -1):
+            backbone(token)
+        return backbone
+
+    def logits(self, backbone: Backbone, token: int) -> np.ndarray:
+        return self.w["y_decoder.lm_head.weight"] @ backbone(self.w["y_decoder.embedding.weight"][token])
+
+    def spoken(self, embedding: np.ndarray) -> tuple[list[int], float]:
+        """Greedy ids without eos, and the confidence."""
+        tokens, backbone, said, logs = self.config["tokens"], self.speaker(embedding), [], []
+        token = tokens["bos"]
+        while len(logs) < self.config["generation"]["max_tokens"]:
+            share = softmax(self.logits(backbone, token))
+            token = int(share.argmax())
+            logs.append(math.log(share[token]))
+            if token == tokens["eos"]:
+                break
+            said.append(token)
+        return said, math.exp(sum(logs) / len(logs))
+
+    def confusion(self, pooled: np.ndarray) -> tuple[float, bool]:
+        """P(confused), and whether that is judged confused; of a model without recursion 0 and never."""
+        if "recursion.memory_floor" not in self.w:
+            return 0.0, False
+        w, eps = self.w, self.constants["confusion_probe_layer_norm_eps"]
+        probe = "recursion.confusion_probe"
+        hidden = silu(linear(layer_norm(pooled, w, f"{probe}.norm", eps), w, f"{probe}.hidden"))
+        score = sigmoid(linear(hidden, w, f"{probe}.linear")[0] / w[f"{probe}.temperature"])
+        return float(score), bool(score > w[f"{probe}.threshold"])
+
+    def ask(self, image_u8: np.ndarray | None, question: str | None, memory: Sequence[str], top: int) -> Reply:
+        """One question about (3, S, S) uint8, or about nothing."""
+        tubelet = self.model["vision"]["tubelet_size"]
+        visual = None if image_u8 is None else self.visual_tokens(np.stack([self.pixels(image_u8)] * tubelet))
+        question = self.model["query_prompt"] if question is None else question
+        query = self.ids(question, self.model["max_query_tokens"])
+        pooled = self.predicted(visual, query, self.backbone("predictor")).mean(axis=0)
+        embedding, (score, confused), used = self.embedded(pooled), self.confusion(pooled), None
+        if confused and memory:
+            text, cosine = self.nearest(embedding, memory)[0]
+            if cosine >= self.w["recursion.memory_floor"]:
+                used = text
+                embedding = self.embedded(self.injected(pooled, self._answer_embedding(text)))
+        nearest = self.nearest(embedding, self.config["answers"])
+        if "generation" in self.config:
+            ids, confidence = self.spoken(embedding)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        else:
+            temperature = self.config["classify"]["temperature"]
+            text, confidence = nearest[0][0], softmax(np.array([cosine for _, cosine in nearest]) / temperature).max()
+        return Reply(text, float(confidence), score, confused, nearest[:top], used)
+
+    def nearest(self, embedding: np.ndarray, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """All texts with their cosines, nearest first."""
+        cosines = [float(embedding @ self._answer_embedding(text)) for text in texts]
+        return sorted(zip(texts, cosines, strict=True), key=lambda pair: -pair[1])
+
+    def _answer_embedding(self, text: str) -> np.ndarray:
+        return self.text_embedding(self.ids(text, self.model["max_answer_tokens"]))
+
+    def injected(self, pooled: np.ndarray, knowledge: np.ndarray) -> np.ndarray:
+        return pooled + linear(knowledge, self.w, "recursion.injector.projection")
+
+
+def _turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(heads, N, d) and time, row, column (3, N): a third of the dimensions turns with each."""
+    d = x.shape[-1]
+    third = 2 * (d // 3 // 2)
+    x = x.copy()
+    for axis, position in enumerate(positions):
+        part = x[..., axis * third : (axis + 1) * third]
+        j = np.arange(third)
+        angle = position[:, None] / 10000 ** (j % (third // 2) / (third // 2))
+        partner = np.stack([-part[..., 1::2], part[..., ::2]], axis=-1).reshape(part.shape)
+        x[..., axis * third : (axis + 1) * third] = part * np.cos(angle) + partner * np.sin(angle)
+    return x
