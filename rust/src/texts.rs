@@ -1,0 +1,162 @@
+//! Text as Python's `str` methods see it, so that both halves of the project take the same text for the same.
+
+use std::collections::HashSet;
+use std::fs;
+use std::hash::Hash;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use tokenizers::utils::SysRegex;
+
+use crate::error::Error;
+
+/// Larger lists of texts are refused.
+const MAX_FILE: u64 = 1 << 30;
+
+static LETTER: LazyLock<SysRegex> = LazyLock::new(|| SysRegex::new(r"\p{L}").expect("a class that every version has"));
+static UNPRINTABLE: LazyLock<SysRegex> =
+    LazyLock::new(|| SysRegex::new(r"[\p{C}\p{Z}&&[^ ]]").expect("classes that every version has"));
+
+/// `text` without white space at both ends, as Python's `str.strip()` takes it away: U+001C to U+001F go too.
+pub fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// Of equal items the first, in their order.
+pub fn distinct<T: Clone + Eq + Hash>(items: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut seen = HashSet::new();
+    items.into_iter().filter(|item| seen.insert(item.clone())).collect()
+}
+
+/// The different lines of a UTF-8 file, stripped, without empty ones, in their order; `what` is what a line is, for
+/// messages, such as "answer".
+///
+/// # Errors
+/// [`Error::File`]: the file is missing, not UTF-8, or has no line with text.
+pub fn read_lines(path: impl AsRef<Path>, what: &str) -> Result<Vec<String>, Error> {
+    let path = path.as_ref();
+    let failed = |reason: String| Error::File { path: path.to_path_buf(), reason };
+    let unreadable =
+        |error: std::io::Error| failed(format!("cannot read it: {error}; expected a text file, one {what} a line"));
+    let size = fs::metadata(path).map_err(unreadable)?.len();
+    if size > MAX_FILE {
+        return Err(failed(format!("{size} bytes are more than a list of texts may have ({MAX_FILE})")));
+    }
+    let text = String::from_utf8(fs::read(path).map_err(unreadable)?).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        failed(format!("not UTF-8 text (at byte {at}); expected one {what} a line"))
+    })?;
+    let lines = lines(&text);
+    if lines.is_empty() {
+        return Err(failed(format!("the file has no text; expected one {what} a line")));
+    }
+    Ok(lines)
+}
+
+/// What [`read_lines`] makes of a file's text.
+fn lines(text: &str) -> Vec<String> {
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
+    let lines = text.split(is_line_end).map(strip).filter(|line| !line.is_empty());
+    distinct(lines).into_iter().map(String::from).collect()
+}
+
+/// `text` in quotes, with escapes for what cannot be printed, as Python's `repr` writes it: one line, whatever is in it.
+pub fn quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push(quote);
+    for character in text.chars() {
+        match character {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            _ if character == quote => out.extend(['\\', quote]),
+            _ if is_printable(character) => out.push(character),
+            _ => out.push_str(&escape(u32::from(character))),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+/// Whether `character` is a letter: Unicode's category L, as Python's `str.isalpha`.
+pub(crate) fn is_letter(character: char) -> bool {
+    if character.is_ascii() { character.is_ascii_alphabetic() } else { is_in(&LETTER, character) }
+}
+
+/// Whether `character` can be seen, as Python's `str.isprintable`; of white space only the ASCII space can.
+pub fn is_printable(character: char) -> bool {
+    if character.is_ascii() { !character.is_ascii_control() } else { !is_in(&UNPRINTABLE, character) }
+}
+
+fn is_in(class: &SysRegex, character: char) -> bool {
+    class.find_iter(character.encode_utf8(&mut [0; 4])).next().is_some()
+}
+
+fn escape(code: u32) -> String {
+    match code {
+        0..=0xFF => format!("\\x{code:02x}"),
+        0x100..=0xFFFF => format!("\\u{code:04x}"),
+        _ => format!("\\U{code:08x}"),
+    }
+}
+
+fn is_space(character: char) -> bool {
+    character.is_whitespace() || matches!(character, '\u{1C}'..='\u{1F}')
+}
+
+/// Where `str.splitlines` cuts. It takes `\r\n` for one end; two give an empty line more, which is left out anyway.
+fn is_line_end(character: char) -> bool {
+    matches!(
+        character,
+        '\n' | '\r' | '\u{0B}' | '\u{0C}' | '\u{1C}' | '\u{1D}' | '\u{1E}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_what_python_strips() {
+        assert_eq!(strip("\u{1c}\u{1f} \u{a0}\u{3000}a b\u{85}\u{2029}\t"), "a b");
+        assert_eq!(strip("\u{200b}x\u{feff}"), "\u{200b}x\u{feff}"); // zero width, but no white space
+        assert_eq!(strip(" \n\u{1d}"), "");
+    }
+
+    #[test]
+    fn cuts_lines_where_python_does_and_keeps_the_first_of_equal_ones() {
+        let text = "\u{feff}red\r\n  blue \u{0b}red\u{0c}a\u{1c}b\u{1d}c\u{1e}d\u{85}e\u{2028}f\u{2029}g\u{1f}h\n\n";
+        assert_eq!(lines(text), ["red", "blue", "a", "b", "c", "d", "e", "f", "g\u{1f}h"]);
+    }
+
+    #[test]
+    fn a_file_without_text_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("answers.txt");
+        let message = |path: &Path| read_lines(path, "answer").expect_err("no list").to_string();
+        assert!(message(&path).contains("answers.txt: cannot read it: "), "{}", message(&path));
+        fs::write(&path, " \n\u{1c}\n").expect("written");
+        assert!(message(&path).ends_with("answers.txt: the file has no text; expected one answer a line"));
+        fs::write(&path, b"red\n\xff").expect("written");
+        assert!(message(&path).ends_with("not UTF-8 text (at byte 4); expected one answer a line"));
+        fs::write(&path, "\u{feff}red\nblue\nred").expect("written");
+        assert_eq!(read_lines(&path, "answer").expect("a list"), ["red", "blue"]);
+    }
+
+    #[test]
+    fn quotes_as_python_does() {
+        assert_eq!(quoted("what?"), "'what?'");
+        assert_eq!(quoted("it's"), "\"it's\"");
+        assert_eq!(quoted("it's \"so\""), "'it\\'s \"so\"'");
+        assert_eq!(quoted("a\\\n\r\t\u{0}\u{7f}"), "'a\\\\\\n\\r\\t\\x00\\x7f'");
+        assert_eq!(quoted("é日\u{ad}\u{a0}\u{200b}\u{10ffff}😀"), "'é日\\xad\\xa0\\u200b\\U0010ffff😀'");
+    }
+
+    #[test]
+    fn letters_are_category_l_only() {
+        assert!(['a', 'Ж', '日', 'ª', 'ǅ', 'ʰ'].into_iter().all(is_letter));
+        assert!(!['1', ' ', '\u{0940}', 'Ⅳ', '\u{0301}', '😀'].into_iter().any(is_letter));
+    }
+}

@@ -1,0 +1,185 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde_json::json;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use super::*;
+
+const MERGES: [(&str, &str); 8] =
+    [("h", "e"), ("l", "l"), ("ll", "o"), ("he", "llo"), ("r", "e"), ("re", "d"), ("Ġ", "red"), ("Ã", "©")];
+
+/// A byte-level BPE as the Python half trains it, with few merges: 267 tokens.
+pub(crate) fn tiny() -> Value {
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let mut tokens: Vec<String> = ["<pad>", "<bos>", "<eos>"].map(String::from).into();
+    tokens.extend(alphabet.into_iter().map(String::from));
+    tokens.extend(MERGES.iter().map(|(left, right)| format!("{left}{right}")));
+    let vocab: BTreeMap<&String, usize> = tokens.iter().zip(0..).collect();
+    let added: Vec<Value> = (0..3)
+        .map(|id| {
+            json!({"id": id, "content": tokens[id], "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        })
+        .collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": vocab, "merges": MERGES}
+    })
+}
+
+fn read(value: &Value) -> Result<Tokenizer, String> {
+    Tokenizer::from_bytes("tokenizer.json", value.to_string().as_bytes()).map_err(|error| error.to_string())
+}
+
+fn message(change: impl FnOnce(&mut Value)) -> String {
+    let mut value = tiny();
+    change(&mut value);
+    let message = read(&value).err().expect("not a tokenizer");
+    assert!(message.starts_with("tokenizer.json: ") && !message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn encodes_cuts_and_decodes() {
+    let tokenizer = read(&tiny()).unwrap();
+    assert_eq!((tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id()), (0, 1, 2));
+    assert_eq!(tokenizer.vocab_size(), 267);
+    let encoded = tokenizer.encode("hello red", 64).unwrap();
+    assert_eq!((encoded.ids, encoded.truncated), (vec![1, 262, 265, 2], false));
+    let cut = tokenizer.encode("hello red", 3).unwrap();
+    assert_eq!((cut.ids, cut.truncated), (vec![1, 262, 2], true));
+    assert_eq!(tokenizer.encode("", 64).unwrap().ids, [1, 2]);
+    for text in ["hello red", "<eos>", "  \t\n", "שלום 日本 😀\u{0}", &"long ".repeat(2000)] {
+        let ids = tokenizer.encode(text, usize::MAX).unwrap().ids;
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        assert!(!ids[1..ids.len() - 1].contains(&2), "{text:?} gave a special token");
+    }
+    assert_eq!(tokenizer.decode(&[1, 262, 999_999, 2, 0]).unwrap(), "hello");
+}
+
+#[test]
+fn names_the_characters_it_has_no_token_for() {
+    let tokenizer = read(&tiny()).unwrap();
+    assert_eq!(tokenizer.unlearned("hello zzz").unwrap(), "");
+    assert_eq!(tokenizer.unlearned("é is learned, ü日ü😀日 are not").unwrap(), "ü日😀");
+    let mut words = tiny();
+    words["model"] =
+        json!({"type": "WordLevel", "vocab": {"<pad>": 0, "<bos>": 1, "<eos>": 2, "?": 3, "à": 4}, "unk_token": "?"});
+    words["pre_tokenizer"] = json!({"type": "Whitespace"});
+    words["decoder"] = Value::Null;
+    assert_eq!(read(&words).unwrap().unlearned("à ñ b").unwrap(), "ñ");
+}
+
+#[test]
+fn reads_the_names_and_kinds_of_other_projects() {
+    let mut value = tiny();
+    for (id, name) in ["[PAD]", "[CLS]", "[SEP]"].into_iter().enumerate() {
+        value["added_tokens"][id]["content"] = json!(name);
+    }
+    let vocab = json!({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "red": 4, "##s": 5});
+    value["model"] = json!({"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                            "max_input_chars_per_word": 100, "vocab": vocab});
+    value["normalizer"] = json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                                 "strip_accents": null, "lowercase": true});
+    value["pre_tokenizer"] = json!({"type": "BertPreTokenizer"});
+    value["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+    value["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    let tokenizer = read(&value).unwrap();
+    assert_eq!(tokenizer.encode("Reds [SEP] red", 64).unwrap().ids, [1, 4, 5, 3, 3, 3, 4, 2]);
+    assert_eq!(tokenizer.decode(&[1, 4, 5, 2]).unwrap(), "reds");
+}
+
+#[test]
+fn says_which_special_token_is_missing() {
+    let message = message(|value| {
+        value["added_tokens"][1]["content"] = json!("<begin>");
+        let vocab = value["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocab.remove("<bos>").unwrap();
+        vocab.insert("<begin>".into(), id);
+    });
+    assert!(message.contains("it has no bos token; add one of <bos>, <s>, "), "{message}");
+}
+
+/// Each of these made the library panic, loop, or take memory without end.
+#[test]
+fn what_the_library_cannot_bear_is_an_error() {
+    let all: [(&str, &dyn Fn(&mut Value)); 13] = [
+        ("model.merges: \"hellore\" is not in the vocabulary", &|v| {
+            v["model"]["merges"].as_array_mut().unwrap().push(json!(["hello", "re"]))
+        }),
+        ("model.merges: \"e\" lacks the continuing_subword_prefix \"##\"", &|v| {
+            v["model"]["continuing_subword_prefix"] = json!("##")
+        }),
+        ("model.merges: \"abc\" is no pair of tokens", &|v| v["model"]["merges"] = json!(["abc"])),
+        ("model.vocab: \"<eos>\" has the impossible id 4294967295", &|v| {
+            v["model"]["vocab"]["<eos>"] = json!(u32::MAX)
+        }),
+        ("added_tokens: ", &|v| v["added_tokens"][0]["id"] = json!(u32::MAX)),
+        ("decoder: it is no object", &|v| v["decoder"] = json!(5)),
+        ("decoder: it has no type", &|v| v["decoder"] = json!({"prefix": "##"})),
+        ("pre_tokenizer: FixedLength pieces of length 0", &|v| {
+            v["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})
+        }),
+        ("decoder: Strip with a stop", &|v| {
+            v["decoder"] = json!({"type": "Strip", "content": "l", "start": 0, "stop": 9})
+        }),
+        ("normalizer: a Precompiled table", &|v| {
+            v["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+        }),
+        ("normalizer: its replacements would make texts more than 4096 times longer", &|v| {
+            let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+            v["normalizer"] = json!({"type": "Sequence", "normalizers": vec![double; 40]})
+        }),
+        ("pre_tokenizer: its patterns have more than 4096 bytes", &|v| {
+            let split = json!({"type": "Split", "pattern": {"Regex": "\\w{99}".repeat(90)}, "behavior": "Removed",
+                               "invert": false});
+            v["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": vec![split; 40]})
+        }),
+        ("model: it is missing", &|v| drop(v.as_object_mut().unwrap().remove("model"))),
+    ];
+    for (expected, change) in all {
+        let message = message(change);
+        assert!(message.contains(expected), "{message}\n  expected {expected}");
+    }
+}
+
+#[test]
+fn a_key_that_stands_twice_is_checked_as_it_is_read() {
+    let text = tiny().to_string();
+    let twice = text.replacen("\"decoder\":", "\"decoder\":5,\"decoder\":", 1);
+    assert_ne!(text, twice);
+    assert_eq!(Tokenizer::from_bytes("t", twice.as_bytes()).unwrap().vocab_size(), 267);
+}
+
+#[test]
+fn a_panic_of_the_library_is_an_error() {
+    let error = guarded::<()>(|| panic!("at {}", 1)).expect_err("a panic");
+    assert_eq!(error, "the library failed: at 1");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// No bytes make it panic; whatever is still a tokenizer encodes.
+    #[test]
+    fn changed_files_are_read_or_refused(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        let mut bytes = tiny().to_string().into_bytes();
+        for (place, byte) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        if let Ok(tokenizer) = Tokenizer::from_bytes("tokenizer.json", &bytes) {
+            let encoded = tokenizer.encode("hello <eos> red é日", 16);
+            if let Ok(encoded) = encoded {
+                let _ = tokenizer.decode(&encoded.ids);
+            }
+        }
+    }
+}
