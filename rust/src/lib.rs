@@ -5,10 +5,12 @@
 
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod generate;
 #[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;
+pub mod npy;
 pub mod texts;
 pub mod tokenizer;
 

@@ -2,11 +2,13 @@
 
 mod buffer;
 mod fields;
+mod header;
 #[cfg(feature = "mmap")]
 #[allow(unsafe_code, reason = "a mapped file can be changed by others: its callers promise that nobody does")]
 mod mmap;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,8 +19,10 @@ use safetensors::{Dtype, SafeTensors};
 
 pub(crate) use buffer::{Buffer, Numbers};
 pub(crate) use fields::Fields;
+pub use header::{Header, read_header};
 #[cfg(feature = "mmap")]
 pub use mmap::load_mmap;
+pub use writer::{NewTensor, write_safetensors};
 
 use crate::config::Mamba3JepaConfig;
 use crate::error::LoadError;
