@@ -13,6 +13,7 @@ pub mod loader;
 pub mod npy;
 pub mod texts;
 pub mod tokenizer;
+pub mod vit;
 
 pub use error::{Error, LoadError};
 

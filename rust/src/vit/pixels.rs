@@ -1,0 +1,101 @@
+//! What the encoder looks at: the shape of an image or a clip, and its cutting into patches.
+
+use rayon::prelude::*;
+
+use crate::config::VisionConfig;
+use crate::error::Error;
+
+/// Colour channels.
+pub(super) const CHANNELS: usize = 3;
+
+/// The shape of pixels. Sides in pixels, multiples of the patch; frames a multiple of the tubelet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PixelShape {
+    /// (3, H, W). An image is seen as a clip of one tubelet of equal frames.
+    Image {
+        /// H.
+        height: usize,
+        /// W.
+        width: usize,
+    },
+    /// (T, 3, H, W).
+    Clip {
+        /// T.
+        frames: usize,
+        /// H.
+        height: usize,
+        /// W.
+        width: usize,
+    },
+}
+
+/// The visual tokens of an input: so many in time, so many rows, so many columns, in this order.
+#[derive(Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) time: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Grid {
+    /// The grid of pixels of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a side is no multiple of the patch, the frames are none of the tubelet, or `len` is not the
+    /// number of pixels in `shape`.
+    pub(super) fn new(config: &VisionConfig, shape: PixelShape, len: usize) -> Result<Grid, Error> {
+        let (frames, height, width, found) = match shape {
+            PixelShape::Image { height, width } => (1, height, width, format!("({CHANNELS}, {height}, {width})")),
+            PixelShape::Clip { frames, height, width } => {
+                (frames, height, width, format!("({frames}, {CHANNELS}, {height}, {width})"))
+            }
+        };
+        let invalid = |expected: String| Err(Error::Input(format!("X-Encoder: {expected}, found {found}")));
+        let (patch, tubelet) = (config.patch_size, config.tubelet_size);
+        if height == 0 || width == 0 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
+            return invalid(format!("height and width must be multiples of the patch {patch}"));
+        }
+        let time = match shape {
+            PixelShape::Image { .. } => 1,
+            PixelShape::Clip { .. } if frames > 0 && frames.is_multiple_of(tubelet) => frames / tubelet,
+            PixelShape::Clip { .. } => return invalid(format!("the number of frames must be a multiple of {tubelet}")),
+        };
+        let expected = [CHANNELS, height, width].iter().try_fold(frames, |n, &size| n.checked_mul(size));
+        if expected != Some(len) {
+            return invalid(format!("{len} numbers do not fill the shape"));
+        }
+        Ok(Grid { time, rows: height / patch, columns: width / patch })
+    }
+
+    /// Tokens N.
+    pub(super) fn tokens(self) -> usize {
+        self.time * self.rows * self.columns
+    }
+}
+
+/// Numbers in a patch: (3, tubelet, patch, patch).
+pub(super) fn patch_len(config: &VisionConfig) -> usize {
+    // Where this overflows, no tensor of such a shape can be in a file, and loading fails for that.
+    [config.tubelet_size, config.patch_size, config.patch_size].iter().fold(CHANNELS, |n, &size| n.saturating_mul(size))
+}
+
+/// Cuts pixels of `shape` into one row (3, tubelet, patch, patch) per token: out (N, patch_len).
+pub(super) fn cut_patches(config: &VisionConfig, pixels: &[f32], shape: PixelShape, grid: Grid, out: &mut [f32]) {
+    let (patch, tubelet) = (config.patch_size, config.tubelet_size);
+    let (height, width) = (grid.rows * patch, grid.columns * patch);
+    // The frames of an image are all the same one.
+    let frame_stride = if matches!(shape, PixelShape::Image { .. }) { 0 } else { CHANNELS * height * width };
+    let token_len = patch_len(config);
+    out.par_chunks_mut(grid.columns * token_len).enumerate().for_each(|(index, tokens)| {
+        let (time, row) = (index / grid.rows, index % grid.rows);
+        for (column, token) in tokens.chunks_exact_mut(token_len).enumerate() {
+            for (line, out) in token.chunks_exact_mut(patch).enumerate() {
+                let y = row * patch + line % patch;
+                let frame = time * tubelet + line / patch % tubelet;
+                let channel = line / (patch * tubelet);
+                let start = frame * frame_stride + (channel * height + y) * width + column * patch;
+                out.copy_from_slice(&pixels[start..start + patch]);
+            }
+        }
+    });
+}
