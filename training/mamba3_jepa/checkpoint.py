@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.config import NO_FLOOR, ModelConfig
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.recursion import add_missing_floor
 
 FORMAT_VERSION = 1
 _REQUIRED = ("format_version", "phase", "config", "model", "tokenizer", "data", "metrics", "run", "trainer")
@@ -115,6 +114,12 @@ def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None
     fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
     add_missing_floor(fields["model"])
     return Checkpoint(config=config, **fields)
+
+
+def add_missing_floor(state: dict[str, Tensor]) -> None:
+    """Give a model's state with a recursion part from before there was a `memory_floor` the value it acts as."""
+    if any(name.startswith("recursion.") for name in state):
+        state.setdefault("recursion.memory_floor", torch.tensor(NO_FLOOR))
 
 
 def _read(path: Path) -> Any:

@@ -20,6 +20,8 @@ QUERY_PROMPT = "Describe the image."  # what an image without a question is aske
 
 _STRICT = ConfigDict(extra="forbid")
 
+NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Mamba3Config:

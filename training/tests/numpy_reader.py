@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,24 @@ class Backbone:
         return rms_norm(x, self.w[f"{self.name}.final_norm.weight"], self.eps)
 
 
+@dataclass(eq=False)
+class Sentence:
+    """A beginning of an answer: its log-probability and those of its ids, and the decoder that reads `token` next."""
+
+    total: float
+    ids: list[int]
+    logs: list[float]
+    backbone: Backbone
+    token: int
+
+    def continued(self, logits: Callable[[Backbone, int], np.ndarray]) -> list[Sentence]:
+        logs = np.log(softmax(logits(self.backbone, self.token)))
+        return [
+            Sentence(self.total + log, [*self.ids, token], [*self.logs, log], self.backbone, token)
+            for token, log in enumerate(logs.tolist())
+        ]
+
+
 @dataclass
 class Reply:
     """What `ask` says."""
@@ -228,18 +247,23 @@ class Reader:
     def logits(self, backbone: Backbone, token: int) -> np.ndarray:
         return self.w["y_decoder.lm_head.weight"] @ backbone(self.w["y_decoder.embedding.weight"][token])
 
-    def spoken(self, embedding: np.ndarray) -> tuple[list[int], float]:
-        """Greedy ids without eos, and the confidence."""
-        tokens, backbone, said, logs = self.config["tokens"], self.speaker(embedding), [], []
-        token = tokens["bos"]
-        while len(logs) < self.config["generation"]["max_tokens"]:
-            share = softmax(self.logits(backbone, token))
-            token = int(share.argmax())
-            logs.append(math.log(share[token]))
-            if token == tokens["eos"]:
+    def spoken(self, embedding: np.ndarray, beams: int = 1) -> tuple[list[int], list[float]]:
+        """Ids without eos and log-probabilities with it: greedy with one beam, length_penalty 0 with more."""
+        tokens, places = self.config["tokens"], beams
+        live, best = [Sentence(0.0, [], [], self.speaker(embedding), tokens["bos"])], None
+        for _ in range(self.config["generation"]["max_tokens"]):
+            found = [longer for sentence in live for longer in sentence.continued(self.logits)]
+            found = sorted(found, key=lambda sentence: -sentence.total)[:places]
+            ended = [sentence for sentence in found if sentence.token == tokens["eos"]]
+            live = [
+                replace(sentence, backbone=deepcopy(sentence.backbone)) for sentence in found if sentence not in ended
+            ]
+            places -= len(ended)
+            best = max([*([best] if best else []), *ended], key=lambda sentence: sentence.total, default=None)
+            if not live or not places or (best and live[0].total <= best.total):
                 break
-            said.append(token)
-        return said, math.exp(sum(logs) / len(logs))
+        best = live[0] if best is None else best
+        return [i for i in best.ids if i != tokens["eos"]], best.logs
 
     def confusion(self, pooled: np.ndarray) -> tuple[float, bool]:
         """P(confused), and whether that is judged confused; of a model without recursion 0 and never."""
@@ -266,7 +290,8 @@ class Reader:
                 embedding = self.embedded(self.injected(pooled, self._answer_embedding(text)))
         nearest = self.nearest(embedding, self.config["answers"])
         if "generation" in self.config:
-            ids, confidence = self.spoken(embedding)
+            ids, logs = self.spoken(embedding)
+            confidence = math.exp(sum(logs) / len(logs))
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         else:
             temperature = self.config["classify"]["temperature"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy_reader import Layer, Reader, layer_norm, linear, sigmoid
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -67,14 +66,8 @@ def test_golden_x_encoder(reader: Reader) -> None:
     ):
         close(reader.pixels(image_u8), pixels)
         close(reader.visual_tokens(np.stack([pixels] * 2)), visual_tokens)
-
-
-def test_a_clip_that_is_not_square(reader: Reader) -> None:
-    """Against the model itself: golden images are single and square."""
-    clip = np.random.default_rng(0).normal(size=(4, 3, 24, 40))
-    model = load_exported(reader.folder)
-    expected = model.x_encoder(torch.from_numpy(clip).float()[None])[0].numpy()
-    close(reader.visual_tokens(clip), expected)
+    assert golden["clip"].shape == (1, 4, 3, 24, 40)
+    close(reader.visual_tokens(golden["clip"][0]), golden["clip_visual_tokens"][0])
 
 
 def test_golden_predictor(reader: Reader) -> None:
@@ -152,7 +145,10 @@ def test_golden_y_decoder(reader: Reader) -> None:
     close(stepped, golden["logits"][0])
     close(stepped, golden["step.logits"])
     for b in range(2):
-        assert reader.spoken(golden["embedding"][b])[0] == golden[f"greedy_ids.{b}"].astype(int).tolist()
+        for name, beams in (("greedy", 1), ("beam", 4)):
+            ids, logs = reader.spoken(golden["embedding"][b], beams)
+            assert ids == golden[f"{name}_ids.{b}"].astype(int).tolist()
+            close(np.array(logs), golden[f"{name}_log_probs.{b}"])
 
 
 def test_golden_recursion(reader: Reader) -> None:

@@ -27,8 +27,7 @@ from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
 from mamba3_jepa.export.probe import Probe, golden_probe, knowledge_vectors
 from mamba3_jepa.export.safetensors_file import write_safetensors
 from mamba3_jepa.export.settings import DtypeName
-from mamba3_jepa.inference.settings import GenerationConfig
-from mamba3_jepa.models.generation import generate
+from mamba3_jepa.models.generation import GenerationConfig, generate
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
 from mamba3_jepa.models.pooling import masked_mean
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -123,8 +122,15 @@ def _x_encoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     golden.add("image_u8", probe.image_u8, "(1, 3, S, S) the picture, RGB")
     pixels = golden.add("pixels", probe.pixels, "(1, 3, S, S) (image_u8 / 255 - mean) / std of config.json")
     golden.add(
-        "visual_tokens", model.x_encoder(pixels), "(1, Nv, vision width) of the picture seen as two equal frames"
+        "visual_tokens",
+        model.x_encoder(pixels),
+        "(1, Nv, vision width) of the picture seen as a tubelet of equal frames",
     )
+    vision = model.config.vision
+    shape = (1, 2 * vision.tubelet_size, 3, 3 * vision.patch_size, 5 * vision.patch_size)
+    clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    golden.add("clip", clip, "(1, T, 3, H, W) a clip of two tubelets, 3 x 5 patches, of fixed random numbers")
+    golden.add("clip_visual_tokens", model.x_encoder(clip), "(1, 30, vision width) of the clip")
 
 
 def _predictor(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
@@ -200,7 +206,7 @@ def _angn_activity(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
 
 def _y_decoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     assert model.y_decoder is not None
-    add, decoder, tokenizer = golden.add, model.y_decoder, model.tokenizer
+    add, decoder = golden.add, model.y_decoder
     visual_tokens = model.encode_images(probe.pixels, probe.has_image)
     predicted = model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask).embedding
     embedding = add("embedding", predicted, "(B, E) predicted embeddings, what the decoder speaks")
@@ -224,22 +230,24 @@ def _y_decoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
         "step", steps, "(prefix_tokens + L, D) residual stream after the layer, a token at a time; final norm"
     )
     _add_layer0(golden, decoder.backbone, whole)
-    for b, answer in enumerate(
-        generate(
-            decoder,
-            embedding,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            config=GenerationConfig(),
-            max_tokens=model.config.max_answer_tokens - 1,
-        )
+    _answers(model, embedding, golden)
+
+
+def _answers(model: Mamba3Jepa, embedding: Tensor, golden: Golden) -> None:
+    """What the decoder says to embeddings (B, E), by the two methods that draw no random numbers."""
+    assert model.y_decoder is not None
+    decoder, bos, eos = model.y_decoder, model.tokenizer.bos_id, model.tokenizer.eos_id
+    limit = model.config.max_answer_tokens - 1
+    for name, config, how in (
+        ("greedy", GenerationConfig(), "greedily"),
+        ("beam", GenerationConfig(method="beam"), "with 4 beams and length_penalty 0"),
     ):
-        generated = torch.tensor(answer.ids, dtype=torch.int64)
-        add(
-            f"greedy_ids.{b}",
-            generated,
-            "tokens decoded greedily from the embedding of this sample, without bos and eos",
-        )
+        answers = generate(decoder, embedding, bos_id=bos, eos_id=eos, config=config, max_tokens=limit)
+        for b, answer in enumerate(answers):
+            ids, log_probs = torch.tensor(answer.ids, dtype=torch.int64), torch.tensor(answer.log_probs)
+            where = f"decoded {how} from the embedding of this sample"
+            golden.add(f"{name}_ids.{b}", ids, f"tokens {where}, without bos and eos")
+            golden.add(f"{name}_log_probs.{b}", log_probs, f"their log-probabilities, eos last if it was said, {where}")
 
 
 def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:

@@ -268,8 +268,9 @@ tensor (`mamba3-jepa inspect` shows it); `questions` and `texts` are what was en
    alpha, lambda, the state after each token, Q, y and out.
 2. `layers.{i}.input`, `layers.{i}.mixer_output`, `hidden`: the stream between the layers of a whole pass;
    `step.layers.{i}`: the same token by token. `gates.{i}.*`, `activity`, `activity_ema`, `context_reset_due` in angn.
-3. `pooled`, `embedding` (predictor, y_encoder); `prefix`, `prefill.{i}.*`, `logits`, `step.logits`, `greedy_ids.*`
-   (y_decoder); `score`, `injected`, `embedding_injected` (recursion); `pixels`, `visual_tokens` (x_encoder, always
+3. `pooled`, `embedding` (predictor, y_encoder); `prefix`, `prefill.{i}.*`, `logits`, `step.logits`, `greedy_ids.*`,
+   `beam_ids.*` and their log-probabilities (y_decoder); `score`, `injected`, `embedding_injected` (recursion);
+   `pixels`, `visual_tokens`, and `clip`, `clip_visual_tokens` for a clip that is not square (x_encoder, always
    written).
 4. images (always written): for every picture `image.<name>.file`, the bytes of a file, and `image.<name>.pixels` (3,
    S, S), what the model sees of it, before mean and std. The metadata entry `images` gives format, what it is, and

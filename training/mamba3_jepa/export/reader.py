@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mamba3_jepa.checkpoint import add_missing_floor
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -22,7 +23,6 @@ from mamba3_jepa.export.contract import FORMAT, READABLE_VERSIONS
 from mamba3_jepa.export.key_map import model_tensors, phase_components
 from mamba3_jepa.export.settings import DtypeName
 from mamba3_jepa.export.writer import stored_dtype
-from mamba3_jepa.models.recursion import add_missing_floor
 from mamba3_jepa.models.state import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa

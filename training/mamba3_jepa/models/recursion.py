@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba3_jepa.config import RecursionConfig
+from mamba3_jepa.config import NO_FLOOR, RecursionConfig
 from mamba3_jepa.errors import UserError
 
 DEFAULT_THRESHOLD = 0.5
-NO_FLOOR = -1.0
-_FLOOR_KEY = "recursion.memory_floor"
 
 
 class ConfusionMonitor(nn.Module):
@@ -88,9 +86,3 @@ class Recursion(nn.Module):
         self.confusion_probe = ConfusionMonitor(d_model, config.hidden_dim, config.ema_decay)
         self.injector = StateInjector(knowledge_dim, d_model)
         self.register_buffer("memory_floor", torch.tensor(NO_FLOOR))
-
-
-def add_missing_floor(state: dict[str, Tensor]) -> None:
-    """Give a model's state with a recursion part from before there was a `memory_floor` the value it acts as."""
-    if any(name.startswith("recursion.") for name in state):
-        state.setdefault(_FLOOR_KEY, torch.tensor(NO_FLOOR))
