@@ -22,6 +22,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.settings import GenerationConfig
+from mamba3_jepa.models.recursion import NO_FLOOR
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 QUESTIONS = ["What colour is the circle?", "Is there a square?", None]
@@ -147,6 +148,34 @@ def test_when_confused_it_looks_up_and_answers_from_there(
     )
 
 
+def test_below_the_floor_nothing_is_injected(
+    model: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory
+) -> None:
+    """The floor itself lets through, the next number does not; knowledge that is given is not held back."""
+    recursion = model.recursion
+    assert recursion is not None
+    set_threshold(model, 0.0)  # always confused
+    pictures, questions = [images["red"], images["white"]], QUESTIONS[:2]
+    without = Answerer(model, known_answers=ANSWERS).ask_many(pictures, questions)
+    alone = Answerer(model, known_answers=ANSWERS).ask(pictures[0], questions[0])
+    cosine = memory.search(model.observe(pictures[:1], questions[:1])[0], k=1)[0][0][1]
+    try:
+        for floor, used in ((cosine, True), (np.nextafter(np.float32(cosine), np.float32(2)), False)):
+            recursion.memory_floor.fill_(float(floor))
+            answer = Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0])
+            assert answer.confused
+            assert (answer.memory_used is not None) == used
+            assert (answer.nearest == alone.nearest) != used
+        recursion.memory_floor.fill_(1.5)
+        answers = Answerer(model, memory, ANSWERS).ask_many(pictures, questions)
+        assert [a.memory_used for a in answers] == [None, None]
+        assert [a.text for a in answers] == [a.text for a in without]
+        given = Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0], memory.texts[0])
+        assert given.nearest != alone.nearest
+    finally:
+        recursion.memory_floor.fill_(NO_FLOOR)
+
+
 def test_knowledge_is_injected_in_any_case(model: Mamba3Jepa, images: dict[str, Path]) -> None:
     set_threshold(model, 1.0)
     answerer = Answerer(model, known_answers=ANSWERS)
@@ -208,6 +237,10 @@ def test_a_script_the_tokenizer_has_not_seen(
     assert "the tokenizer has not seen this script" in answer.warnings[0]
     assert "has not seen this script" in caplog.text
     assert "the characters é" in answerer.ask(images["red"], "Is there a café?").warnings[0]
+    (warning,) = answerer.ask(images["red"], 'Is "café" it\'s name?\n').warnings
+    assert warning.startswith(
+        '"Is \\"café\\" it\'s name?\\n": the tokenizer has not seen the characters é in training;'
+    )
 
 
 # The command line.
@@ -267,6 +300,15 @@ def test_ask_with_memory(
     assert said[0][0]["memory_used"] in ("the circle is red", "there is no square")
     assert main([*arguments, "--memory", str(saved)]) == 0
     assert f"used: {said[0][0]['memory_used']}" in capsys.readouterr().out
+    assert model.recursion is not None
+    model.recursion.memory_floor.fill_(1.5)
+    write_checkpoint(checkpoint, model, 3)
+    assert main([*arguments, "--memory", str(saved), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["memory_used"] is None
+    assert main([*arguments, "--memory", str(saved)]) == 0
+    assert "nothing near enough" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "not used" in capsys.readouterr().out
     assert main([*arguments[:2], str(checkpoints[2]), *arguments[3:], "--memory", str(saved)]) == 2
 
 

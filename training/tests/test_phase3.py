@@ -27,6 +27,8 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.models.recursion import NO_FLOOR
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training import frozen
 from mamba3_jepa.training.agent import AgentBatch, AgentObjective, AgentTask
@@ -251,7 +253,8 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
         "phase3_best.pt", "phase3_last.pt", "recursion.safetensors", "config.json", "metrics.jsonl", "plots"
     }  # fmt: skip
     plots = {path.stem for path in (finished / "plots").iterdir()}
-    assert {"confusion_histograms", "confusion_roc", "confusion_reliability", "injection", "loss"} <= plots
+    assert {"confusion_histograms", "confusion_roc", "confusion_reliability", "injection", "memory_floor"} <= plots
+    assert "loss" in plots
     last = {key: value for line in read_metrics(finished / "metrics.jsonl") for key, value in line.items()}
     wanted = {"train/loss", "train/confusion_loss", "train/injection_loss", "val/loss", "val/auroc", "val/ece",
               "val/auroc_mismatched", "val/auroc_unanswerable", "val/auroc_corrupted", "val/auroc_unanswerable_alike",
@@ -298,6 +301,56 @@ def test_threshold_and_temperature_are_in_the_checkpoint_and_in_the_export(finis
     assert len(exported) == len(recursion)
     for name in ("recursion.confusion_probe.linear.weight", "recursion.injector.projection.weight"):
         assert torch.equal(exported[name], recursion[name])
+
+
+def test_the_memory_floor_separates_right_lookups_from_wrong_ones(
+    finished: Path,
+) -> None:
+    """By a memory that is looked up text by text, of the samples as the model sees them; and it travels."""
+    checkpoint = load_checkpoint(finished / "phase3_best.pt", phase=3)
+    model = Mamba3Jepa.from_loaded(checkpoint, "test")
+    scenes = SceneSource("val", n_scenes=12, image_size=32)
+    source = ConfusionSource(scenes, range(len(scenes)), query_prompt=model.config.query_prompt)
+    samples = [sample for sample in map(source.sample, range(len(source))) if sample.target is not None]
+    memory = KnowledgeMemory.build(model, [sample.target for sample in samples if sample.target is not None])
+    right, wrong = [], []
+    for sample in samples:
+        if not sample.confused:
+            continue
+        image = None if sample.image is None else sample.image()
+        found = memory.search(model.embed([image], [sample.question]), k=len(memory))[0]
+        if found[0][0] == sample.target:
+            right.append(found[0][1])
+        wrong.append(next(cosine for text, cosine in found if text != sample.target))
+    assert checkpoint.metrics["val/memory_right_lookups"] == len(right) > 0
+    assert checkpoint.metrics["val/memory_wrong_lookups"] == len(wrong)
+    floor = checkpoint.metrics["val/memory_floor"]
+    assert floor == float(checkpoint.model["recursion.memory_floor"])
+    passed, stopped = (np.array(right) >= floor).mean(), (np.array(wrong) < floor).mean()
+    assert checkpoint.metrics["val/memory_right_passed"] == pytest.approx(passed, abs=0.02)
+    assert checkpoint.metrics["val/memory_wrong_stopped"] == pytest.approx(stopped, abs=0.02)
+    best = max((np.array(right) >= f).mean() + (np.array(wrong) < f).mean() for f in (-1, *right, *wrong))
+    assert passed + stopped == pytest.approx(best, abs=0.04)
+    with safe_open(finished / "recursion.safetensors", framework="pt") as file:
+        assert float(file.get_tensor("recursion.memory_floor")) == floor
+
+
+def test_knowledge_texts_make_the_memory_and_vectors_do_not(phase2: Path, tmp_path: Path) -> None:
+    model = model_with_recursion(phase2)
+    for name, knowledge, n_lookups in (
+        ("texts", ["a red thing", "a blue thing", None], 6),
+        ("one text", ["all there is to know"], 0),
+        ("vectors", [[0.5] * 32, [0.25] * 32], 0),
+    ):
+        source = ConfusionSource(ManifestSource(write_manifest(tmp_path / name, knowledge)), range(12), made_kinds=[])
+        data = agent_data(model, source, np.arange(12), cache_dir=None)
+        task = AgentTask(model, data, data, Phase3Settings(batch_size=4), {})
+        metrics = task.validate(torch.device("cpu")).metrics
+        assert metrics["val/memory_wrong_lookups"] == n_lookups, name
+        assert model.recursion is not None
+        assert float(model.recursion.memory_floor) == metrics["val/memory_floor"]
+        if not n_lookups:
+            assert metrics["val/memory_floor"] == NO_FLOOR
 
 
 def test_stopped_and_resumed_gives_the_same_bits(

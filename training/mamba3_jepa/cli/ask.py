@@ -52,7 +52,7 @@ def run_ask(settings: AskSettings) -> None:
         write_out([_values(*pair) for pair in zip(asked, answers, strict=True)])
         return
     for pair in zip(asked, answers, strict=True):
-        Console().print(_panel(*pair))
+        Console().print(_panel(*pair, looked_up=memory is not None))
 
 
 def _knowledge(settings: AskSettings) -> Knowledge | None:
@@ -91,7 +91,8 @@ def _values(question: str, answer: Answer) -> dict[str, object]:
     return {"question": question, **dataclasses.asdict(answer), "nearest": nearest}
 
 
-def _panel(question: str, answer: Answer) -> Panel:
+def _panel(question: str, answer: Answer, *, looked_up: bool) -> Panel:
+    """`looked_up`: the memory was asked, if the model is confused."""
     facts = Table.grid(padding=(0, 3))
     facts.add_row(Text("confidence", style="dim"), f"{answer.confidence:.3f}")
     if answer.confusion is not None and answer.smoothed_confusion is not None:
@@ -99,7 +100,11 @@ def _panel(question: str, answer: Answer) -> Panel:
         average = "" if smoothed == answer.confusion else f", {smoothed:.3f} over the turns so far"
         verdict = "confused" if answer.confused else "not confused"
         facts.add_row(Text("confusion", style="dim"), f"{answer.confusion:.3f}{average} ({verdict})")
-        used = "not used" if answer.memory_used is None else f"used: {printable(answer.memory_used)}"
+        used = "not used"
+        if answer.memory_used is not None:
+            used = f"used: {printable(answer.memory_used)}"
+        elif looked_up and answer.confused:
+            used = "nothing near enough"
         facts.add_row(Text("memory", style="dim"), Text(used))
     for number, (text, cosine) in enumerate(answer.nearest):
         label = "nearest known answers" if number == 0 else ""

@@ -14,7 +14,9 @@ from matplotlib.ticker import PercentFormatter
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
+from mamba3_jepa.evaluation.memory_floor import MemoryFloor
 from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
+from mamba3_jepa.models.recursion import NO_FLOOR
 
 _COLORS = {
     "clear": BLUE,
@@ -74,6 +76,34 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
     return _save(figure, folder / "injection.png")
+
+
+def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:
+    """memory_floor.png: cosines of the memory's nearest text, where that is the right one and where it cannot be.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    rows = (
+        ("nearest text, where it is the right one", floor.right, GREEN),
+        ("nearest text, where the right one is not in the memory", floor.wrong, ORANGE),
+    )
+    figure, panels = _figure(len(rows), (6.4, 3.6), columns=1)
+    lowest = min([float(cosines.min()) for _, cosines, _ in rows if len(cosines)], default=0.0)
+    edges = np.linspace(min(lowest, 0.0), 1, _HISTOGRAM_BINS + 1)
+    for axes, (label, cosines, color) in zip(panels, rows, strict=True):
+        weights = np.full(len(cosines), 1 / max(1, len(cosines)))
+        axes.hist(cosines.numpy(), bins=edges.tolist(), weights=weights, color=color)
+        if floor.floor > NO_FLOOR:
+            axes.axvline(floor.floor, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_title(f"{label}   ({len(cosines):,})", loc="left", fontsize=9, color=INK)
+        axes.set_xlim(edges[0], 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panels[0].set_xticklabels([])
+    shown = f"dashed: the floor, {floor.floor:.2f}" if floor.floor > NO_FLOOR else "no floor"
+    panels[-1].set_xlabel(f"cosine to the predicted embedding; {shown}", fontsize=9, color=_FAINT)
+    figure.suptitle("What a memory finds", x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
+    return _save(figure, folder / "memory_floor.png")
 
 
 def _histograms(report: ConfusionReport, path: Path) -> Path:

@@ -5,6 +5,7 @@ Shape letters: B questions, G known answers, D width of the pooled state, E embe
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -43,7 +44,8 @@ class Answer:
         None without recursion, as is `confused`.
     confused: whether the score that is judged (see `Answerer`) is over the threshold that travels with the model.
     nearest: known answers and their cosines, nearest first.
-    memory_used: the text from the memory that was injected, None if none was.
+    memory_used: the text from the memory that was injected; None if none was, because the model is not confused, or
+        nothing in the memory is near enough.
     warnings: sentences to be said aloud.
     """
 
@@ -60,9 +62,10 @@ class Answer:
 class Answerer:
     """Asks a model, turn by turn.
 
-    Where the model has a recursion part, every question has a score of confusion. Over the threshold, and with a
-    memory, the nearest text to the predicted embedding is looked up, its embedding injected into the pooled state,
-    and the answer read from there.
+    Where the model has a recursion part, every question has a score of confusion. If it is greater than the threshold
+    and there is a memory, the text nearest to the predicted embedding is looked up. If its cosine is at least
+    `Recursion.memory_floor`, its embedding is injected into the pooled state and the answer read from there; otherwise
+    nothing is injected. Both comparisons are in float32.
     """
 
     def __init__(
@@ -132,15 +135,14 @@ class Answerer:
         embedding, pooled = self.model.observe(images, questions, batch_size)
         warnings = [self._warnings(question) for question in questions]
         scores, smoothed, confused = self._judge(pooled)
-        used: list[str | None] = [None] * len(questions)
+        used: dict[int, str] = {}
         if vector is not None:
             embedding = self._inject(pooled, vector.expand(len(pooled), -1))
         elif self.memory is not None and any(confused):
-            rows = [i for i, is_confused in enumerate(confused) if is_confused]
-            found = [row[0][0] for row in self.memory.search(embedding[rows], k=1)]
-            embedding[rows] = self._inject(pooled[rows], self.model.embed_text(found))
-            for i, text in zip(rows, found, strict=True):
-                used[i] = text
+            used = self._look_up(self.memory, embedding, confused)
+        if used:
+            rows = list(used)
+            embedding[rows] = self._inject(pooled[rows], self.model.embed_text(list(used.values())))
         nearest = self._nearest(embedding)
         texts, confidence = self._say(embedding, batch_size)
         self._turns += len(questions)
@@ -152,7 +154,7 @@ class Answerer:
                 smoothed_confusion=smoothed[i],
                 confused=confused[i],
                 nearest=nearest[i],
-                memory_used=used[i],
+                memory_used=used.get(i),
                 warnings=warnings[i],
             )
             for i in range(len(questions))
@@ -171,6 +173,13 @@ class Answerer:
             smoothed.append(self._smoothed)
         judged = torch.stack(smoothed) if self.smooth else scores
         return scores.tolist(), torch.stack(smoothed).tolist(), (judged > probe.threshold).tolist()
+
+    def _look_up(self, memory: KnowledgeMemory, embedding: Tensor, confused: Sequence[bool | None]) -> dict[int, str]:
+        """What to inject where, of B turns with embeddings (B, E): the nearest text of the confused, if near enough."""
+        floor = float(_recursion(self.model).memory_floor)  # float32, as the cosines are
+        rows = [i for i, is_confused in enumerate(confused) if is_confused]
+        nearest = [found[0] for found in memory.search(embedding[rows], k=1)]
+        return {i: text for i, (text, cosine) in zip(rows, nearest, strict=True) if cosine >= floor}
 
     def _inject(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
         """Pooled states (B, D) and knowledge (B, K) -> embeddings (B, E) read from h + W k."""
@@ -229,7 +238,8 @@ class Answerer:
         letters = [character for character in question or "" if character.isalpha()]
         strange = sum(character in unlearned for character in letters)
         what = "this script" if 2 * strange > len(letters) else f"the characters {unlearned}"
-        warning = f"{question!r}: the tokenizer has not seen {what} in training; the answer means little"
+        quoted = json.dumps(question, ensure_ascii=False)
+        warning = f"{quoted}: the tokenizer has not seen {what} in training; the answer means little"
         logger.warning(warning)
         return (warning,)
 

@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from mamba3_jepa.data.confusion import CONFUSION_KINDS
 from mamba3_jepa.data.loader import BatchPlan
+from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
-from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection
+from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection, plot_memory_floor
 from mamba3_jepa.evaluation.injection import InjectionReport, InjectionSamples, InjectionTrial, gallery
+from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
+from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.training.agent_data import AgentData
+from mamba3_jepa.training.agent_data import AgentData, knowledge_text
 from mamba3_jepa.training.distributed import rank, world_size
 from mamba3_jepa.training.phase3_settings import Phase3Settings
 from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
@@ -130,6 +133,7 @@ class AgentTask:
         samples = [val.source.sample(i) for i in val.frozen.index.tolist()]
         self._questions = [sample.question for sample in samples]
         self._kinds = [CONFUSION_KINDS[kind] for kind in val.source.kinds[val.frozen.index.numpy()]]
+        self._memory_floor = _memory_floor(val, samples)
         rows = torch.arange(len(val))
         knowledge, usable = val.knowledge(rows)
         chosen = rows[usable & val.confused]
@@ -187,7 +191,8 @@ class AgentTask:
 
     @torch.no_grad()
     def validate(self, device: torch.device) -> Validation:
-        """Confusion by kind, with threshold and temperature chosen anew and stored, and what injection does.
+        """Confusion by kind, with threshold and temperature chosen anew and stored, and what injection does; the
+        memory's floor is stored too.
 
         Every rank computes everything: it is little, as the frozen model's outputs are known.
         """
@@ -196,7 +201,8 @@ class AgentTask:
         probe = self.recursion.confusion_probe
         probe.threshold.fill_(report.calibration.threshold)
         probe.temperature.fill_(report.calibration.temperature)
-        metrics = losses | report.metrics("val")
+        self.recursion.memory_floor.fill_(self._memory_floor.floor)
+        metrics = losses | report.metrics("val") | self._memory_floor.metrics("val")
         warnings = []
         parts = []
         if report.rocs:
@@ -232,7 +238,9 @@ class AgentTask:
         return {f"val/{name}": total / counts[name] for name, total in totals.items()}, torch.cat(logits)
 
     def illustrate(self, folder: Path) -> None:
-        """plots/confusion_*.png and plots/injection.png of the last validation."""
+        """plots/confusion_*.png, plots/injection.png and plots/memory_floor.png of the last validation."""
+        if len(self._memory_floor.right):
+            plot_memory_floor(self._memory_floor, folder / "plots")
         if self._confusion is not None:
             plot_confusion(self._confusion, folder / "plots")
         if self._injection is not None:
@@ -241,3 +249,19 @@ class AgentTask:
     def checkpoint_fields(self) -> dict[str, Any]:
         """The tokenizer, and where the data came from."""
         return {"tokenizer": self.model.tokenizer.to_json(), "data": self._provenance}
+
+
+def _memory_floor(val: AgentData, samples: list[Sample]) -> MemoryFloor:
+    """Chosen on lookups in a memory of all knowledge texts of the N validation samples; they are the same at every
+    validation, since everything before the recursion is frozen. Vectors are not looked up."""
+    knowledge, usable = val.knowledge(torch.arange(len(val)))
+    texts = {row: knowledge_text(samples[row]) for row in usable.nonzero().squeeze(1).tolist()}
+    known = {row: text for row, text in texts.items() if text is not None and val.answers_are_knowledge}
+    if not known:
+        return MemoryFloor.none()
+    labels, first = distinct(list(known.values()))
+    rows = torch.tensor(list(known))
+    confused = val.confused[rows]
+    return choose_memory_floor(
+        val.frozen.embedding[rows[confused]], torch.tensor(labels)[confused], knowledge[rows[first]]
+    )

@@ -150,5 +150,12 @@ def given_knowledge(
     return GivenKnowledge(index=torch.from_numpy(index), vectors=vectors)
 
 
+def knowledge_text(sample: Sample) -> str | None:
+    """The text whose embedding is the sample's knowledge; None where that is a vector, or nothing is known."""
+    if sample.knowledge is None:
+        return sample.target
+    return sample.knowledge if isinstance(sample.knowledge, str) else None
+
+
 def _origin(sample: Sample) -> str:
     return str(sample.meta.get("origin", "a sample"))
