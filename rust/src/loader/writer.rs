@@ -2,7 +2,6 @@
 //!
 //! The format: <https://github.com/huggingface/safetensors#format>.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;

@@ -1,3 +1,62 @@
-//! The command `kore-vljepa`.
+//! The command `kore-vljepa`: a trained model from its exported files, as `mamba3-jepa` offers it from a checkpoint.
+//!
+//! Exit status: 0 done, 1 `verify` found a difference above the bound, 2 an error of the user's, 130 after Ctrl-C,
+//! 141 when the reader of a pipe has gone.
 
-fn main() {}
+mod args;
+mod inspect;
+mod output;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::Failure;
+
+const USER_ERROR: u8 = 2;
+const CLOSED_PIPE: u8 = 141; // 128 + SIGPIPE, as a shell reports it
+
+/// Ask a trained Mamba3-JEPA model about images, from the files that `mamba3-jepa export` wrote.
+#[derive(Parser)]
+#[command(name = "kore-vljepa", version, args_override_self = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Inspect(inspect::Inspect),
+}
+
+impl Command {
+    fn run(&self) -> Result<ExitCode, Failure> {
+        match self {
+            Command::Inspect(command) => command.run()?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn main() -> ExitCode {
+    match Cli::try_parse_from(args::with_hyphens(std::env::args_os())) {
+        Ok(cli) => cli.command.run().unwrap_or_else(|failure| match failure {
+            Failure::User(message) => {
+                output::print_error(&message);
+                USER_ERROR.into()
+            }
+            Failure::ClosedPipe => CLOSED_PIPE.into(),
+        }),
+        Err(usage) => said(&usage),
+    }
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn said(usage: &clap::Error) -> ExitCode {
+    match usage.print() {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => CLOSED_PIPE.into(),
+        _ if usage.use_stderr() => USER_ERROR.into(),
+        _ => ExitCode::SUCCESS,
+    }
+}
