@@ -250,6 +250,8 @@ impl TinyModel {
             }
             "x_encoder" => {
                 let (hidden, patch) = (size("/vision/hidden_size"), size("/vision/patch_size"));
+                let ratio = self.config["vision"]["mlp_ratio"].as_f64().expect("a number");
+                let wide = (hidden as f64 * ratio) as usize;
                 let patches = "encoder.embeddings.patch_embeddings.proj";
                 add(&format!("{patches}.weight"), &[hidden, 3, size("/vision/tubelet_size"), patch, patch]);
                 add(&format!("{patches}.bias"), &[hidden]);
@@ -262,8 +264,8 @@ impl TinyModel {
                         ("attention.key", hidden, hidden),
                         ("attention.value", hidden, hidden),
                         ("attention.proj", hidden, hidden),
-                        ("mlp.fc1", 4 * hidden, hidden),
-                        ("mlp.fc2", hidden, 4 * hidden),
+                        ("mlp.fc1", wide, hidden),
+                        ("mlp.fc2", hidden, wide),
                     ] {
                         add(&format!("{layer}.{name}.weight"), &[outputs, inputs]);
                         add(&format!("{layer}.{name}.bias"), &[outputs]);
