@@ -17,12 +17,12 @@ from tiny_checkpoint import ANSWERS, make_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.cli.output import printable
+from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.settings import GenerationConfig
-from mamba3_jepa.models.recursion import NO_FLOOR
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 QUESTIONS = ["What colour is the circle?", "Is there a square?", None]

@@ -149,6 +149,18 @@ def test_stopped_while_frozen_outputs_are_computed(
     assert contents(earlier) == before
 
 
+def test_only_what_is_moved_needs_a_writable_parent(
+    checkpoints: dict[int, Path], earlier: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != earlier.parent)
+    assert run(1, checkpoints, earlier) == 2
+    assert "no permission" in capfd.readouterr().err
+    assert run(1, checkpoints, earlier, "--resume") == 2
+    error = capfd.readouterr().err
+    assert "no permission" not in error
+    assert "phase1_last.pt" in error  # which is no checkpoint
+
+
 def test_a_place_that_cannot_be_written_is_refused_at_once(
     checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.evaluation.confusion_plots import plot_memory_floor
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor, best_floor, choose_memory_floor
-from mamba3_jepa.models.recursion import NO_FLOOR
 
 
 def youden(floor: float, right: torch.Tensor, wrong: torch.Tensor) -> float:

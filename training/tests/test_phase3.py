@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.cli.main import main
-from mamba3_jepa.config import preset
+from mamba3_jepa.config import NO_FLOOR, preset
 from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.scenes import SceneSource
@@ -28,7 +28,6 @@ from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.memory import KnowledgeMemory
-from mamba3_jepa.models.recursion import NO_FLOOR
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training import frozen
 from mamba3_jepa.training.agent import AgentBatch, AgentObjective, AgentTask

@@ -11,12 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
 from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
-from mamba3_jepa.models.recursion import NO_FLOOR
 
 _COLORS = {
     "clear": BLUE,

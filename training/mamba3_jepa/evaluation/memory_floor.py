@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mamba3_jepa.models.recursion import NO_FLOOR
+from mamba3_jepa.config import NO_FLOOR
 
 _TOGETHER = 1024
 

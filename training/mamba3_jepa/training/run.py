@@ -46,7 +46,7 @@ class Run:
         self._metrics = MetricsLog(self.folder / "metrics.jsonl")
         self.begun = False
         if self.is_main:
-            _demand_writable(self.folder)
+            _demand_writable(self.folder, is_moved=not settings.resume and _holds_run(self.folder))
         if settings.resume:
             self.resumed = self._open_earlier(phase)
         accelerator.wait_for_everyone()
@@ -169,12 +169,12 @@ def _start_trackers(accelerator: Accelerator, settings: TrainSettings, phase: in
     )
 
 
-def _demand_writable(folder: Path) -> None:
+def _demand_writable(folder: Path, is_moved: bool) -> None:
     """Say at once, before anything dear is computed, that the folder cannot be made, written into or moved aside."""
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
-    for needed in (place, place.parent) if _holds_run(folder) else (place,):
+    for needed in (place, place.parent) if is_moved else (place,):
         if not needed.is_dir():
             raise UserError(f"cannot write into --output-dir {folder}: {needed} is not a directory")
         if not os.access(needed, os.W_OK | os.X_OK):
