@@ -8,6 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LoadError;
 
+/// Added to the mean square in every RMSNorm.
+pub const NORM_EPS: f32 = 1e-5;
+/// The decay rate |A| of a Mamba-3 layer is at least this.
+pub const A_FLOOR: f32 = 1e-4;
+/// Embeddings are divided by their length, or by this if that is longer.
+pub const NORMALIZE_EPS: f32 = 1e-6;
+/// Added to the variance in the LayerNorms of the X-Encoder.
+pub const X_ENCODER_LAYER_NORM_EPS: f32 = 1e-6;
+/// Added to the variance in the LayerNorm of the confusion probe.
+pub const CONFUSION_PROBE_LAYER_NORM_EPS: f32 = 1e-5;
+
 /// No count in a configuration may be larger: products of four of them stay far below 2^64.
 const MAX_COUNT: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;

@@ -3,6 +3,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod angn;
 pub mod config;
 pub mod error;
 pub mod files;
@@ -10,10 +11,16 @@ pub mod generate;
 #[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;
+mod mamba3;
 pub mod npy;
+mod pooling;
+pub mod predictor;
+pub mod recursion;
 pub mod texts;
 pub mod tokenizer;
 pub mod vit;
+pub mod y_decoder;
+pub mod y_encoder;
 
 pub use error::{Error, LoadError};
 

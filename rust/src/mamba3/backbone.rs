@@ -1,0 +1,124 @@
+//! A pre-norm residual stack: for each layer, gate, RMSNorm, Mamba-3, add; then a final RMSNorm.
+
+use super::buffers::{PassBuffers, StepBuffers};
+use super::layer::Mamba3Layer;
+use super::state::BackboneState;
+use crate::config::{BackboneConfig, NORM_EPS};
+use crate::error::LoadError;
+use crate::linalg::norm;
+use crate::loader::Fields;
+
+/// Called between the parts of a backbone, on the rows (T, D) of all sequences.
+pub(crate) trait LayerHook {
+    /// On the residual stream before a layer's norm; it may change it.
+    fn before_layer(&mut self, _layer: usize, _x: &mut [f32]) {}
+
+    /// On what the Mamba-3 layer adds to the residual stream.
+    fn after_mixer(&mut self, _layer: usize, _y: &[f32]) {}
+
+    /// On the residual stream after the layer.
+    fn after_layer(&mut self, _layer: usize, _x: &[f32]) {}
+}
+
+/// The hook that does nothing.
+impl LayerHook for () {}
+
+/// The weights of a stack of equal Mamba-3 layers.
+pub(crate) struct Mamba3Backbone {
+    config: BackboneConfig,
+    pub(super) layers: Vec<Mamba3Layer>,
+    pub(super) norms: Vec<Vec<f32>>,
+    final_norm: Vec<f32>,
+}
+
+impl Mamba3Backbone {
+    /// Reads the backbone of a component.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingKey`], [`LoadError::Shape`] or [`LoadError::Type`].
+    pub(crate) fn from_fields(fields: &mut Fields<'_>, config: &BackboneConfig) -> Result<Mamba3Backbone, LoadError> {
+        let mut layers = Vec::new();
+        let mut norms = Vec::new();
+        for i in 0..config.n_layers {
+            layers.push(Mamba3Layer::from_fields(fields, &format!("layers.{i}"), &config.layer)?);
+            norms.push(fields.vector(&format!("norms.{i}.weight"), &[config.d_model()])?);
+        }
+        let final_norm = fields.vector("final_norm.weight", &[config.d_model()])?;
+        Ok(Mamba3Backbone { config: config.clone(), layers, norms, final_norm })
+    }
+
+    /// Its sizes.
+    pub(crate) fn config(&self) -> &BackboneConfig {
+        &self.config
+    }
+
+    /// x (T, D), the sequences of `lengths` one after the other, becomes the output of the final norm. With `states`, one
+    /// for each sequence, it continues from them and leaves them as they are after the last token.
+    ///
+    /// Memory is linear in T. A sequence gives the same numbers whatever others are beside it, up to the rounding of the
+    /// matrix products, which may be computed in another order for another number of rows.
+    ///
+    /// # Panics
+    /// If x is not (T, D) with T the sum of `lengths`, or there is not one state for each sequence.
+    pub(crate) fn forward(
+        &self,
+        x: &mut [f32],
+        lengths: &[usize],
+        mut states: Option<&mut [BackboneState]>,
+        hook: &mut dyn LayerHook,
+    ) {
+        assert_eq!(x.len(), lengths.iter().sum::<usize>() * self.config.d_model(), "rows and lengths differ");
+        assert!(states.as_ref().is_none_or(|states| states.len() == lengths.len()), "states and lengths differ");
+        let mut u = vec![0.0; x.len()];
+        let mut buffers = PassBuffers::new(&self.config.layer, lengths);
+        for (i, (layer, weight)) in self.layers.iter().zip(&self.norms).enumerate() {
+            hook.before_layer(i, x);
+            norm::rms_norm(x, weight, NORM_EPS, &mut u);
+            let states = states.as_mut().map(|states| states.iter_mut().map(|state| &mut state.layers[i]));
+            layer.forward(&mut u, lengths, states, &mut buffers);
+            hook.after_mixer(i, &u);
+            add(x, &u);
+            hook.after_layer(i, x);
+        }
+        self.norm_finally(x, &mut u);
+    }
+
+    /// One token of each of B sequences: x (B, D) becomes the output of the final norm. `buffers` are for B sequences.
+    ///
+    /// Time and memory do not depend on how many tokens there were; nothing is allocated.
+    ///
+    /// # Panics
+    /// If x, `states` and `buffers` are not for the same number of sequences.
+    pub(crate) fn step(
+        &self,
+        x: &mut [f32],
+        states: &mut [BackboneState],
+        buffers: &mut StepBuffers,
+        hook: &mut dyn LayerHook,
+    ) {
+        assert_eq!(x.len(), states.len() * self.config.d_model(), "rows and states differ");
+        assert_eq!(x.len(), buffers.u.len(), "rows and buffers differ");
+        let mut u = std::mem::take(&mut buffers.u);
+        for (i, (layer, weight)) in self.layers.iter().zip(&self.norms).enumerate() {
+            hook.before_layer(i, x);
+            norm::rms_norm(x, weight, NORM_EPS, &mut u);
+            layer.step(&mut u, states.iter_mut().map(|state| &mut state.layers[i]), buffers);
+            hook.after_mixer(i, &u);
+            add(x, &u);
+            hook.after_layer(i, x);
+        }
+        self.norm_finally(x, &mut u);
+        buffers.u = u;
+    }
+
+    fn norm_finally(&self, x: &mut [f32], spare: &mut [f32]) {
+        norm::rms_norm(x, &self.final_norm, NORM_EPS, spare);
+        x.copy_from_slice(spare);
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}

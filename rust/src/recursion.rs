@@ -1,0 +1,141 @@
+//! Recursion on the predictor's pooled state: notice confusion, inject knowledge, look again.
+//!
+//! Letters: D width of the pooled state, K length of a knowledge vector.
+
+use crate::config::{CONFUSION_PROBE_LAYER_NORM_EPS, Mamba3JepaConfig};
+use crate::error::{Error, LoadError};
+use crate::linalg::{Linear, Matrix, math, norm};
+use crate::loader::{Fields, Weights};
+
+/// The memory floor that lets every text through: the lowest cosine there is.
+const NO_FLOOR: f32 = -1.0;
+
+/// What phase 3 trains.
+pub struct Recursion {
+    config: Mamba3JepaConfig,
+    /// Notices confusion.
+    pub confusion_probe: ConfusionMonitor,
+    /// Injects knowledge.
+    pub injector: StateInjector,
+    /// The memory's nearest text is injected when its cosine to the predicted embedding is at least this; -1 lets every
+    /// text through.
+    pub memory_floor: f32,
+}
+
+/// Pooled state -> probability that the model does not know: LayerNorm, then a perceptron with one hidden layer.
+pub struct ConfusionMonitor {
+    norm_weight: Vec<f32>,
+    norm_bias: Vec<f32>,
+    hidden: Linear,
+    linear: Linear,
+    /// Score from which on the model counts as confused.
+    pub threshold: f32,
+    /// Divides the logit: above 1 it makes scores less certain.
+    pub temperature: f32,
+    ema_decay: f32,
+}
+
+/// h' = h + W k: knowledge added to the pooled state.
+pub struct StateInjector {
+    projection: Matrix,
+}
+
+impl Recursion {
+    /// Reads `recursion.safetensors`.
+    ///
+    /// # Errors
+    /// [`LoadError`] if the file holds another component, a tensor is missing, unknown or of another shape or type.
+    pub fn from_weights(weights: &Weights) -> Result<Recursion, LoadError> {
+        let (mut fields, config) = Fields::open(weights, "recursion")?;
+        let (width, hidden) = (config.predictor.d_model(), config.recursion.hidden_dim);
+        let mut scalar = |name: &str| fields.vector(name, &[]).map(|numbers| numbers[0]);
+        let (threshold, temperature) = (scalar("confusion_probe.threshold")?, scalar("confusion_probe.temperature")?);
+        let memory_floor = match fields.version_at_least(2) {
+            true => fields.vector("memory_floor", &[])?[0],
+            false => NO_FLOOR,
+        };
+        let confusion_probe = ConfusionMonitor {
+            norm_weight: fields.vector("confusion_probe.norm.weight", &[width])?,
+            norm_bias: fields.vector("confusion_probe.norm.bias", &[width])?,
+            hidden: fields.linear("confusion_probe.hidden", hidden, width)?,
+            linear: fields.linear("confusion_probe.linear", 1, hidden)?,
+            threshold,
+            temperature,
+            ema_decay: config.recursion.ema_decay as f32,
+        };
+        let projection = fields.matrix("injector.projection.weight", width, config.knowledge_dim())?;
+        fields.finish()?;
+        Ok(Recursion { config, confusion_probe, injector: StateInjector { projection }, memory_floor })
+    }
+
+    /// The configuration in the file's header.
+    pub fn config(&self) -> &Mamba3JepaConfig {
+        &self.config
+    }
+}
+
+impl ConfusionMonitor {
+    /// P(confused), in [0, 1], of a pooled state (D): sigmoid(logit / temperature).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `pooled` has another length.
+    pub fn score(&self, pooled: &[f32]) -> Result<f32, Error> {
+        Ok(math::sigmoid(self.logit(&self.normed(pooled)?) / self.temperature))
+    }
+
+    /// Moving average of the scores over the turns of a conversation; with `previous` `None` the score starts it.
+    pub fn smooth(&self, score: f32, previous: Option<f32>) -> f32 {
+        previous.map_or(score, |previous| self.ema_decay * previous + (1.0 - self.ema_decay) * score)
+    }
+
+    /// LayerNorm of a pooled state (D).
+    pub(crate) fn normed(&self, pooled: &[f32]) -> Result<Vec<f32>, Error> {
+        check_pooled(pooled, self.norm_weight.len())?;
+        let mut normed = vec![0.0; pooled.len()];
+        norm::layer_norm(pooled, &self.norm_weight, &self.norm_bias, CONFUSION_PROBE_LAYER_NORM_EPS, &mut normed);
+        Ok(normed)
+    }
+
+    /// The logit of confusion from a normed state (D).
+    pub(crate) fn logit(&self, normed: &[f32]) -> f32 {
+        let mut hidden = vec![0.0; self.hidden.bias.len()];
+        self.hidden.apply(normed, &mut hidden);
+        for x in &mut hidden {
+            *x = math::silu(*x);
+        }
+        let mut logit = [0.0];
+        self.linear.apply(&hidden, &mut logit);
+        logit[0]
+    }
+}
+
+impl StateInjector {
+    /// A pooled state (D) and a knowledge vector (K) to the pooled state with the knowledge (D).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if one of them has another length.
+    pub fn inject(&self, pooled: &[f32], knowledge: &[f32]) -> Result<Vec<f32>, Error> {
+        check_pooled(pooled, self.projection.rows())?;
+        if knowledge.len() != self.projection.cols() {
+            return Err(Error::Input(format!(
+                "knowledge vector of length {}, but this model takes {} (its knowledge_dim): embed a text with the \
+                 model's own Y-Encoder, or train with that --knowledge-dim",
+                knowledge.len(),
+                self.projection.cols()
+            )));
+        }
+        let mut injected = vec![0.0; pooled.len()];
+        self.projection.apply(knowledge, &mut injected);
+        for (injected, pooled) in injected.iter_mut().zip(pooled) {
+            *injected += pooled;
+        }
+        Ok(injected)
+    }
+}
+
+fn check_pooled(pooled: &[f32], width: usize) -> Result<(), Error> {
+    match pooled.len() == width {
+        true => Ok(()),
+        false => Err(Error::Input(format!("a pooled state of length {}: expected {width}", pooled.len()))),
+    }
+}
