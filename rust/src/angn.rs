@@ -168,7 +168,7 @@ mod tests {
     fn the_moving_average_starts_with_the_first_pass_and_asks_for_a_reset_when_the_stream_is_quiet() {
         let gates = gates(&TinyModel::new().set("/angn/ema_decay", 0.5).set("/angn/context_reset_threshold", 0.6));
         let mut activity = GateActivity::new();
-        let mut pass = |activity: &mut GateActivity, values: [f32; 2]| {
+        let pass = |activity: &mut GateActivity, values: [f32; 2]| {
             for (layer, value) in values.into_iter().enumerate() {
                 activity.record(layer, value, &gates);
             }

@@ -7,7 +7,7 @@ use crate::config::Mamba3JepaConfig;
 use crate::error::{Error, LoadError};
 use crate::linalg::Linear;
 use crate::loader::{Fields, Weights};
-use crate::mamba3::{LayerHook, Mamba3Backbone};
+use crate::mamba3::Mamba3Backbone;
 use crate::pooling;
 
 /// [visual ; query] -> Mamba-3 backbone -> mean over the tokens -> linear head -> unit length.

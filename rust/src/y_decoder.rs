@@ -39,11 +39,6 @@ impl DecoderState {
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
-
-    #[cfg(test)]
-    pub(crate) fn sequences(&self) -> &[BackboneState] {
-        &self.sequences
-    }
 }
 
 impl Mamba3Decoder {

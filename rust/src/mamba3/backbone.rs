@@ -47,11 +47,6 @@ impl Mamba3Backbone {
         Ok(Mamba3Backbone { config: config.clone(), layers, norms, final_norm })
     }
 
-    /// Its sizes.
-    pub(crate) fn config(&self) -> &BackboneConfig {
-        &self.config
-    }
-
     /// x (T, D), the sequences of `lengths` one after the other, becomes the output of the final norm. With `states`, one
     /// for each sequence, it continues from them and leaves them as they are after the last token.
     ///

@@ -23,6 +23,7 @@ mod layer;
 mod projection;
 mod rotation;
 #[cfg(test)]
+#[expect(clippy::needless_range_loop, reason = "the indices of the formulas")]
 mod sequential;
 mod state;
 mod step;

@@ -57,18 +57,4 @@ impl BackboneState {
     pub(crate) fn new(config: &BackboneConfig) -> BackboneState {
         BackboneState { layers: vec![LayerState::new(&config.layer); config.n_layers] }
     }
-
-    /// Back to the state before the first token.
-    pub(crate) fn reset(&mut self) {
-        for layer in &mut self.layers {
-            for numbers in [&mut layer.theta, &mut layer.h, &mut layer.k, &mut layer.v] {
-                numbers.fill(0.0);
-            }
-        }
-    }
-
-    /// Numbers it holds.
-    pub(crate) fn len(&self) -> usize {
-        self.layers.iter().map(|layer| layer.theta.len() + layer.h.len() + layer.k.len() + layer.v.len()).sum()
-    }
 }
