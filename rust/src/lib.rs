@@ -8,10 +8,12 @@ pub mod config;
 pub mod error;
 pub mod files;
 pub mod generate;
+mod hex;
 #[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;
 mod mamba3;
+mod nearest;
 pub mod npy;
 mod pooling;
 pub mod predictor;

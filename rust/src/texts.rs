@@ -14,8 +14,9 @@ use crate::error::Error;
 const MAX_FILE: u64 = 1 << 30;
 
 static LETTER: LazyLock<SysRegex> = LazyLock::new(|| SysRegex::new(r"\p{L}").expect("a class that every version has"));
+
 static UNPRINTABLE: LazyLock<SysRegex> =
-    LazyLock::new(|| SysRegex::new(r"[\p{C}\p{Z}&&[^ ]]").expect("classes that every version has"));
+    LazyLock::new(|| SysRegex::new(r"[\p{C}\p{Z}]").expect("classes that every version has"));
 
 /// `text` without white space at both ends, as Python's `str.strip()` takes it away: U+001C to U+001F go too.
 pub fn strip(text: &str) -> &str {
@@ -60,26 +61,6 @@ fn lines(text: &str) -> Vec<String> {
     distinct(lines).into_iter().map(String::from).collect()
 }
 
-/// `text` in quotes, with escapes for what cannot be printed, as Python's `repr` writes it: one line, whatever is in it.
-pub fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push(quote);
-    for character in text.chars() {
-        match character {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            _ if character == quote => out.extend(['\\', quote]),
-            _ if is_printable(character) => out.push(character),
-            _ => out.push_str(&escape(u32::from(character))),
-        }
-    }
-    out.push(quote);
-    out
-}
-
 /// Whether `character` is a letter: Unicode's category L, as Python's `str.isalpha`.
 pub(crate) fn is_letter(character: char) -> bool {
     if character.is_ascii() { character.is_ascii_alphabetic() } else { is_in(&LETTER, character) }
@@ -92,14 +73,6 @@ pub fn is_printable(character: char) -> bool {
 
 fn is_in(class: &SysRegex, character: char) -> bool {
     class.find_iter(character.encode_utf8(&mut [0; 4])).next().is_some()
-}
-
-fn escape(code: u32) -> String {
-    match code {
-        0..=0xFF => format!("\\x{code:02x}"),
-        0x100..=0xFFFF => format!("\\u{code:04x}"),
-        _ => format!("\\U{code:08x}"),
-    }
 }
 
 fn is_space(character: char) -> bool {
@@ -146,12 +119,11 @@ mod tests {
     }
 
     #[test]
-    fn quotes_as_python_does() {
-        assert_eq!(quoted("what?"), "'what?'");
-        assert_eq!(quoted("it's"), "\"it's\"");
-        assert_eq!(quoted("it's \"so\""), "'it\\'s \"so\"'");
-        assert_eq!(quoted("a\\\n\r\t\u{0}\u{7f}"), "'a\\\\\\n\\r\\t\\x00\\x7f'");
-        assert_eq!(quoted("é日\u{ad}\u{a0}\u{200b}\u{10ffff}😀"), "'é日\\xad\\xa0\\u200b\\U0010ffff😀'");
+    fn what_cannot_be_seen_is_known() {
+        assert!(['a', ' ', 'é', '日', '😀', '\u{301}'].into_iter().all(is_printable));
+        let unseen =
+            ['\0', '\n', '\u{7f}', '\u{9b}', '\u{a0}', '\u{ad}', '\u{200b}', '\u{202e}', '\u{2028}', '\u{10ffff}'];
+        assert!(!unseen.into_iter().any(is_printable));
     }
 
     #[test]

@@ -97,12 +97,11 @@ pub(super) fn search<S: Speaker>(
     let (beams_per_sample, penalty) = (request.config.beams, request.config.length_penalty);
     let mut beams: Vec<Beam> = embeddings.iter().map(|_| Beam::new(beams_per_sample)).collect();
     let mut live: Vec<usize> = (0..beams.len()).collect();
-    let mut state = speaker.prefill(embeddings);
+    let mut state = speaker.prefill(embeddings)?;
     let mut ids = vec![request.bos_id; live.len()];
-    let mut logits = Vec::new();
     for _ in 0..limit {
-        speaker.step(&ids, &mut state, &mut logits);
-        demand_finite(&logits)?;
+        let logits = speaker.step(&ids, &mut state)?;
+        demand_finite(logits)?;
         // The sequences of each live sample lie one after the other; `first` is where they begin.
         let (mut rows, mut first) = (Vec::new(), 0);
         ids.clear();
@@ -123,7 +122,7 @@ pub(super) fn search<S: Speaker>(
         if live.is_empty() {
             break;
         }
-        speaker.select(&mut state, &rows);
+        speaker.select(&mut state, &rows)?;
     }
     Ok(beams.into_iter().map(|beam| closed(beam, penalty)).collect())
 }

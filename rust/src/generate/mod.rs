@@ -13,6 +13,7 @@ mod sample;
 pub use config::{GenerationConfig, Method};
 
 use crate::error::Error;
+use crate::y_decoder::{DecoderState, Mamba3Decoder};
 use random::SplitMix64;
 
 /// One generated answer.
@@ -44,13 +45,33 @@ pub(crate) trait Speaker {
     fn vocab_size(&self) -> usize;
 
     /// The state of one new sequence for each of B embeddings (E,); bos comes next.
-    fn prefill(&self, embeddings: &[&[f32]]) -> Self::State;
+    fn prefill(&self, embeddings: &[&[f32]]) -> Result<Self::State, Error>;
 
-    /// One token more for each of N sequences: `ids` (N,) in, `logits` (N, V) overwritten.
-    fn step(&self, ids: &[u32], state: &mut Self::State, logits: &mut Vec<f32>);
+    /// One token more for each of N sequences: `ids` (N,) in, logits (N, V) of the next ones out.
+    fn step<'a>(&self, ids: &[u32], state: &'a mut Self::State) -> Result<&'a [f32], Error>;
 
     /// The sequences at `rows` in this order; a row may come several times, or not at all.
-    fn select(&self, state: &mut Self::State, rows: &[usize]);
+    fn select(&self, state: &mut Self::State, rows: &[usize]) -> Result<(), Error>;
+}
+
+impl Speaker for Mamba3Decoder {
+    type State = DecoderState;
+
+    fn vocab_size(&self) -> usize {
+        self.config().vocab_size
+    }
+
+    fn prefill(&self, embeddings: &[&[f32]]) -> Result<DecoderState, Error> {
+        self.prefill(embeddings)
+    }
+
+    fn step<'a>(&self, ids: &[u32], state: &'a mut DecoderState) -> Result<&'a [f32], Error> {
+        self.step(ids, state).map(|logits| &*logits)
+    }
+
+    fn select(&self, state: &mut DecoderState, rows: &[usize]) -> Result<(), Error> {
+        self.select(state, rows)
+    }
 }
 
 /// What every way of generating needs besides the decoder.
@@ -98,12 +119,11 @@ fn one_each<S: Speaker>(
     let mut streams: Vec<SplitMix64> = rows.map(|row| SplitMix64::new(config.seed, row)).collect();
     let mut answers = vec![Generated::default(); embeddings.len()];
     let mut live: Vec<usize> = (0..answers.len()).collect();
-    let mut state = speaker.prefill(embeddings);
+    let mut state = speaker.prefill(embeddings)?;
     let mut ids = vec![request.bos_id; live.len()];
-    let mut logits = Vec::new();
     for _ in 0..limit {
-        speaker.step(&ids, &mut state, &mut logits);
-        demand_finite(&logits)?;
+        let logits = speaker.step(&ids, &mut state)?;
+        demand_finite(logits)?;
         let mut stay = Vec::with_capacity(live.len());
         for (row, (&sample, logits)) in live.iter().zip(logits.chunks_exact(speaker.vocab_size())).enumerate() {
             let token = if is_drawn { sample::draw(logits, streams[sample].uniform(), config) } else { argmax(logits) };
@@ -122,7 +142,7 @@ fn one_each<S: Speaker>(
         if stay.len() < live.len() {
             live = stay.iter().map(|&row| live[row]).collect();
             ids = stay.iter().map(|&row| ids[row]).collect();
-            speaker.select(&mut state, &stay);
+            speaker.select(&mut state, &stay)?;
         }
     }
     Ok(answers)
@@ -134,7 +154,7 @@ fn id(token: usize) -> u32 {
 }
 
 /// The place of the largest number, the first of equal ones.
-fn argmax(logits: &[f32]) -> usize {
+pub(crate) fn argmax(logits: &[f32]) -> usize {
     let mut best = 0;
     for (place, &logit) in logits.iter().enumerate() {
         if logit > logits[best] {

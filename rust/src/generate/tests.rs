@@ -46,29 +46,38 @@ impl Toy {
     }
 }
 
+/// What each sequence has said, and the last logits.
+struct ToyState {
+    sequences: Vec<(f32, Vec<u32>)>,
+    logits: Vec<f32>,
+}
+
 impl Speaker for Toy {
-    type State = Vec<(f32, Vec<u32>)>;
+    type State = ToyState;
 
     fn vocab_size(&self) -> usize {
         VOCAB
     }
 
-    fn prefill(&self, embeddings: &[&[f32]]) -> Self::State {
-        embeddings.iter().map(|embedding| (embedding[0], Vec::new())).collect()
+    fn prefill(&self, embeddings: &[&[f32]]) -> Result<ToyState, Error> {
+        let sequences = embeddings.iter().map(|embedding| (embedding[0], Vec::new())).collect();
+        Ok(ToyState { sequences, logits: Vec::new() })
     }
 
-    fn step(&self, ids: &[u32], state: &mut Self::State, logits: &mut Vec<f32>) {
-        assert_eq!(ids.len(), state.len());
+    fn step<'a>(&self, ids: &[u32], state: &'a mut ToyState) -> Result<&'a [f32], Error> {
+        assert_eq!(ids.len(), state.sequences.len());
         self.rows.borrow_mut().push(ids.len());
-        logits.clear();
-        for (&token, (embedding, said)) in ids.iter().zip(state) {
+        state.logits.clear();
+        for (&token, (embedding, said)) in ids.iter().zip(&mut state.sequences) {
             said.push(token);
-            logits.extend(self.logits(*embedding, said));
+            state.logits.extend(self.logits(*embedding, said));
         }
+        Ok(&state.logits)
     }
 
-    fn select(&self, state: &mut Self::State, rows: &[usize]) {
-        *state = rows.iter().map(|&row| state[row].clone()).collect();
+    fn select(&self, state: &mut ToyState, rows: &[usize]) -> Result<(), Error> {
+        state.sequences = rows.iter().map(|&row| state.sequences[row].clone()).collect();
+        Ok(())
     }
 }
 

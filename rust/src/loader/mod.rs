@@ -217,6 +217,11 @@ impl Weights {
         }
     }
 
+    /// The bytes of a tensor of this file, as they are stored.
+    pub(crate) fn tensor_bytes(&self, info: &TensorInfo) -> &[u8] {
+        &self.buffer.bytes()[info.start..info.start + info.len * info.dtype.bitsize() / 8]
+    }
+
     fn numbers<T: bytemuck::Pod>(&self, info: &TensorInfo) -> Numbers<T> {
         Numbers::new(&self.buffer, info.start, info.len)
     }
