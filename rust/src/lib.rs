@@ -9,6 +9,7 @@ pub mod error;
 pub mod files;
 pub mod generate;
 mod hex;
+pub mod image;
 #[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;

@@ -1,0 +1,209 @@
+//! What an image file says beside its pixels: the orientation is read from it, the rest is kept from the decoder.
+//!
+//! Decoders refuse good pictures for damaged or oversized EXIF, text or colour profiles, none of which is needed here,
+//! and what a decoder does not see cannot make it allocate. Nothing in this module fails: what cannot be read is left
+//! to the decoder. The rules are those of the Python side's `data/metadata.py`.
+
+use std::borrow::Cow;
+use std::io::Cursor;
+
+use super::orientation::orientation;
+
+const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+/// Bytes of an inflated text; a longer one is not read.
+const MAX_TEXT: usize = 1 << 20;
+const XMP_SEGMENT: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
+const XMP_TEXT: &str = "XML:com.adobe.xmp";
+const EXIF_TEXT: &str = "Raw profile type exif";
+
+/// A file taken apart.
+pub(super) struct Split<'a> {
+    /// The bytes to hand to a decoder.
+    pub(super) pixels: Cow<'a, [u8]>,
+    /// EXIF's orientation, 1 (upright) to 8.
+    pub(super) orientation: u8,
+}
+
+/// Takes metadata out of a JPEG or PNG and reads the orientation of these and of WebP; other files are left alone.
+pub(super) fn split(data: &[u8]) -> Split<'_> {
+    if data.starts_with(PNG_SIGNATURE) {
+        split_png(data)
+    } else if data.starts_with(b"\xff\xd8\xff") {
+        split_jpeg(data)
+    } else {
+        let (exif, xmp) = webp_metadata(data);
+        Split { pixels: Cow::Borrowed(data), orientation: orientation(exif, xmp) }
+    }
+}
+
+/// A chunk or segment: where it ends, what it is, what it holds.
+struct Part<'a, K> {
+    kind: K,
+    body: &'a [u8],
+    end: usize,
+}
+
+fn png_chunk(data: &[u8], at: usize) -> Option<Part<'_, &[u8]>> {
+    let length = usize::try_from(u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?)).ok()?;
+    let body_end = (at + 8).checked_add(length)?;
+    let end = body_end.checked_add(4)?;
+    (end <= data.len()).then(|| Part { kind: &data[at + 4..at + 8], body: &data[at + 8..body_end], end })
+}
+
+fn split_png(data: &[u8]) -> Split<'_> {
+    let mut kept = PNG_SIGNATURE.to_vec();
+    let (mut exif, mut xmp, mut profile) = (None, None, None);
+    let (mut colour, mut palette, mut ended) = (None, false, false);
+    let mut at = PNG_SIGNATURE.len();
+    while let Some(Part { kind, body, end }) = png_chunk(data, at) {
+        let keep = match kind {
+            b"IHDR" => {
+                colour = body.get(9).copied();
+                true
+            }
+            b"IDAT" => true,
+            b"IEND" => {
+                ended = true;
+                true
+            }
+            b"PLTE" => colour == Some(3) && !std::mem::replace(&mut palette, true),
+            // one that is too short is no colour
+            b"tRNS" => match colour {
+                Some(0) => body.len() >= 2,
+                Some(2) => body.len() >= 6,
+                Some(3) => palette,
+                _ => false,
+            },
+            b"eXIf" => {
+                exif = Some(Cow::Borrowed(body));
+                false
+            }
+            b"tEXt" | b"zTXt" | b"iTXt" => {
+                match png_text(&data[at..end], body) {
+                    Some((XMP_TEXT, text)) => xmp = Some(text),
+                    Some((EXIF_TEXT, text)) => profile = Some(text),
+                    _ => {}
+                }
+                false
+            }
+            _ => false,
+        };
+        if keep {
+            kept.extend_from_slice(&data[at..end]);
+        }
+        at = end;
+        if ended {
+            break;
+        }
+    }
+    if !ended {
+        kept.extend_from_slice(&data[at..]); // cut short: the decoder says so
+    }
+    let exif = exif.or_else(|| profile.and_then(|text| raw_profile(&text)).map(Cow::Owned));
+    Split { pixels: Cow::Owned(kept), orientation: orientation(exif.as_deref(), xmp.as_deref()) }
+}
+
+/// Keyword and text of a text chunk if it is one of the two that can hold an orientation.
+///
+/// `chunk` is the whole chunk, `body` what it holds. The PNG decoder inflates it, from a file made for the purpose.
+fn png_text(chunk: &[u8], body: &[u8]) -> Option<(&'static str, Vec<u8>)> {
+    const HEADER: &[u8] = b"\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55";
+    const DATA: &[u8] = b"\0\0\0\0IDAT\x35\xaf\x06\x1e";
+    let keyword = body.split(|byte| *byte == 0).next()?;
+    let keyword = [XMP_TEXT, EXIF_TEXT].into_iter().find(|name| name.as_bytes() == keyword)?;
+    let file = Cursor::new([PNG_SIGNATURE, HEADER, chunk, DATA].concat());
+    let decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: 4 * MAX_TEXT });
+    let info = decoder.read_info().ok()?;
+    let info = info.info();
+    let text = if let Some(text) = info.uncompressed_latin1_text.first() {
+        text.text.clone()
+    } else if let Some(text) = info.compressed_latin1_text.first() {
+        let mut text = text.clone();
+        text.decompress_text_with_limit(MAX_TEXT).ok()?;
+        text.get_text().ok()?
+    } else {
+        let mut text = info.utf8_text.first()?.clone();
+        text.decompress_text_with_limit(MAX_TEXT).ok()?;
+        text.get_text().ok()?
+    };
+    Some((keyword, text.into_bytes()))
+}
+
+/// ImageMagick's form: an empty line, the kind, the length, then hexadecimal digits over many lines.
+fn raw_profile(text: &[u8]) -> Option<Vec<u8>> {
+    let lines = text.split(|byte| *byte == b'\n').skip(3);
+    let digits: Option<Vec<u8>> = lines
+        .flatten()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .collect();
+    let digits = digits?;
+    (digits.len() % 2 == 0).then(|| digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
+/// The segment at `at`, or `None` where the scan starts, or something that has no length.
+fn jpeg_segment(data: &[u8], at: usize) -> Option<Part<'_, u8>> {
+    let &[0xff, kind, high, low] = data.get(at..at + 4)? else { return None };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let end = at + 2 + length;
+    let has_length = !matches!(kind, 0x00 | 0x01 | 0xd0..=0xd7 | 0xd9 | 0xda);
+    (has_length && length >= 2 && end <= data.len()).then(|| Part { kind, body: &data[at + 4..end], end })
+}
+
+fn split_jpeg(data: &[u8]) -> Split<'_> {
+    let mut kept = data[..2].to_vec();
+    let mut exif: Option<Vec<u8>> = None;
+    let mut xmp = None;
+    let mut at = 2;
+    loop {
+        while data.get(at..at + 2) == Some(b"\xff\xff") {
+            at += 1; // fill bytes
+        }
+        let Some(Part { kind, body, end }) = jpeg_segment(data, at) else { break };
+        if kind == 0xe1 && body.starts_with(b"Exif\0\0") {
+            // EXIF over 64 KiB goes on in the next segment
+            exif = Some(exif.map_or_else(|| body.to_vec(), |start| [&start, &body[6..]].concat()));
+        } else if kind == 0xe1 && body.starts_with(XMP_SEGMENT) {
+            xmp = Some(body);
+        } else if !is_jpeg_metadata(kind, body) {
+            kept.extend_from_slice(&data[at..end]);
+        }
+        at = end;
+    }
+    kept.extend_from_slice(&data[at..]);
+    Split { pixels: Cow::Owned(kept), orientation: orientation(exif.as_deref(), xmp) }
+}
+
+/// Application segments and comments, but for the two that say how colours are stored.
+fn is_jpeg_metadata(kind: u8, body: &[u8]) -> bool {
+    match kind {
+        0xe0 if body.starts_with(b"JFIF\0") => body.len() < 14,
+        0xee if body.starts_with(b"Adobe") => body.len() < 12,
+        0xe0..=0xef | 0xfe => true,
+        _ => false,
+    }
+}
+
+/// EXIF and XMP of a WebP file, where its header announces them.
+fn webp_metadata(data: &[u8]) -> (Option<&[u8]>, Option<&[u8]>) {
+    let flags = match (data.get(..4), data.get(8..16), data.get(20)) {
+        (Some(b"RIFF"), Some(b"WEBPVP8X"), Some(flags)) => *flags,
+        _ => 0,
+    };
+    let (mut exif, mut xmp) = (None, None);
+    let mut at = 12;
+    while let Some((kind, body)) = riff_chunk(data, at) {
+        match kind {
+            b"EXIF" if flags & 0x08 != 0 => exif = exif.or(Some(body)),
+            b"XMP " if flags & 0x04 != 0 => xmp = xmp.or(Some(body)),
+            _ => {}
+        }
+        at += 8 + body.len().next_multiple_of(2);
+    }
+    (exif, xmp)
+}
+
+fn riff_chunk(data: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
+    let length = usize::try_from(u32::from_le_bytes(data.get(at + 4..at + 8)?.try_into().ok()?)).ok()?;
+    Some((&data[at..at + 4], data.get(at + 8..(at + 8).checked_add(length)?)?))
+}
