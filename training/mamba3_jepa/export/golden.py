@@ -11,6 +11,7 @@ heads, P head size, N state size, R ranks, S rotated pairs, T traced tokens.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -112,7 +113,7 @@ def _tokens(model: Mamba3Jepa, _: Probe, golden: Golden) -> None:
         for name, limit, meaning in (
             ("ids", config.max_answer_tokens, "bos, ids, eos, cut at max_answer_tokens"),
             ("query_ids", config.max_query_tokens, "bos, ids, eos, cut at max_query_tokens"),
-            ("all_ids", len(text.encode()) + 2, "bos, ids, eos, not cut"),
+            ("all_ids", sys.maxsize, "bos, ids, eos, not cut"),
         ):
             golden.add(f"{name}.{i}", tokenizer.encode([text], limit).ids[0], f"text {i}: {meaning}")
     golden.metadata = {"texts": json.dumps(AWKWARD_TEXTS)}
