@@ -14,6 +14,7 @@ pub mod image;
 pub mod linalg;
 pub mod loader;
 mod mamba3;
+pub mod memory;
 mod nearest;
 pub mod npy;
 mod pooling;
@@ -22,6 +23,7 @@ pub mod recursion;
 pub mod texts;
 pub mod tokenizer;
 pub mod vit;
+pub mod vljepa;
 pub mod y_decoder;
 pub mod y_encoder;
 
