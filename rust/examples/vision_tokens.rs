@@ -7,13 +7,24 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use kore_vljepa::loader::load_safetensors;
 use kore_vljepa::vit::{PixelShape, VisionEncoder};
 use safetensors::{Dtype, tensor::TensorView};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, pixels, out] = arguments.as_slice() else {
         return Err("expected three arguments: MODEL PIXELS.safetensors TOKENS.safetensors".into());
