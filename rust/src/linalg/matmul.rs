@@ -218,6 +218,7 @@ impl<W: Weight> Part<'_, W> {
 /// # Safety
 /// `weights + r * weights_stride` for r < R and `x + c * x_stride` for c < C are valid for reads of `S::LANES` numbers.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "with constant indices the sums stay in registers")]
 unsafe fn step<S: Simd, W: Weight, const R: usize, const C: usize>(
     simd: S,
     weights: *const W,
