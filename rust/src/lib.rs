@@ -22,6 +22,7 @@ pub mod predictor;
 pub mod recursion;
 pub mod texts;
 pub mod tokenizer;
+pub mod verify;
 pub mod vit;
 pub mod vljepa;
 pub mod y_decoder;
