@@ -13,6 +13,10 @@ use super::{ComponentReport, Difference};
 const FORMAT: &str = "mamba3-jepa-golden";
 /// Largest difference of a tensor in float32, as a share of its length.
 const BOUND: f64 = 1e-4;
+/// Mean difference of the pixels of a lossy picture, as `image::decode` states it, over 255.
+const LOSSY_MEAN_BOUND: f64 = 0.3 / 255.0;
+/// Largest difference of such a pixel: what `image::decode` states, and a little for what resizing makes of it.
+const LOSSY_BOUND: f64 = 6.0 / 255.0;
 
 /// The tensors of one golden file: inputs, and what must come out of them.
 pub(super) struct Golden {
@@ -20,6 +24,7 @@ pub(super) struct Golden {
     weights: Weights,
     left: BTreeSet<String>,
     inputs: usize,
+    compared: usize,
     differences: Vec<Difference>,
 }
 
@@ -43,7 +48,7 @@ impl Golden {
             });
         }
         let left = weights.tensors().keys().cloned().collect();
-        Ok(Golden { name: name.into(), weights, left, inputs: 0, differences: Vec::new() })
+        Ok(Golden { name: name.into(), weights, left, inputs: 0, compared: 0, differences: Vec::new() })
     }
 
     /// What the header says under `key`.
@@ -130,15 +135,17 @@ impl Golden {
         Ok(())
     }
 
-    /// Compares pixels of a lossy format, which decoders round differently: the difference is the mean one, as a share of
-    /// 255.
-    pub(super) fn check_pixels(&mut self, key: &str, found: &[u8], bound: f64) -> Result<(), LoadError> {
+    /// Compares pixels of a lossy format, which decoders round differently: the mean and the largest difference, as shares
+    /// of 255.
+    pub(super) fn check_pixels(&mut self, key: &str, found: &[u8]) -> Result<(), LoadError> {
         let expected = self.weights.to_u8(key)?;
         if expected.len() != found.len() {
             return Err(self.wrong_size(key, found.len(), expected.len()));
         }
-        let sum: u64 = found.iter().zip(&expected).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
-        self.record(key, sum as f64 / found.len().max(1) as f64 / 255.0, bound);
+        let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
+        let mean = differences().map(u64::from).sum::<u64>() as f64 / found.len().max(1) as f64;
+        self.record(key, mean / 255.0, LOSSY_MEAN_BOUND);
+        self.record(key, f64::from(differences().max().unwrap_or(0)) / 255.0, LOSSY_BOUND);
         Ok(())
     }
 
@@ -154,9 +161,8 @@ impl Golden {
                 more: self.left.len() - 1,
             });
         }
-        let compared = self.differences.len();
         let worst = self.differences.into_iter().max_by(|a, b| a.severity().total_cmp(&b.severity()));
-        Ok(ComponentReport { component: self.name, compared, inputs: self.inputs, worst })
+        Ok(ComponentReport { component: self.name, compared: self.compared, inputs: self.inputs, worst })
     }
 
     /// That the file is not what it should be.
@@ -188,7 +194,7 @@ impl Golden {
     }
 
     fn record(&mut self, key: &str, value: f64, bound: f64) {
-        self.left.remove(key);
+        self.compared += usize::from(self.left.remove(key));
         self.differences.push(Difference { tensor: key.into(), value, bound });
     }
 }
@@ -206,4 +212,93 @@ fn share<T: PartialEq>(found: &[T], expected: &[T]) -> f64 {
     let longer = found.len().max(expected.len());
     let same = found.iter().zip(expected).filter(|(a, b)| a == b).count();
     (longer - same) as f64 / longer.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+
+    /// A golden file of floats, angles, ids and bytes; `left` is one that no test asks for.
+    fn golden(folder: &Path) -> Golden {
+        let floats: Vec<u8> = [3.0_f32, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let ids: Vec<u8> = [7_i64, 8, 9].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let views = [
+            ("floats", Dtype::F32, vec![2], floats.as_slice()),
+            ("angles", Dtype::F32, vec![2], &floats),
+            ("ids", Dtype::I64, vec![3], &ids),
+            ("bytes", Dtype::U8, vec![4], &[0, 100, 200, 255]),
+            ("left", Dtype::U8, vec![1], &[0]),
+        ];
+        let views = views.map(|(key, dtype, shape, bytes)| (key, TensorView::new(dtype, shape, bytes).unwrap()));
+        let metadata = [("format", FORMAT), ("format_version", "2"), ("component", "part"), ("said", "yes")];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
+        std::fs::write(folder.join("part.safetensors"), safetensors::serialize(views, Some(metadata)).unwrap())
+            .unwrap();
+        std::fs::copy(folder.join("part.safetensors"), folder.join("other.safetensors")).unwrap();
+        Golden::open(folder, "part").unwrap()
+    }
+
+    /// The difference that a check of `golden` records last.
+    fn difference(golden: &Golden) -> f64 {
+        golden.differences.last().unwrap().value
+    }
+
+    #[test]
+    fn differences_are_relative_on_the_circle_or_shares() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut golden = golden(folder.path());
+        golden.check("floats", &[3.0, 4.5]).unwrap();
+        assert!((difference(&golden) - 0.1).abs() < 1e-9);
+        let turn = std::f32::consts::TAU;
+        golden.check_angles("angles", &[3.0 - turn, 4.0 + turn]).unwrap();
+        assert!(difference(&golden) < 1e-6);
+        golden.check_angles("angles", &[3.0, 4.0 + 0.5 * turn]).unwrap();
+        assert!((difference(&golden) - 0.4).abs() < 1e-6);
+        golden.check_ids("ids", &[7, 0, 9]).unwrap();
+        assert!((difference(&golden) - 1.0 / 3.0).abs() < 1e-9);
+        golden.check_ids("ids", &[7, 8]).unwrap();
+        assert!((difference(&golden) - 1.0 / 3.0).abs() < 1e-9);
+        golden.check_bytes("bytes", &[0, 100, 200, 255]).unwrap();
+        assert_eq!(difference(&golden), 0.0);
+        golden.check_pixels("bytes", &[0, 102, 200, 255]).unwrap();
+        assert!((difference(&golden) - 2.0 / 255.0).abs() < 1e-9);
+        golden.input_mask("left").unwrap();
+        let report = golden.finish().unwrap();
+        assert_eq!((report.compared, report.inputs), (4, 1));
+        assert!(!report.is_within_bound());
+        assert_eq!(report.worst.unwrap().value, 1.0 / 3.0, "ids have no room at all");
+    }
+
+    #[test]
+    fn numbers_that_are_not_numbers_are_no_match() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut golden = golden(folder.path());
+        golden.check("floats", &[3.0, f32::NAN]).unwrap();
+        golden.check("angles", &[3.0, 4.0]).unwrap();
+        golden.input_ids("ids").unwrap();
+        golden.input_bytes("bytes").unwrap();
+        golden.input_bytes("left").unwrap();
+        let report = golden.finish().unwrap();
+        assert!(!report.is_within_bound() && report.worst.unwrap().value.is_nan());
+    }
+
+    #[test]
+    fn what_is_missing_left_over_or_of_another_size_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut golden = golden(folder.path());
+        assert!(matches!(golden.check("none", &[0.0]), Err(LoadError::MissingKey { .. })));
+        assert!(golden.check("floats", &[3.0]).unwrap_err().to_string().contains("floats: 2 numbers"));
+        assert!(golden.metadata("more").unwrap_err().to_string().contains("no more"));
+        for key in ["floats", "angles"] {
+            golden.check(key, &[3.0, 4.0]).unwrap();
+        }
+        golden.input_ids("ids").unwrap();
+        golden.input_bytes("bytes").unwrap();
+        let error = golden.finish().unwrap_err();
+        assert!(matches!(&error, LoadError::UnknownKey { key, more: 0, .. } if key == "left"), "{error}");
+        let error = Golden::open(folder.path(), "other").err().unwrap();
+        assert!(matches!(error, LoadError::Mismatch { .. }), "{error}");
+    }
 }

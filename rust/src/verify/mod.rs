@@ -19,7 +19,8 @@ pub struct Difference {
     /// Its key.
     pub tensor: String,
     /// For numbers, the length of the difference over the length of the golden tensor (angles on the circle); for ids and
-    /// exact pixels, the share of them that differ; for pixels of lossy formats, the mean difference over 255.
+    /// exact pixels, the share of them that differ; for pixels of lossy formats, the mean or the largest difference over
+    /// 255, whichever is the worse.
     pub value: f64,
     /// The largest `value` that counts as the same.
     pub bound: f64,
@@ -28,8 +29,7 @@ pub struct Difference {
 impl Difference {
     /// Whether it is too large, or not a number.
     pub fn exceeds(&self) -> bool {
-        // not `>`, which a NaN would pass
-        !(self.value <= self.bound)
+        self.value.is_nan() || self.value > self.bound
     }
 
     /// What makes one difference worse than another of another kind.
