@@ -10,6 +10,7 @@ pub mod files;
 pub mod generate;
 mod hex;
 pub mod image;
+mod json;
 #[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;
