@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::{Mamba3Jepa, Observation, PASS, Progress, Sample};
+use super::{Mamba3Jepa, Observation, Progress, Sample};
 use crate::error::Error;
 use crate::generate::GenerationConfig;
 use crate::memory::KnowledgeMemory;
@@ -297,7 +297,8 @@ impl Answerer<'_> {
         }
         let embeddings: Vec<&[f32]> = observations.iter().map(|observation| &observation.embedding[..]).collect();
         let mut first_row = self.turns;
-        for (answers, embeddings) in answers.chunks_mut(PASS).zip(embeddings.chunks(PASS)) {
+        let batch = model.batch_size;
+        for (answers, embeddings) in answers.chunks_mut(batch).zip(embeddings.chunks(batch)) {
             let generated = model.speak(embeddings, &self.options.generation, first_row)?;
             for (answer, generated) in answers.iter_mut().zip(generated) {
                 answer.text = strip(&model.tokenizer.decode(&generated.ids)?).to_owned();

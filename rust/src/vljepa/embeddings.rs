@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::{Image, Mamba3Jepa, PASS, Progress};
+use super::{Image, Mamba3Jepa, Progress};
 use crate::error::Error;
 use crate::nearest::{cosines, nearest, shares};
 use crate::texts::{distinct, strip};
@@ -59,7 +59,7 @@ impl Mamba3Jepa {
         let ids = self.encode(&[question], self.config().max_query_tokens, "question")?;
         let mut found = NamedEmbeddings::default();
         let (mut bad, mut done, total) = (Vec::new(), 0, paths.len());
-        for paths in paths.chunks(PASS) {
+        for paths in paths.chunks(self.batch_size) {
             let pixels: Vec<Result<Vec<f32>, Error>> =
                 paths.par_iter().map(|path| self.pixels(Image::File(path))).collect();
             let mut visual = Vec::with_capacity(paths.len());

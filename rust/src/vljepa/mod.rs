@@ -37,10 +37,6 @@ use crate::y_encoder::Mamba3TextEncoder;
 use manifest::Manifest;
 use options::Warn;
 
-/// Samples in one pass of the predictor; the gates' moving average counts passes, so that it is the same number as in
-/// Python.
-const PASS: usize = 32;
-
 /// A trained model: X-Encoder, predictor and Y-Encoder, and where its phase has them gates, Y-Decoder and recursion.
 ///
 /// Every method that computes enters the model's own thread pool once. All but the moving average of the gates stays as
@@ -73,6 +69,8 @@ pub struct Mamba3Jepa {
     /// Embeddings of the known answers, (G, E).
     known: OnceLock<Vec<f32>>,
     warn: Option<Warn>,
+    /// Samples in one pass.
+    batch_size: usize,
     pool: ThreadPool,
 }
 
@@ -144,7 +142,7 @@ impl Mamba3Jepa {
         self.recursion.as_ref()
     }
 
-    /// How open the gates have been; its moving average counts passes of at most 32 samples. `None` without gates.
+    /// How open the gates have been; its moving average counts passes of [`Options::batch_size`] samples. `None` without gates.
     pub fn gate_activity(&self) -> Option<GateActivity> {
         self.gates.is_some().then(|| self.activity().clone())
     }

@@ -4,7 +4,7 @@ use std::iter::zip;
 
 use rayon::prelude::*;
 
-use super::{Image, Mamba3Jepa, Observation, PASS, Progress, Sample};
+use super::{Image, Mamba3Jepa, Observation, Progress, Sample};
 use crate::error::Error;
 use crate::image::{load_image, normalize};
 use crate::predictor::PredictorInput;
@@ -28,7 +28,7 @@ impl Seen {
 }
 
 impl Mamba3Jepa {
-    /// What the predictor makes of B samples, in passes of 32; each result is the same alone and among others.
+    /// What the predictor makes of B samples, in passes of [`Options::batch_size`](super::Options::batch_size); each result is the same alone and among others.
     ///
     /// # Errors
     /// [`Error::Input`]: no sample, or an empty question. [`Error::Image`]: an image that cannot be read.
@@ -91,7 +91,7 @@ impl Mamba3Jepa {
         let questions: Vec<&str> = samples.iter().map(|sample| sample.question.unwrap_or(prompt)).collect();
         let ids = self.encode(&questions, self.config().max_query_tokens, "question")?;
         let mut observations = Vec::with_capacity(samples.len());
-        for (samples, ids) in zip(samples.chunks(PASS), ids.chunks(PASS)) {
+        for (samples, ids) in zip(samples.chunks(self.batch_size), ids.chunks(self.batch_size)) {
             let images: Vec<Option<Image<'_>>> = samples.iter().map(|sample| sample.image).collect();
             let seen = self.see_all(&images)?;
             observations.extend(self.predict(&seen.by_sample(), ids)?);
@@ -100,7 +100,7 @@ impl Mamba3Jepa {
         Ok(observations)
     }
 
-    /// One pass: the predictor's view of at most 32 samples, given their visual tokens (N, vision width) and questions.
+    /// One pass: the predictor's view of samples, given their visual tokens (N, vision width) and questions.
     pub(super) fn predict(&self, visual: &[Option<&[f32]>], ids: &[Vec<u32>]) -> Result<Vec<Observation>, Error> {
         let queries = ids.iter().map(|ids| self.y_encoder.embed_tokens(ids)).collect::<Result<Vec<_>, _>>()?;
         let inputs: Vec<PredictorInput<'_>> =

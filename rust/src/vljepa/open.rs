@@ -62,6 +62,7 @@ impl Mamba3Jepa {
             encoder_digest: OnceLock::new(),
             known: OnceLock::new(),
             warn: options.warn,
+            batch_size: options.batch_size,
             pool,
             manifest,
         })

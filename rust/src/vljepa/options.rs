@@ -12,11 +12,17 @@ pub type Progress<'a> = &'a mut (dyn FnMut(usize, usize) + Send);
 pub(super) type Warn = Box<dyn Fn(&str) + Send + Sync>;
 
 /// What can be chosen when a folder is opened; see [`Mamba3Jepa::options`].
-#[derive(Default)]
 pub struct Options {
     pub(super) threads: usize,
+    pub(super) batch_size: usize,
     pub(super) x_encoder: Option<PathBuf>,
     pub(super) warn: Option<Warn>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { threads: 0, batch_size: 32, x_encoder: None, warn: None }
+    }
 }
 
 impl Options {
@@ -24,6 +30,14 @@ impl Options {
     #[must_use]
     pub fn threads(mut self, n: usize) -> Options {
         self.threads = n;
+        self
+    }
+
+    /// Samples in one pass, 32 by default: more take more memory. The results do not depend on it, but the moving average
+    /// of the gates counts passes.
+    #[must_use]
+    pub fn batch_size(mut self, n: usize) -> Options {
+        self.batch_size = n.max(1);
         self
     }
 

@@ -1,8 +1,129 @@
 //! Arguments that several commands share.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use crate::output::{Failure, failure};
+use kore_vljepa::generate::{GenerationConfig, Method};
+use kore_vljepa::texts::{distinct, read_lines};
+use kore_vljepa::vljepa::{Mamba3Jepa, Options};
+
+use crate::output::{Failure, failure, print_warning};
+
+/// Which model, and how it computes.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The folder that `mamba3-jepa export` wrote.
+    #[arg(long, value_name = "DIR")]
+    weights: PathBuf,
+    /// Where to compute: cpu.
+    #[arg(long, value_name = "STR", default_value = "cpu")]
+    device: String,
+    /// Threads to compute with; default: one for each core. The results do not depend on it.
+    #[arg(long, value_name = "INT", allow_negative_numbers = true)]
+    threads: Option<i64>,
+    /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or a .safetensors file.
+    #[arg(long, value_name = "PATH")]
+    x_encoder: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Opens the model; what it warns of goes to the standard error.
+    pub(crate) fn open(&self) -> Result<Mamba3Jepa, Failure> {
+        self.open_with(Mamba3Jepa::options())
+    }
+
+    /// Opens the model with these options beside its own.
+    pub(crate) fn open_with(&self, options: Options) -> Result<Mamba3Jepa, Failure> {
+        check_device(&self.device)?;
+        let mut options = options.on_warning(print_warning);
+        if let Some(threads) = self.threads {
+            options = options.threads(at_least_one("threads", threads)?);
+        }
+        if let Some(path) = &self.x_encoder {
+            options = options.x_encoder(path);
+        }
+        Ok(options.open(&self.weights)?)
+    }
+}
+
+/// How the Y-Decoder chooses its tokens.
+#[derive(clap::Args)]
+pub(crate) struct GenerationArgs {
+    /// greedy: the most probable token each time; sample: draw it; beam: search for the most probable answer.
+    #[arg(long, value_enum, default_value = "greedy")]
+    method: MethodName,
+    /// sample: divides the logits; below 1 the probable tokens get more probable, 0 is greedy.
+    #[arg(long, value_name = "FLOAT", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// sample: draw from the k most probable tokens only.
+    #[arg(long, value_name = "INT", allow_negative_numbers = true)]
+    top_k: Option<i64>,
+    /// sample: draw from the fewest most probable tokens that have this probability together.
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// beam: unfinished answers kept at a time.
+    #[arg(long, value_name = "INT", default_value_t = 4, allow_negative_numbers = true)]
+    beams: i64,
+    /// beam: an answer's log-probability is divided by its number of tokens to this power; 0 prefers the most probable
+    /// answer, 1 the one with the best mean.
+    #[arg(long, value_name = "FLOAT", default_value_t = 0.0, allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// Stop after this many tokens, the end mark included; default: as long as the model's longest answers.
+    #[arg(long, value_name = "INT", allow_negative_numbers = true)]
+    max_tokens: Option<i64>,
+    /// sample: the same seed draws the same answers.
+    #[arg(long, value_name = "INT", default_value_t = 0, allow_negative_numbers = true)]
+    seed: i64,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum MethodName {
+    Greedy,
+    Sample,
+    Beam,
+}
+
+impl GenerationArgs {
+    /// The settings, checked.
+    pub(crate) fn config(&self) -> Result<GenerationConfig, Failure> {
+        let count = |name: &str, value: i64| {
+            let wrong = |_| failure(format!("generation: {name} is {value}, it must be at least 1"));
+            usize::try_from(value).map_err(wrong)
+        };
+        let config = GenerationConfig {
+            method: match self.method {
+                MethodName::Greedy => Method::Greedy,
+                MethodName::Sample => Method::Sample,
+                MethodName::Beam => Method::Beam,
+            },
+            temperature: self.temperature,
+            top_k: self.top_k.map(|value| count("top_k", value)).transpose()?,
+            top_p: self.top_p,
+            beams: count("beams", self.beams)?,
+            length_penalty: self.length_penalty,
+            max_tokens: self.max_tokens.map(|value| count("max_tokens", value)).transpose()?,
+            seed: self.seed.cast_unsigned(),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+/// The count, if it is one; the message names its flag.
+pub(crate) fn at_least_one(flag: &str, value: i64) -> Result<usize, Failure> {
+    match usize::try_from(value) {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err(failure(format!("--{flag} {value}: must be at least 1"))),
+    }
+}
+
+/// The different texts given, or the lines of the file that the only one of them names; `what` is what a line is.
+pub(crate) fn texts_or_file(values: &[String], what: &str) -> Result<Vec<String>, Failure> {
+    match values {
+        [name] if Path::new(name).is_file() => Ok(read_lines(name, what)?),
+        _ => Ok(distinct(values.iter().cloned())),
+    }
+}
 
 /// The arguments with hyphens in the names of flags: `--image_dir` is `--image-dir`.
 pub(crate) fn with_hyphens(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

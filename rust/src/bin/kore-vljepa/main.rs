@@ -4,8 +4,14 @@
 //! 141 when the reader of a pipe has gone.
 
 mod args;
+mod ask;
+mod classify;
+mod contact_sheet;
+mod embed;
+mod images;
 mod inspect;
 mod output;
+mod search;
 
 use std::io;
 use std::process::ExitCode;
@@ -27,12 +33,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Ask(ask::Ask),
+    Embed(embed::Embed),
+    Search(search::Search),
+    Classify(classify::Classify),
     Inspect(inspect::Inspect),
 }
 
 impl Command {
-    fn run(&self) -> Result<ExitCode, Failure> {
+    fn run(self) -> Result<ExitCode, Failure> {
         match self {
+            Command::Ask(command) => command.run()?,
+            Command::Embed(command) => command.run()?,
+            Command::Search(command) => command.run()?,
+            Command::Classify(command) => command.run()?,
             Command::Inspect(command) => command.run()?,
         }
         Ok(ExitCode::SUCCESS)

@@ -4,11 +4,13 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use kore_vljepa::texts::is_printable;
 use kore_vljepa::{Error, LoadError};
 use serde::Serialize;
 
 /// Why a command ends before its end.
+#[derive(Debug)]
 pub(crate) enum Failure {
     /// Something that the user can put right, in one line.
     User(String),
@@ -47,6 +49,20 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 pub(crate) fn print_json(values: &impl Serialize) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(values).map_err(|error| failure(format!("cannot make JSON: {error}")))?;
     print(&json)
+}
+
+/// A bar with rate and time left for long work on so many things of this kind; only on a terminal. It goes when the work
+/// is done.
+pub(crate) fn progress(what: &'static str) -> impl FnMut(usize, usize) + Send {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}  {per_sec}, {eta} left");
+    let bar = ProgressBar::new(0)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_message(what)
+        .with_finish(ProgressFinish::AndClear);
+    move |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    }
 }
 
 /// Writes `error: message` to the standard error, in one line.

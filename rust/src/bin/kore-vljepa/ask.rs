@@ -1,0 +1,186 @@
+//! `kore-vljepa ask`: questions about an image.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kore_vljepa::image::load_image;
+use kore_vljepa::memory::KnowledgeMemory;
+use kore_vljepa::npy::read_npy_vector;
+use kore_vljepa::texts::read_lines;
+use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Knowledge, Sample};
+use serde::Serialize;
+
+use crate::args::{GenerationArgs, ModelArgs, at_least_one};
+use crate::output::{Failure, failure, print, print_json, printable, progress};
+
+/// Ask a trained model about an image: answer, confidence, confusion, nearest known answers.
+#[derive(clap::Args)]
+pub(crate) struct Ask {
+    /// Questions; without one, the image is described.
+    #[arg(value_name = "TEXT", allow_negative_numbers = true)]
+    questions: Vec<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What the questions are about; they may also be asked without image.
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
+    /// Known answers, one a line in a text file; default: the frequent answers of the training data.
+    #[arg(long, value_name = "PATH")]
+    answers: Option<PathBuf>,
+    /// Knowledge to look up when the model is confused: a text file, one text a line, or a saved memory.
+    #[arg(long, value_name = "PATH")]
+    memory: Option<PathBuf>,
+    /// Write the memory with its embeddings to this .safetensors file, which opens faster.
+    #[arg(long, value_name = "PATH")]
+    save_memory: Option<PathBuf>,
+    /// Inject this text, whether the model is confused or not.
+    #[arg(long, value_name = "TEXT")]
+    knowledge: Option<String>,
+    /// Inject this vector: a .npy file, or a JSON list of numbers.
+    #[arg(long, value_name = "PATH")]
+    knowledge_vector: Option<PathBuf>,
+    /// Show this many of the nearest known answers.
+    #[arg(long, value_name = "INT", default_value_t = 5, allow_negative_numbers = true)]
+    top: i64,
+    /// The questions are turns of one conversation: judge confusion by its moving average over them.
+    #[arg(long)]
+    smooth: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    generation: GenerationArgs,
+}
+
+/// An answer as JSON has it, in this order.
+#[derive(Serialize)]
+struct Values<'a> {
+    question: &'a str,
+    text: &'a str,
+    confidence: f64,
+    confusion: Option<f64>,
+    smoothed_confusion: Option<f64>,
+    confused: Option<bool>,
+    nearest: Vec<Near<'a>>,
+    memory_used: Option<&'a str>,
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Near<'a> {
+    text: &'a str,
+    cosine: f64,
+}
+
+impl Ask {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let generation = self.generation.config()?;
+        let top = self.check()?;
+        let picture = self.image.as_ref().map(load_image).transpose()?;
+        let vector = self.knowledge_vector.as_deref().map(read_vector).transpose()?;
+        let model = self.model.open()?;
+        let memory = self.memory.as_ref().map(|path| KnowledgeMemory::open(&model, path, &mut progress("texts")));
+        let memory = memory.transpose()?;
+        let known_answers = self.answers.as_ref().map(|path| read_lines(path, "answer")).transpose()?;
+        let options = AnswererOptions { memory: memory.clone(), known_answers, generation, smooth: self.smooth, top };
+        let mut answerer = model.answerer(options)?;
+
+        let image = picture.as_ref().map(Image::Picture);
+        let mut samples: Vec<Sample<'_>> =
+            self.questions.iter().map(|question| Sample { image, question: Some(question) }).collect();
+        if samples.is_empty() {
+            samples.push(Sample { image, question: None });
+        }
+        let knowledge = match (&self.knowledge, &vector) {
+            (Some(text), _) => Some(Knowledge::Text(text)),
+            (None, Some(vector)) => Some(Knowledge::Vector(vector)),
+            (None, None) => None,
+        };
+        let answers = answerer.ask_many(&samples, knowledge, &mut progress("questions"))?;
+        if let (Some(memory), Some(path)) = (&memory, &self.save_memory) {
+            memory.save(path)?;
+        }
+
+        let prompt = model.config().query_prompt.as_str();
+        let asked = samples.iter().map(|sample| sample.question.unwrap_or(prompt)).zip(&answers);
+        if self.json {
+            return print_json(&asked.map(|(question, answer)| values(question, answer)).collect::<Vec<_>>());
+        }
+        print(&asked.map(|(question, answer)| panel(question, answer)).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Refuses contradictory or impossible settings; returns how many known answers to show.
+    fn check(&self) -> Result<usize, Failure> {
+        let has_knowledge = self.knowledge.is_some() || self.knowledge_vector.is_some();
+        if self.questions.is_empty() && self.image.is_none() {
+            return Err(failure(
+                "nothing to ask: give a question, such as \"What colour is the circle?\", or an --image",
+            ));
+        }
+        if self.knowledge.is_some() && self.knowledge_vector.is_some() {
+            return Err(failure("--knowledge and --knowledge-vector exclude each other; give one of them"));
+        }
+        if self.memory.is_some() && has_knowledge {
+            return Err(failure(
+                "--memory is looked up when there is no --knowledge and no --knowledge-vector; give one",
+            ));
+        }
+        if let Some(path) = &self.save_memory {
+            if self.memory.is_none() {
+                return Err(failure("--save-memory needs a --memory to save"));
+            }
+            if path.extension().is_none_or(|suffix| suffix != "safetensors") {
+                return Err(failure(format!("--save-memory {}: its name must end in .safetensors", path.display())));
+            }
+        }
+        at_least_one("top", self.top)
+    }
+}
+
+/// A vector (K,) of a `.npy` file or a JSON list.
+fn read_vector(path: &Path) -> Result<Vec<f32>, Failure> {
+    const EXPECTED: &str = "expected a .npy file with one row of numbers, or a JSON list of numbers";
+    let name = path.display();
+    let numbers: Vec<f64> = if path.extension().is_some_and(|suffix| suffix == "npy") {
+        read_npy_vector(path).map_err(|error| failure(format!("{error}; {EXPECTED}")))?
+    } else {
+        let text = fs::read(path);
+        let text = text.map_err(|error| failure(format!("{name}: cannot read the knowledge vector: {error}")))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| failure(format!("{name}: not a knowledge vector ({error}); {EXPECTED}")))?
+    };
+    Ok(numbers.into_iter().map(|number| number as f32).collect()) // what is too large for float32 is refused as infinite
+}
+
+fn values<'a>(question: &'a str, answer: &'a Answer) -> Values<'a> {
+    Values {
+        question,
+        text: &answer.text,
+        confidence: answer.confidence,
+        confusion: answer.confusion.map(f64::from),
+        smoothed_confusion: answer.smoothed_confusion.map(f64::from),
+        confused: answer.confused,
+        nearest: answer.nearest.iter().map(|(text, cosine)| Near { text, cosine: (*cosine).into() }).collect(),
+        memory_used: answer.memory_used.as_deref(),
+        warnings: &answer.warnings,
+    }
+}
+
+/// An answer for people: the question, what is said to it, and the facts about that.
+fn panel(question: &str, answer: &Answer) -> String {
+    let text = printable(&answer.text);
+    let mut panel = format!("{}\n  {}\n\n", printable(question), if text.is_empty() { "(nothing)" } else { &text });
+    let mut fact = |name: &str, value: &str| panel += &format!("  {name:<21}   {}\n", printable(value));
+    fact("confidence", &format!("{:.3}", answer.confidence));
+    if let (Some(score), Some(smoothed)) = (answer.confusion, answer.smoothed_confusion) {
+        let average = if smoothed == score { String::new() } else { format!(", {smoothed:.3} over the turns so far") };
+        let verdict = if answer.confused == Some(true) { "confused" } else { "not confused" };
+        fact("confusion", &format!("{score:.3}{average} ({verdict})"));
+        let used = answer.memory_used.as_ref().map_or("not used".into(), |text| format!("used: {text}"));
+        fact("memory", &used);
+    }
+    for (number, (text, cosine)) in answer.nearest.iter().enumerate() {
+        fact(if number == 0 { "nearest known answers" } else { "" }, &format!("{cosine: >6.3}  {text}"));
+    }
+    panel
+}

@@ -1,0 +1,92 @@
+//! `kore-vljepa classify`: labels for images.
+
+use serde::Serialize;
+
+use crate::args::{ModelArgs, at_least_one, texts_or_file};
+use crate::images::ImageArgs;
+use crate::output::{Failure, Table, failure, print, print_json};
+
+/// Choose among labels for images, without training for them (zero-shot).
+#[derive(clap::Args)]
+pub(crate) struct Classify {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    images: ImageArgs,
+    /// Labels, or one text file with a label a line.
+    #[arg(long, value_name = "TEXT", num_args = 0.., required = true)]
+    labels: Vec<String>,
+    /// The text that stands for a label, such as "a photo of a {}"; default: the model's, which is {}.
+    #[arg(long, value_name = "STR")]
+    template: Option<String>,
+    /// The question that the labels answer; default: the prompt for describing an image.
+    #[arg(long, value_name = "TEXT")]
+    question: Option<String>,
+    /// Cosines are divided by it before they become probabilities; the order does not depend on it. Default: the
+    /// model's, which is 0.07.
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+    /// Show this many labels for each image, best first.
+    #[arg(long, value_name = "INT", default_value_t = 5, allow_negative_numbers = true)]
+    top: i64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Labelled<'a> {
+    image: &'a str,
+    labels: Vec<Share<'a>>,
+}
+
+#[derive(Serialize)]
+struct Share<'a> {
+    label: &'a str,
+    probability: f64,
+}
+
+impl Classify {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let top = self.check()?;
+        let options = self.images.options()?;
+        let labels = texts_or_file(&self.labels, "label")?;
+        let paths = self.images.find()?;
+        let model = self.model.open_with(options)?;
+        let images = self.images.embed(&model, &paths, self.question.as_deref())?;
+        let (temperature, template) = model.class_defaults();
+        let temperature = self.temperature.map_or(temperature, |given| given as f32); // it divides float32 cosines
+        let template = self.template.as_deref().unwrap_or(template);
+        let mut chosen = model.classify(&images, &labels, template, temperature)?;
+        chosen.iter_mut().for_each(|ranked| ranked.truncate(top));
+        let chosen = images.names.iter().zip(&chosen);
+        if self.json {
+            let labelled: Vec<Labelled<'_>> = chosen
+                .map(|(image, ranked)| Labelled {
+                    image,
+                    labels: ranked.iter().map(|(label, share)| Share { label, probability: (*share).into() }).collect(),
+                })
+                .collect();
+            return print_json(&labelled);
+        }
+        let mut table = Table::new(["image", "label", "probability"]);
+        for (image, ranked) in chosen {
+            for (number, (label, probability)) in ranked.iter().enumerate() {
+                table.row([if number == 0 { image.as_str() } else { "" }, label, &format!("{probability:.3}")]);
+            }
+        }
+        print(table.to_string().trim_end())
+    }
+
+    /// Refuses impossible settings; returns how many labels to show.
+    fn check(&self) -> Result<usize, Failure> {
+        let top = at_least_one("top", self.top)?;
+        if let Some(temperature) = self.temperature.filter(|given| !(*given > 0.0 && given.is_finite())) {
+            return Err(failure(format!("--temperature {temperature:?}: must be greater than 0")));
+        }
+        if let Some(template) = self.template.as_deref().filter(|given| given.matches("{}").count() != 1) {
+            return Err(failure(format!("--template {template:?}: must contain {{}} once, where the label goes")));
+        }
+        Ok(top)
+    }
+}

@@ -1,0 +1,466 @@
+//! The command as a user meets it: arguments, files and what is printed, on a tiny exported model.
+
+mod common;
+
+use std::fs;
+use std::io::pipe;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::TinyModel;
+use kore_vljepa::loader::load_safetensors;
+use kore_vljepa::vljepa::{Mamba3Jepa, Sample};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// What a run of the command left.
+struct Run {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    /// What a successful run printed as JSON.
+    fn json(&self) -> Value {
+        assert_eq!((self.status, self.stderr.as_str()), (0, ""), "{}", self.stdout);
+        serde_json::from_str(&self.stdout).expect("JSON")
+    }
+
+    /// Demands an error of the user's, in one line that contains `message`.
+    fn fails_with(&self, message: &str) {
+        let Run { status, stdout, stderr } = self;
+        assert_eq!((*status, stdout.as_str()), (2, ""), "{message}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(message), "{message}: {stderr}");
+        assert_eq!(stderr.matches('\n').count(), 1, "{stderr}");
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kore-vljepa"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Run {
+    let output = command(arguments).output().expect("the command starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Run {
+        status: output.status.code().expect("it ends by itself"),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+/// An exported model, and pictures in a folder and in one below it, beside a file that is none.
+struct Scene {
+    folder: TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Self::with(&TinyModel::new())
+    }
+
+    fn with(model: &TinyModel) -> Scene {
+        let scene = Scene { folder: tempfile::tempdir().expect("a folder") };
+        model.write(&scene.path("weights"));
+        fs::create_dir_all(scene.path("photos/below")).expect("a folder");
+        for (name, colour) in [("red", [255, 0, 0]), ("blue", [0, 0, 255]), ("below/white", [255; 3])] {
+            write_picture(&scene.path(&format!("photos/{name}.png")), colour);
+        }
+        fs::write(scene.path("photos/notes.txt"), "no image").expect("a file");
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    fn model(&self) -> Mamba3Jepa {
+        Mamba3Jepa::from_dir(self.path("weights")).expect("a model")
+    }
+
+    /// Runs `command` with this model; a `@` at the start of an argument stands for the scene's folder.
+    fn run(&self, command: &str, arguments: &[&str]) -> Run {
+        let weights = self.text("weights");
+        let arguments: Vec<String> = arguments
+            .iter()
+            .map(|argument| argument.strip_prefix('@').map_or_else(|| (*argument).to_owned(), |name| self.text(name)))
+            .collect();
+        let all = [command, "--weights", &weights, "--threads", "1"].into_iter();
+        run(&all.chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>())
+    }
+}
+
+/// A picture of 40 x 30 pixels, half of it in this colour and half of it black.
+fn write_picture(path: &Path, colour: [u8; 3]) {
+    let mut encoder = png::Encoder::new(fs::File::create(path).expect("a file"), 40, 30);
+    encoder.set_color(png::ColorType::Rgb);
+    let pixels: Vec<u8> = [colour.repeat(600), vec![0; 1800]].concat();
+    encoder.write_header().expect("a header").write_image_data(&pixels).expect("pixels");
+}
+
+fn close(found: &Value, expected: f64) {
+    let found = found.as_f64().expect("a number");
+    assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+}
+
+#[test]
+fn help_and_version() {
+    for command in ["ask", "embed", "search", "classify", "inspect"] {
+        let Run { status, stdout, .. } = run(&[command, "--help"]);
+        assert_eq!(status, 0);
+        assert!(stdout.contains("Usage: kore-vljepa"), "{stdout}");
+        assert!(run(&["--help"]).stdout.contains(command));
+    }
+    assert!(run(&["--version"]).stdout.starts_with("kore-vljepa "));
+}
+
+#[test]
+fn wrong_arguments_are_errors_of_the_users() {
+    for (arguments, message) in [
+        (&[][..], "Usage"),
+        (&["paint"], "paint"),
+        (&["ask", "what?"], "--weights"),
+        (&["embed", "--weights", "w"], "--output"),
+        (&["classify", "--weights", "w"], "--labels"),
+        (&["ask", "--weights", "w", "--top", "many", "what?"], "many"),
+        (&["ask", "--weights", "w", "--method", "guess", "what?"], "guess"),
+        (&["ask", "--weights", "w", "--checkpoint", "c.pt", "what?"], "--checkpoint"),
+        (&["search", "--weights", "w", "--on-bad-sample", "ignore", "red"], "ignore"),
+        (&["inspect"], "PATH"),
+    ] {
+        let Run { status, stdout, stderr } = run(arguments);
+        assert_eq!((status, stdout.as_str()), (2, ""), "{arguments:?}");
+        assert!(stderr.contains(message), "{arguments:?}: {stderr}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_no_text_are_answered() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let strange = OsStr::from_bytes(b"\xff\xfe");
+    for arguments in [["inspect"].as_slice(), &["ask", "--weights", "w"], &["search", "--weights", "w", "--images"]] {
+        let output = command(arguments).arg(strange).output().expect("the command starts");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{stderr}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_the_command_quietly() {
+    let scene = Scene::new();
+    let file = scene.text("weights/angn.safetensors");
+    for arguments in [&["--help"][..], &["inspect", &file], &["inspect", &file, "--json"]] {
+        let (reader, writer) = pipe().expect("a pipe");
+        drop(reader);
+        let output = command(arguments).stdout(writer).stderr(Stdio::piped()).output().expect("the command starts");
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+    }
+    let (reader, writer) = pipe().expect("a pipe");
+    drop(reader);
+    let status = command(&["inspect", "nothing"]).stderr(writer).status().expect("the command starts");
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
+fn inspect_says_what_a_file_holds() {
+    let scene = Scene::new();
+    let file = scene.text("weights/angn.safetensors");
+    let found = run(&["inspect", &file, "--json"]);
+    let keys: Vec<usize> = ["file", "bytes", "kind", "metadata", "tensors", "parameters"]
+        .iter()
+        .map(|key| found.stdout.find(&format!("\n  \"{key}\": ")).expect(key))
+        .collect();
+    assert!(keys.is_sorted(), "{}", found.stdout);
+    let found = found.json();
+    assert_eq!(found["file"], json!(file));
+    assert_eq!(found["bytes"], json!(fs::metadata(&file).expect("a file").len()));
+    assert_eq!(found["metadata"]["config"], TinyModel::new().config);
+    assert_eq!(found["metadata"]["phase"], "3");
+    assert_eq!(found["tensors"][0], json!({"name": "angn.gates.0.bias", "dtype": "F32", "shape": [32]}));
+    assert_eq!(found["parameters"], json!({"angn": 128, "total": 128}));
+    let shown = run(&["inspect", &file]).stdout;
+    for word in ["config.predictor.layer.d_state", "angn.gates.1.weight", "component", "total"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+}
+
+#[test]
+fn what_cannot_be_inspected() {
+    let scene = Scene::new();
+    fs::write(scene.path("text.safetensors"), "not at all").expect("a file");
+    fs::write(scene.path("torch.bin"), b"PK\x03\x04rest").expect("a file");
+    let file = fs::read(scene.path("weights/angn.safetensors")).expect("a file");
+    fs::write(scene.path("cut.safetensors"), &file[..file.len() - 1]).expect("a file");
+    let weights = scene.text("weights");
+    for (file, message) in [
+        (scene.text("nothing"), "there is no such file"),
+        (weights, "is a folder, it holds angn.safetensors, predictor.safetensors"),
+        (scene.text("text.safetensors"), "not a safetensors file, or cut short"),
+        (scene.text("cut.safetensors"), "not a safetensors file, or cut short"),
+        (scene.text("torch.bin"), "`mamba3-jepa inspect` (Python) reads it"),
+    ] {
+        run(&["inspect", &file]).fails_with(message);
+    }
+}
+
+#[test]
+fn ask_answers_as_the_library_does() {
+    let scene = Scene::new();
+    let questions = ["What colour is the circle?", "größer?"];
+    let found = scene.run("ask", &["--image", "@photos/red.png", questions[0], questions[1], "--json", "--top", "2"]);
+    let warning = "\"größer?\": the tokenizer has not seen the characters öß in training; the answer means little";
+    assert_eq!((found.status, found.stderr), (0, format!("WARNING {warning}\n")));
+    let found: Value = serde_json::from_str(&found.stdout).expect("JSON");
+    let model = scene.model();
+    let picture = scene.path("photos/red.png");
+    for (values, question) in found.as_array().expect("a list").iter().zip(questions) {
+        let expected = model.ask(Sample::file(&picture).asking(question)).expect("an answer");
+        assert_eq!(values["question"], question);
+        assert_eq!(values["text"], json!(expected.text));
+        assert_eq!(values["confused"], json!(expected.confused));
+        close(&values["confidence"], expected.confidence);
+        close(&values["confusion"], expected.confusion.expect("a score").into());
+        assert_eq!(values["nearest"].as_array().expect("a list").len(), 2);
+        assert_eq!(values["nearest"][0]["text"], json!(expected.nearest[0].0));
+        close(&values["nearest"][0]["cosine"], expected.nearest[0].1.into());
+        assert_eq!(values["memory_used"], Value::Null);
+        assert_eq!(values["warnings"], json!(expected.warnings));
+        let keys = ["question", "text", "confidence", "confusion", "smoothed_confusion", "confused", "nearest"];
+        assert!(keys.iter().all(|key| values.get(key).is_some()));
+    }
+    let shown = scene.run("ask", &["--image", "@photos/red.png"]).stdout;
+    for word in ["Describe the image.", "confidence", "confusion", "memory", "nearest known answers"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+}
+
+#[test]
+fn ask_in_every_phase_and_in_every_way_of_speaking() {
+    for phase in 1..=3 {
+        let scene = Scene::with(&TinyModel { phase, ..TinyModel::new() });
+        let found = scene.run("ask", &["--image", "@photos/red.png", "-5", "--json"]).json();
+        assert_eq!(found[0]["question"], "-5");
+        assert_eq!(found[0]["confusion"].is_null(), phase < 3);
+    }
+    let scene = Scene::new();
+    let greedy = scene.run("ask", &["what?", "--json"]).json();
+    for settings in [
+        &["--method", "sample", "--temperature", "0"][..],
+        &["--method=sample", "--top_k", "1"],
+        &["--method", "beam", "--beams", "1", "--length-penalty", "-0.5"],
+    ] {
+        let found = scene.run("ask", &[&["what?", "--json"], settings].concat()).json();
+        assert_eq!(found[0]["text"], greedy[0]["text"], "{settings:?}");
+    }
+    let short = scene.run("ask", &["what?", "--json", "--max-tokens", "1"]).json();
+    assert!(short[0]["text"].as_str().expect("a text").chars().count() <= 1);
+}
+
+#[test]
+fn ask_with_a_memory_and_with_knowledge() {
+    let scene = Scene::with(&TinyModel { seed: 3, ..TinyModel::new() });
+    fs::write(scene.path("facts.txt"), "the circle is red\n\nthere is no square\nthe circle is red\n").expect("a file");
+    let arguments = ["--image", "@photos/red.png", "what?", "where?", "who?", "--json"];
+    let by = |more: &[&str]| scene.run("ask", &[&arguments[..], more].concat()).json();
+    let built = by(&["--memory", "@facts.txt", "--save-memory", "@new/facts.safetensors"]);
+    assert_eq!(built, by(&["--memory", "@new/facts.safetensors"]));
+    let saved = load_safetensors(scene.path("new/facts.safetensors")).expect("a memory");
+    assert_eq!(saved.metadata()["texts"], r#"["the circle is red", "there is no square"]"#);
+    for answer in built.as_array().expect("a list") {
+        assert_eq!(answer["memory_used"].is_string(), answer["confused"] == json!(true));
+    }
+
+    let vector = scene.model().embed_text(&["the circle is red"]).expect("an embedding").concat();
+    fs::write(scene.path("vector.json"), json!(vector).to_string()).expect("a file");
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}\n", vector.len());
+    let length = u16::try_from(header.len()).expect("a short header").to_le_bytes();
+    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+    fs::write(scene.path("vector.npy"), [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), &bytes].concat())
+        .expect("a file");
+    let by_text = by(&["--knowledge", "the circle is red"]);
+    assert_eq!(by_text, by(&["--knowledge-vector", "@vector.npy"]));
+    assert_eq!(by_text, by(&["--knowledge-vector", "@vector.json"]));
+    assert_ne!(by_text[0]["nearest"], by(&[])[0]["nearest"]);
+}
+
+#[test]
+fn ask_with_bad_input() {
+    let scene = Scene::new();
+    fs::write(scene.path("fake.png"), "this is no image").expect("a file");
+    fs::write(scene.path("empty.txt"), "\n").expect("a file");
+    fs::write(scene.path("words.json"), r#"["red"]"#).expect("a file");
+    fs::write(scene.path("short.json"), "[1, 2.5]").expect("a file");
+    fs::write(scene.path("text.npy"), "not numpy").expect("a file");
+    for (arguments, message) in [
+        (&["--image", "@fake.png"][..], "fake.png: "),
+        (&["--image", "@nowhere.png"], "there is no such image file"),
+        (&["  "], "is empty"),
+        (&[], "nothing to ask"),
+        (&["x?", "--device", "cuda"], "--device cuda: not available here"),
+        (&["x?", "--threads", "0"], "--threads 0: must be at least 1"),
+        (&["x?", "--answers", "@empty.txt"], "has no text"),
+        (&["x?", "--answers", "@nowhere.txt"], "cannot read it"),
+        (&["x?", "--memory", "@empty.txt"], "has no text"),
+        (&["x?", "--memory", "@nowhere.safetensors"], "cannot be read"),
+        (&["x?", "--knowledge-vector", "@short.json"], "length 2, but this model takes length 24"),
+        (&["x?", "--knowledge-vector", "@words.json"], "not a knowledge vector"),
+        (&["x?", "--knowledge-vector", "@text.npy"], "not a .npy file"),
+        (&["x?", "--knowledge-vector", "@nowhere.npy"], "cannot read"),
+        (&["x?", "--knowledge", "a", "--knowledge-vector", "@short.json"], "exclude each other"),
+        (&["x?", "--knowledge", "a", "--memory", "@facts.txt"], "--memory is looked up when there is no"),
+        (&["x?", "--save-memory", "m.safetensors"], "needs a --memory"),
+        (&["x?", "--memory", "m.txt", "--save-memory", "m.npy"], "must end in .safetensors"),
+        (&["x?", "--beams", "3"], "beams has no effect with greedy"),
+        (&["x?", "--max-tokens", "-1"], "max_tokens is -1, it must be at least 1"),
+        (&["x?", "--top", "0"], "--top 0: must be at least 1"),
+    ] {
+        scene.run("ask", arguments).fails_with(message);
+    }
+    fs::remove_file(scene.path("weights/predictor.safetensors")).expect("a file to remove");
+    scene.run("ask", &["x?"]).fails_with("predictor.safetensors");
+    let nowhere = scene.text("nowhere");
+    run(&["ask", "--weights", &nowhere, "x?"]).fails_with("nowhere");
+}
+
+#[test]
+fn embed_writes_both_formats() {
+    let scene = Scene::new();
+    let names = ["photos/below/white.png", "photos/blue.png", "photos/red.png"].map(|name| scene.text(name));
+    let texts = ["red", "größer"];
+    let arguments = ["--image-dir", "@photos/", "--output", "@new/all.safetensors", "--texts", "red", "größer", "red"];
+    let shown = scene.run("embed", &arguments);
+    assert!(shown.stdout.starts_with("3 images and 2 texts, 24 numbers each: "), "{}", shown.stdout);
+    let found = load_safetensors(scene.path("new/all.safetensors")).expect("a file");
+    assert_eq!(found.metadata()["format"], "mamba3-jepa embeddings");
+    assert_eq!(serde_json::from_str::<Value>(&found.metadata()["images"]).expect("JSON"), json!(names));
+    assert_eq!(found.metadata()["texts"], r#"["red", "größer"]"#);
+    let model = scene.model();
+    let samples: Vec<Sample<'_>> = names.iter().map(Sample::file).collect();
+    assert_eq!(found.to_f32("images").expect("images"), model.embed(&samples).expect("embeddings").concat());
+    let expected = model.embed_text(&texts).expect("embeddings").concat();
+    assert_eq!(found.to_f32("texts").expect("texts"), expected);
+
+    fs::write(scene.path("texts.txt"), "red\ngrößer\n").expect("a file");
+    assert_eq!(scene.run("embed", &["--texts", "@texts.txt", "--output", "@texts.npy"]).status, 0);
+    let bytes: Vec<u8> = expected.iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert!(fs::read(scene.path("texts.npy")).expect("a file").ends_with(&bytes));
+    let list = fs::read_to_string(scene.path("texts.json")).expect("a file");
+    assert_eq!(list, "{\n  \"texts\": [\n    \"red\",\n    \"größer\"\n  ]\n}\n");
+    let asked = scene.run("embed", &["--images", &names[2], "--question", "Is it red?", "--output", "@one.npy"]);
+    assert_eq!(asked.status, 0, "{}", asked.stderr);
+    let expected = model.embed(&[samples[2].asking("Is it red?")]).expect("an embedding").concat();
+    let bytes: Vec<u8> = expected.iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert!(fs::read(scene.path("one.npy")).expect("a file").ends_with(&bytes));
+}
+
+#[test]
+fn search_ranks_by_cosine() {
+    let scene = Scene::new();
+    let model = scene.model();
+    let names = ["photos/below/white.png", "photos/blue.png", "photos/red.png"].map(|name| scene.text(name));
+    let samples: Vec<Sample<'_>> = names.iter().map(Sample::file).collect();
+    let query = model.embed_text(&["a red circle"]).expect("an embedding").concat();
+    let cosine = |image: &Vec<f32>| image.iter().zip(&query).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let cosines: Vec<f64> = model.embed(&samples).expect("embeddings").iter().map(cosine).collect();
+    let mut order = [0, 1, 2];
+    order.sort_by(|&a, &b| cosines[b].total_cmp(&cosines[a]));
+    let arguments = ["a red circle", "--image-dir", "@photos", "--top", "2", "--json", "--contact-sheet", "@sheet.png"];
+    let found = scene.run("search", &arguments).json();
+    assert_eq!((&found["text"], &found["images_searched"]), (&json!("a red circle"), &json!(3)));
+    for (result, &place) in found["results"].as_array().expect("a list").iter().zip(&order[..2]) {
+        assert_eq!(result["image"], json!(names[place]));
+        close(&result["cosine"], cosines[place]);
+    }
+    assert_eq!(found["results"].as_array().expect("a list").len(), 2);
+    assert!(kore_vljepa::image::load_image(scene.path("sheet.png")).expect("a picture").width > 2 * 288);
+    let after_images = scene.run("search", &["--images", &names[0], &names[1], "a red circle"]);
+    assert!(after_images.stdout.starts_with("a red circle   (2 images)\n"), "{}", after_images.stderr);
+}
+
+#[test]
+fn classify_gives_probabilities() {
+    let scene = Scene::new();
+    fs::write(scene.path("labels.txt"), "red\nblue\ngrün\n").expect("a file");
+    let arguments = ["--image-dir", "@photos", "--temperature", "0.2", "--template", "it is {}", "--json", "--labels"];
+    let given = scene.run("classify", &[&arguments[..], &["red", "blue ", "grün"]].concat()).json();
+    assert_eq!(given, scene.run("classify", &[&arguments[..], &["@labels.txt"]].concat()).json());
+    for item in given.as_array().expect("a list") {
+        let shares: Vec<f64> = item["labels"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|share| share["probability"].as_f64().expect("a number"))
+            .collect();
+        assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-5 && shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+    }
+    let shown = scene.run("classify", &["--image-dir", "@photos", "--labels", "red", "blue", "--top", "1"]).stdout;
+    assert!(shown.contains("probability") && shown.contains("blue.png"), "{shown}");
+}
+
+#[test]
+fn bad_images_are_errors_or_left_out() {
+    let scene = Scene::new();
+    let whole = fs::read(scene.path("photos/red.png")).expect("a file");
+    fs::write(scene.path("broken.png"), &whole[..40]).expect("a file");
+    let arguments = ["red", "--json", "--images", "@broken.png"];
+    scene.run("search", &[&arguments[..], &["@photos/red.png"]].concat()).fails_with("broken.png");
+    let skipped = scene.run("search", &[&arguments[..], &["@photos/red.png", "--on-bad-sample", "skip"]].concat());
+    assert_eq!(skipped.status, 0);
+    assert!(skipped.stderr.starts_with("WARNING 1 of 2 images left out, the first: "), "{}", skipped.stderr);
+    let found: Value = serde_json::from_str(&skipped.stdout).expect("JSON");
+    assert_eq!(found["results"][0]["image"], json!(scene.text("photos/red.png")));
+    let none = scene.run("search", &[&arguments[..], &["--on_bad_sample=skip"]].concat());
+    assert_eq!((none.status, none.stdout.as_str()), (2, ""));
+    assert!(none.stderr.contains("\nerror: ") && none.stderr.contains("broken.png"), "{}", none.stderr);
+}
+
+#[test]
+fn bad_input_to_the_commands_about_images() {
+    let scene = Scene::new();
+    fs::create_dir(scene.path("empty")).expect("a folder");
+    fs::create_dir(scene.path("taken.json")).expect("a folder");
+    fs::write(scene.path("labels.txt"), "").expect("a file");
+    let before = fs::read_dir(scene.folder.path()).expect("a folder").count();
+    let images = ["--image-dir", "@photos"];
+    let output = ["--output", "@x.npy"];
+    for (command, arguments, message) in [
+        ("embed", &[&output[..]].concat(), "nothing to embed"),
+        ("embed", &["--texts", "red", "--output", "x.pt"].to_vec(), "must end in .npy or .safetensors"),
+        ("embed", &[&images[..], &["--texts", "red"], &output].concat(), "one array holds images or texts"),
+        ("embed", &[&["--texts", "red", "--question", "x?"], &output[..]].concat(), "there are none"),
+        ("embed", &[&["--texts", " "], &output[..]].concat(), "is empty"),
+        ("embed", &[&images[..], &["--question", ""], &output].concat(), "is empty"),
+        ("embed", &[&images[..], &["--batch-size", "0"], &output].concat(), "--batch-size 0: must be at least 1"),
+        ("embed", &["--texts", "red", "--output", "/proc/nowhere/x.npy"].to_vec(), "cannot write"),
+        ("embed", &["--texts", "red", "--output", "/proc/nowhere/x.safetensors"].to_vec(), "cannot write"),
+        ("embed", &["--texts", "red", "--output", "@taken.npy"].to_vec(), "is a folder where the names are to go"),
+        ("search", &["red"].to_vec(), "no images: give --images or --image-dir"),
+        ("search", &images.to_vec(), "nothing to search for"),
+        ("search", &["red", "--image-dir", "@empty"].to_vec(), "no image in it"),
+        ("search", &["red", "--image-dir", "@no"].to_vec(), "there is no such folder"),
+        ("search", &[&[" "], &images[..]].concat(), "is empty"),
+        ("search", &[&["red", "--top", "-3"], &images[..]].concat(), "--top -3: must be at least 1"),
+        ("search", &[&["red", "--device", "toaster"], &images[..]].concat(), "--device toaster: not available here"),
+        ("search", &[&["red", "--contact-sheet", "/proc/nowhere/x.png"], &images[..]].concat(), "cannot write"),
+        ("classify", &[&images[..], &["--labels", "red"]].concat(), "at least two different labels"),
+        ("classify", &[&images[..], &["--labels", "red", "red "]].concat(), "at least two different labels"),
+        ("classify", &[&images[..], &["--labels", "@labels.txt"]].concat(), "has no text"),
+        ("classify", &[&images[..], &["--labels", "a", "b", "--template", "it"]].concat(), "must contain {} once"),
+        ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "0"]].concat(), "greater than 0"),
+    ] {
+        scene.run(command, arguments).fails_with(message);
+    }
+    assert_eq!(fs::read_dir(scene.folder.path()).expect("a folder").count(), before);
+}
