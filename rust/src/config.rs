@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::LoadError;
+use crate::json;
 
 /// Added to the mean square in every RMSNorm.
 pub const NORM_EPS: f32 = 1e-5;
@@ -281,7 +282,7 @@ impl Mamba3JepaConfig {
     /// `path` and the key.
     pub fn from_json(json: &str, path: &Path) -> Result<Self, LoadError> {
         let invalid = |reason: String| LoadError::Config { path: path.to_path_buf(), reason };
-        let config: Self = serde_json::from_str(json).map_err(|error| invalid(error.to_string()))?;
+        let config: Self = serde_json::from_str(json).map_err(|error| invalid(json::reason(json, &error)))?;
         config.check().map_err(invalid)?;
         Ok(config)
     }

@@ -10,6 +10,7 @@ pub mod files;
 pub mod generate;
 mod hex;
 pub mod image;
+mod json;
 #[allow(unsafe_code, reason = "kernels for vector instructions")]
 pub mod linalg;
 pub mod loader;
@@ -22,6 +23,7 @@ pub mod predictor;
 pub mod recursion;
 pub mod texts;
 pub mod tokenizer;
+pub mod verify;
 pub mod vit;
 pub mod vljepa;
 pub mod y_decoder;

@@ -13,7 +13,7 @@ use crate::y_encoder::look_up;
 pub struct Mamba3Decoder {
     config: Mamba3JepaConfig,
     embed_to_prefix: Linear,
-    pub(crate) embedding: Matrix,
+    embedding: Matrix,
     pub(crate) backbone: Mamba3Backbone,
     lm_head: Matrix,
 }
@@ -38,6 +38,10 @@ impl DecoderState {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
+    }
+
+    pub(crate) fn sequences(&self) -> &[BackboneState] {
+        &self.sequences
     }
 }
 
@@ -139,6 +143,13 @@ impl Mamba3Decoder {
         let mut logits = vec![0.0; ids.len() * self.lm_head.rows()];
         self.lm_head.apply(&x[prefix..], &mut logits);
         Ok(logits)
+    }
+
+    /// Token ids (L) to token embeddings (L, D).
+    pub(crate) fn embed_tokens(&self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let mut tokens = vec![0.0; ids.len() * self.embedding.cols()];
+        look_up(&self.embedding, ids, &mut tokens)?;
+        Ok(tokens)
     }
 
     /// The prefix tokens (P, D) that speak an embedding (E).

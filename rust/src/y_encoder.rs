@@ -55,6 +55,14 @@ impl Mamba3TextEncoder {
     /// # Errors
     /// [`Error::Input`] for an id that is not in the vocabulary, or a text without tokens.
     pub fn encode<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(pooling::embed(&self.projection, &self.pool(texts)?))
+    }
+
+    /// The mean states (B, D) of texts.
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode).
+    pub(crate) fn pool<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Vec<f32>, Error> {
         let lengths: Vec<usize> = texts.iter().map(|ids| ids.as_ref().len()).collect();
         if lengths.contains(&0) {
             return Err(Error::Input("a text has no tokens, not even bos and eos".into()));
@@ -68,7 +76,7 @@ impl Mamba3TextEncoder {
             rest = others;
         }
         self.backbone.forward(&mut x, &lengths, None, &mut ());
-        Ok(pooling::embed(&self.projection, &pooling::means(&x, &lengths, width)))
+        Ok(pooling::means(&x, &lengths, width))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use super::matmul::matmul;
+use super::simd::InstructionSet;
 use crate::loader::Numbers;
 
 /// The weights of a linear map, (M outputs, K inputs), row-major, f32, f16 or bf16.
@@ -51,13 +53,17 @@ impl Matrix {
     }
 
     /// y (T, M) = x (T, K) Wᵀ, for any T; overwrites y. Runs on the current thread pool.
+    ///
+    /// A row of y has the same bits whatever the other rows and the number of threads.
+    ///
+    /// # Panics
+    /// If x and y do not have T rows both.
     pub fn apply(&self, x: &[f32], y: &mut [f32]) {
-        let mut row = vec![0.0; self.cols];
-        for m in 0..self.rows {
-            self.row(m, &mut row);
-            for (x, y) in x.chunks_exact(self.cols).zip(y.chunks_exact_mut(self.rows)) {
-                y[m] = x.iter().zip(&row).map(|(a, b)| a * b).sum();
-            }
+        let set = InstructionSet::current();
+        match &self.data {
+            Data::F32(numbers) => matmul(set, numbers.as_slice(), x, y, self.rows, self.cols),
+            Data::F16(numbers) => matmul(set, numbers.as_slice(), x, y, self.rows, self.cols),
+            Data::Bf16(numbers) => matmul(set, numbers.as_slice(), x, y, self.rows, self.cols),
         }
     }
 }

@@ -4,7 +4,10 @@
 
 pub(crate) mod gemm;
 pub(crate) mod math;
+mod matmul;
 mod matrix;
 pub(crate) mod norm;
+pub(crate) mod simd;
 
 pub use matrix::{Linear, Matrix};
+pub use simd::instruction_set;

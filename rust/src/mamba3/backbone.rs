@@ -25,7 +25,7 @@ impl LayerHook for () {}
 
 /// The weights of a stack of equal Mamba-3 layers.
 pub(crate) struct Mamba3Backbone {
-    config: BackboneConfig,
+    pub(super) config: BackboneConfig,
     pub(super) layers: Vec<Mamba3Layer>,
     pub(super) norms: Vec<Vec<f32>>,
     final_norm: Vec<f32>,
@@ -45,6 +45,11 @@ impl Mamba3Backbone {
         }
         let final_norm = fields.vector("final_norm.weight", &[config.d_model()])?;
         Ok(Mamba3Backbone { config: config.clone(), layers, norms, final_norm })
+    }
+
+    /// Width D of the residual stream.
+    pub(crate) fn d_model(&self) -> usize {
+        self.config.d_model()
     }
 
     /// x (T, D), the sequences of `lengths` one after the other, becomes the output of the final norm. With `states`, one

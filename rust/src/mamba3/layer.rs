@@ -24,10 +24,10 @@ pub(super) struct Mamba3Layer {
     pub(super) config: Mamba3Config,
     pub(super) columns: Columns,
     pub(super) order: Order,
-    in_proj: Matrix,
+    pub(super) in_proj: Matrix,
     preparation: Preparation,
     heads: HeadWeights,
-    out_proj: Matrix,
+    pub(super) out_proj: Matrix,
 }
 
 /// One head's part of a pass over one sequence.
@@ -109,7 +109,7 @@ impl Mamba3Layer {
     }
 
     /// Rows (T, W) of in_proj become prepared rows; `spares` (T / [`ROWS_PER_TASK`], N) is overwritten.
-    fn prepare(&self, projected: &mut [f32], spares: &mut [f32]) {
+    pub(super) fn prepare(&self, projected: &mut [f32], spares: &mut [f32]) {
         projected
             .par_chunks_mut(ROWS_PER_TASK * self.columns.width)
             .zip(spares.par_chunks_mut(self.config.d_state))
@@ -176,14 +176,19 @@ impl Mamba3Layer {
             .enumerate()
             .with_min_len(STATE_PER_TASK.div_ceil(h_size * config.rank()))
             .for_each(|(index, ((mut state, scratch), out))| {
-                let head = self.head(index);
-                step::step(&head, row, &self.columns, &mut state, scratch);
-                self.gate(&head, row, scratch, out);
+                self.step_head(index, row, &mut state, scratch);
+                self.gate_head(index, row, scratch, out);
             });
     }
 
+    /// Lets one head see a token, given as a prepared row (W).
+    pub(super) fn step_head(&self, index: usize, row: &[f32], state: &mut HeadState<'_>, scratch: &mut HeadScratch) {
+        step::step(&self.head(index), row, &self.columns, state, scratch);
+    }
+
     /// The gated output (P) of a head that has just made its step.
-    fn gate(&self, head: &Head<'_>, row: &[f32], scratch: &mut HeadScratch, out: &mut [f32]) {
+    pub(super) fn gate_head(&self, index: usize, row: &[f32], scratch: &mut HeadScratch, out: &mut [f32]) {
+        let head = self.head(index);
         head.gate(&mut scratch.y, head.part(&row[self.columns.z.clone()]), &mut scratch.spare, out);
     }
 

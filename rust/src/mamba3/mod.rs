@@ -29,6 +29,7 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trace;
 
 pub(crate) use backbone::{LayerHook, Mamba3Backbone};
 pub(crate) use buffers::StepBuffers;

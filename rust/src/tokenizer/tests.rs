@@ -110,7 +110,8 @@ fn says_which_special_token_is_missing() {
 /// Each of these made the library panic, loop, or take memory without end.
 #[test]
 fn what_the_library_cannot_bear_is_an_error() {
-    let all: [(&str, &dyn Fn(&mut Value)); 13] = [
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let all: [(&str, Change<'_>); 13] = [
         ("model.merges: \"hellore\" is not in the vocabulary", &|v| {
             v["model"]["merges"].as_array_mut().unwrap().push(json!(["hello", "re"]))
         }),

@@ -199,7 +199,10 @@ impl Keys<'_> {
 
     fn model(&self) -> Result<Mamba3JepaConfig, LoadError> {
         let value = self.values.get("model").ok_or_else(|| self.wrong("model", "missing"))?;
-        Mamba3JepaConfig::from_json(&value.to_string(), self.path)
+        Mamba3JepaConfig::from_json(&value.to_string(), self.path).map_err(|error| match error {
+            LoadError::Config { reason, .. } => self.wrong("model", &reason),
+            other => other,
+        })
     }
 
     /// The files of weights by component: exactly those that the phase has, and `x_encoder` if it was exported.

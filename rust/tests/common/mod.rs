@@ -117,23 +117,30 @@ impl TinyModel {
 
     /// The bytes of `{component}.safetensors`.
     pub(crate) fn component(&self, component: &str) -> Vec<u8> {
-        self.component_with(component, |_, _| {})
+        self.file(component, &self.tensors(component))
     }
 
     /// The same after `change` was called with each key and its numbers, before they are rounded to the type.
     pub(crate) fn component_with(&self, component: &str, mut change: impl FnMut(&str, &mut Vec<f32>)) -> Vec<u8> {
-        let tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = self
-            .shapes(component)
-            .into_iter()
-            .map(|(key, shape)| {
-                let mut numbers = self.numbers(&key, &shape);
-                change(&key, &mut numbers);
-                let (dtype, bytes) = self.stored(&key, shape.len(), &numbers);
-                (key, dtype, shape, bytes)
-            })
-            .collect();
-        let views = tensors.iter().map(|(key, dtype, shape, bytes)| {
-            (key.as_str(), TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes agree"))
+        let mut tensors = self.tensors(component);
+        for Tensor { key, numbers, .. } in &mut tensors {
+            change(key, numbers);
+        }
+        self.file(component, &tensors)
+    }
+
+    /// The tensors of a component.
+    pub(crate) fn tensors(&self, component: &str) -> Vec<Tensor> {
+        let shapes = self.shapes(component).into_iter();
+        shapes.map(|(key, shape)| Tensor { numbers: self.numbers(&key, &shape), key, shape }).collect()
+    }
+
+    /// The bytes of a file of these tensors, under the header of a component.
+    pub(crate) fn file(&self, component: &str, tensors: &[Tensor]) -> Vec<u8> {
+        let stored: Vec<(Dtype, Vec<u8>)> = tensors.iter().map(|tensor| self.stored(tensor)).collect();
+        let views = tensors.iter().zip(&stored).map(|(tensor, (dtype, bytes))| {
+            let view = TensorView::new(*dtype, tensor.shape.clone(), bytes).expect("shape and numbers agree");
+            (tensor.key.as_str(), view)
         });
         let metadata = [
             ("format", "mamba3-jepa".to_owned()),
@@ -342,8 +349,8 @@ impl TinyModel {
         (0..len).map(|_| centre + spread * random.normal()).collect()
     }
 
-    fn stored(&self, key: &str, dims: usize, numbers: &[f32]) -> (Dtype, Vec<u8>) {
-        let matrix = key.ends_with(".weight") && dims >= 2;
+    fn stored(&self, Tensor { key, shape, numbers }: &Tensor) -> (Dtype, Vec<u8>) {
+        let matrix = key.ends_with(".weight") && shape.len() >= 2;
         match self.dtype {
             "float16" if matrix => (Dtype::F16, numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()),
             "bfloat16" if matrix => {
@@ -352,6 +359,14 @@ impl TinyModel {
             _ => (Dtype::F32, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()),
         }
     }
+}
+
+/// A tensor before it is rounded to the type of its file.
+#[derive(Clone)]
+pub(crate) struct Tensor {
+    pub(crate) key: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) numbers: Vec<f32>,
 }
 
 /// Random numbers that are the same on every machine (splitmix64).
