@@ -203,7 +203,8 @@ fn webp_metadata(data: &[u8]) -> (Option<&[u8]>, Option<&[u8]>) {
     (exif, xmp)
 }
 
-fn riff_chunk(data: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
+/// Kind and content of the RIFF chunk at `at`.
+pub(super) fn riff_chunk(data: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
     let length = usize::try_from(u32::from_le_bytes(data.get(at + 4..at + 8)?.try_into().ok()?)).ok()?;
     Some((&data[at..at + 4], data.get(at + 8..(at + 8).checked_add(length)?)?))
 }

@@ -5,17 +5,20 @@
 
 #![forbid(unsafe_code)]
 
+mod bmp;
 mod gif;
 mod jpeg;
 mod metadata;
 mod orientation;
-mod others;
 mod png;
 mod resize;
+mod webp;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+use ::image::{ColorType, ImageDecoder};
 
 use crate::error::Error;
 
@@ -145,20 +148,50 @@ fn decode_bytes(data: &[u8]) -> Result<Picture, String> {
     if data.len() > MAX_BYTES {
         return Err(format!("more than {MAX_BYTES} bytes, which no picture of an accepted size has"));
     }
-    let decoder = match data {
+    let decoder: Decode = match data {
         [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => png::decode,
         [0xff, 0xd8, 0xff, ..] => jpeg::decode,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => others::decode_webp,
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp::decode,
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => gif::decode,
-        [b'B', b'M', ..] => others::decode_bmp,
+        [b'B', b'M', ..] => bmp::decode,
         _ => return Err(format!("not a readable image; expected a {FORMATS} file")),
     };
     let split = metadata::split(data);
-    let canvas = decoder(&split.pixels).map_err(|reason| {
+    let canvas = guarded(decoder, &split.pixels).map_err(|reason| {
         format!("not a readable image: {}; expected a complete {FORMATS} file", reason.replace('\n', " "))
     })?;
     let (width, height, rgb) = orientation::upright(split.orientation, canvas.width, canvas.height, canvas.rgb);
     Ok(Picture { width, height, rgb })
+}
+
+type Decode = fn(&[u8]) -> Result<Canvas, String>;
+
+/// Decoders of others have panicked on damaged files before; that the file is damaged is all it means.
+fn guarded(decode: Decode, data: &[u8]) -> Result<Canvas, String> {
+    std::panic::catch_unwind(|| decode(data)).unwrap_or_else(|_| Err("its decoder gave up".to_owned()))
+}
+
+/// What a decoder of the `image` crate gives, over white.
+fn paint(decoder: impl ImageDecoder) -> Result<Canvas, String> {
+    let (width, height) = decoder.dimensions();
+    let mut canvas = Canvas::new(width, height)?;
+    let colour = decoder.color_type();
+    if colour == ColorType::Rgb8 {
+        decoder.read_image(&mut canvas.rgb).map_err(|error| error.to_string())?;
+        return Ok(canvas);
+    }
+    let size = usize::try_from(decoder.total_bytes()).map_err(|_| "its size overflows")?;
+    let mut samples = vec![0; size];
+    decoder.read_image(&mut samples).map_err(|error| error.to_string())?;
+    let pixels = canvas.rgb.chunks_exact_mut(3);
+    match colour {
+        ColorType::L8 => pixels.zip(samples).for_each(|(pixel, grey)| pixel.fill(grey)),
+        ColorType::Rgba8 => pixels.zip(samples.chunks_exact(4)).for_each(|(pixel, rgba)| {
+            pixel.copy_from_slice(&blend([rgba[0], rgba[1], rgba[2]], rgba[3]));
+        }),
+        other => return Err(format!("its colours are of an unusual kind ({other:?})")),
+    }
+    Ok(canvas)
 }
 
 const WHITE: [u8; 3] = [255; 3];

@@ -301,6 +301,25 @@ fn files_are_named() {
     assert!(load_image(&path).unwrap_err().to_string().starts_with(&path.display().to_string()));
 }
 
+#[test]
+fn a_webp_frame_of_another_size_is_refused() {
+    // the frame's own width, 20, at the 26th byte
+    let mut file = files::LOSSY_WEBP.to_vec();
+    assert_eq!(file[26], 20);
+    let frame = file.split_off(20);
+    let header = [0, 0, 0, 0, 20, 0, 0, 11, 0, 0]; // a canvas of 21 x 12
+    let chunks = [b"WEBPVP8X\x0a\0\0\0".as_slice(), &header, b"VP8 ", &(frame.len() as u32).to_le_bytes(), &frame];
+    let body = chunks.concat();
+    let file = [b"RIFF".as_slice(), &(body.len() as u32).to_le_bytes(), &body].concat();
+    assert!(reason(&file).contains("a frame is not of the size that was announced"));
+}
+
+#[test]
+fn a_panic_of_a_decoder_is_an_error() {
+    let result = guarded(|_| panic!("as decoders of others may"), b"");
+    assert_eq!(result.err().as_deref(), Some("its decoder gave up"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
