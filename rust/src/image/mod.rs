@@ -67,7 +67,7 @@ pub fn load_image(path: impl AsRef<Path>) -> Result<Picture, Error> {
 /// - Samples of 16 bits keep their upper 8.
 ///
 /// PNG, WebP and GIF give the pixels that Pillow gives; so does BMP, but for 16 bits a pixel, where a sample may be off
-/// by 1. JPEG decoders round differently: against libjpeg-turbo a sample is off by at most 4 of 255, and by less than 0.3
+/// by 1. JPEG decoders round differently: against libjpeg-turbo a sample is off by at most 4 of 255, and by less than 0.4
 /// on average over a picture (0.01 to 0.12 where colours are stored in full or at half the resolution both ways, 0.2
 /// where they are at half the resolution in one; measured on smooth pictures and noise at qualities 30 to 100). Pictures
 /// of colours at half the resolution that are less than 5 pixels wide are off by more.
