@@ -147,3 +147,89 @@ impl Mamba3Predictor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, TinyModel, relative};
+
+    fn predictor(model: &TinyModel) -> Mamba3Predictor {
+        let weights = Weights::from_bytes("predictor", &model.component("predictor")).unwrap();
+        Mamba3Predictor::from_weights(&weights).unwrap()
+    }
+
+    fn gates(model: &TinyModel) -> AdaptiveNeuralGate {
+        AdaptiveNeuralGate::from_weights(&Weights::from_bytes("angn", &model.component("angn")).unwrap()).unwrap()
+    }
+
+    /// Visual tokens and query tokens of two samples with pictures and one without.
+    fn tokens(predictor: &Mamba3Predictor) -> Vec<(Option<Vec<f32>>, Vec<f32>)> {
+        let mut random = Random::new(3);
+        let (visual, query) = (predictor.vision_proj.weight.cols(), predictor.query_proj.weight.cols());
+        [(16, 5), (0, 3), (70, 1)]
+            .map(|(v, q)| ((v > 0).then(|| random.normals(v * visual)), random.normals(q * query)))
+            .to_vec()
+    }
+
+    fn inputs(tokens: &[(Option<Vec<f32>>, Vec<f32>)]) -> Vec<PredictorInput<'_>> {
+        tokens.iter().map(|(visual, query)| PredictorInput { visual: visual.as_deref(), query }).collect()
+    }
+
+    #[test]
+    fn a_sample_is_the_same_alone_and_beside_others() {
+        for (name, model) in TinyModel::variants() {
+            let predictor = predictor(&model);
+            let tokens = tokens(&predictor);
+            let samples = inputs(&tokens);
+            let together = predictor.predict(&samples, None).unwrap();
+            for (sample, found) in samples.iter().zip(&together) {
+                let alone = predictor.predict(&[*sample], None).unwrap().remove(0);
+                assert!(relative(&found.embedding, &alone.embedding) < 3e-6, "{name}");
+                assert!(relative(&found.pooled, &alone.pooled) < 3e-6, "{name}");
+                let length: f32 = found.embedding.iter().map(|x| x * x).sum();
+                assert!((length - 1.0).abs() < 1e-5, "{name}: not of unit length");
+                assert_eq!(predictor.embed(&alone.pooled).unwrap(), alone.embedding, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn gates_change_the_prediction_and_a_pass_is_recorded_over_all_tokens() {
+        let model = TinyModel::new();
+        let (predictor, gates) = (predictor(&model), gates(&model));
+        let tokens = tokens(&predictor);
+        let samples = inputs(&tokens);
+        let mut together = GateActivity::new();
+        let gated = predictor.predict(&samples, Some((&gates, &mut together))).unwrap();
+        assert_ne!(gated, predictor.predict(&samples, None).unwrap());
+        let mut mean = vec![0.0; gates.n_layers()];
+        for (sample, count) in samples.iter().zip([21.0, 3.0, 71.0]) {
+            let mut own = GateActivity::new();
+            predictor.predict(&[*sample], Some((&gates, &mut own))).unwrap();
+            for (mean, activity) in mean.iter_mut().zip(own.activity()) {
+                *mean += activity * count / 95.0;
+            }
+        }
+        assert!(relative(together.activity(), &mean) < 1e-6);
+        let before = together.clone();
+        assert_eq!(predictor.predict(&[], Some((&gates, &mut together))).unwrap(), []);
+        assert_eq!(together, before, "no samples are no pass");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let model = TinyModel::new();
+        let predictor = predictor(&model);
+        let query = vec![0.0; 32];
+        let refused =
+            |visual, query| predictor.predict(&[PredictorInput { visual, query }], None).unwrap_err().to_string();
+        assert!(refused(None, &query[1..]).contains("query tokens: 31 numbers are no rows of 32"));
+        assert!(refused(Some(&query), &query).contains("visual tokens: 32 numbers are no rows of 48"));
+        assert!(refused(None, &[]).contains("neither visual tokens nor a query"));
+        assert!(predictor.embed(&query[1..]).unwrap_err().to_string().contains("expected 32"));
+        let other = gates(&TinyModel::new().set("/predictor/n_layers", 3));
+        let sample = PredictorInput { visual: None, query: &query };
+        let error = predictor.predict(&[sample], Some((&other, &mut GateActivity::new()))).unwrap_err();
+        assert!(error.to_string().contains("the gates are for 3 layers"), "{error}");
+    }
+}

@@ -139,3 +139,65 @@ fn check_pooled(pooled: &[f32], width: usize) -> Result<(), Error> {
         false => Err(Error::Input(format!("a pooled state of length {}: expected {width}", pooled.len()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, TinyModel};
+
+    fn recursion(model: &TinyModel) -> Recursion {
+        Recursion::from_weights(&Weights::from_bytes("recursion", &model.component("recursion")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_score_is_its_formula() {
+        let model = TinyModel::new();
+        let probe = recursion(&model).confusion_probe;
+        let weights = Weights::from_bytes("recursion", &model.component("recursion")).unwrap();
+        let read = |name: &str| weights.to_f32(&format!("recursion.confusion_probe.{name}")).unwrap();
+        let pooled = Random::new(1).normals(32);
+        let mean = pooled.iter().sum::<f32>() / 32.0;
+        let variance = pooled.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 32.0;
+        let (weight, bias) = (read("norm.weight"), read("norm.bias"));
+        let normed: Vec<f32> =
+            (0..32).map(|i| (pooled[i] - mean) / (variance + 1e-5).sqrt() * weight[i] + bias[i]).collect();
+        let product = |rows: &[f32], x: &[f32]| -> Vec<f32> {
+            rows.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+        };
+        let hidden: Vec<f32> = product(&read("hidden.weight"), &normed)
+            .iter()
+            .zip(read("hidden.bias"))
+            .map(|(x, bias)| (x + bias) / (1.0 + (-(x + bias)).exp()))
+            .collect();
+        let logit = product(&read("linear.weight"), &hidden)[0] + read("linear.bias")[0];
+        let expected = 1.0 / (1.0 + (-logit / 1.7).exp());
+        assert!((probe.score(&pooled).unwrap() - expected).abs() < 1e-6);
+        assert_eq!((probe.threshold, probe.temperature), (0.5, 1.7));
+    }
+
+    #[test]
+    fn the_smoothed_score_starts_with_the_first() {
+        let probe = recursion(&TinyModel::new().set("/recursion/ema_decay", 0.75)).confusion_probe;
+        assert_eq!(probe.smooth(0.5, None), 0.5);
+        assert_eq!(probe.smooth(1.0, Some(0.5)), 0.625);
+    }
+
+    #[test]
+    fn knowledge_is_added_through_its_projection() {
+        for model in [TinyModel::new(), TinyModel::new().set("/recursion/knowledge_dim", 7)] {
+            let injector = recursion(&model).injector;
+            let weights = Weights::from_bytes("recursion", &model.component("recursion")).unwrap();
+            let projection = weights.to_f32("recursion.injector.projection.weight").unwrap();
+            let length = projection.len() / 32;
+            let (pooled, knowledge) = (Random::new(2).normals(32), Random::new(3).normals(length));
+            let injected = injector.inject(&pooled, &knowledge).unwrap();
+            for ((injected, pooled), row) in injected.iter().zip(&pooled).zip(projection.chunks_exact(length)) {
+                let added: f32 = row.iter().zip(&knowledge).map(|(a, b)| a * b).sum();
+                assert!((injected - pooled - added).abs() < 1e-5);
+            }
+            let error = injector.inject(&pooled, &knowledge[1..]).unwrap_err().to_string();
+            assert!(error.contains(&format!("this model takes {length} (its knowledge_dim)")), "{error}");
+            assert!(injector.inject(&pooled[1..], &knowledge).is_err());
+        }
+    }
+}

@@ -170,3 +170,67 @@ impl Mamba3Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, TinyModel, relative};
+
+    fn decoder(model: &TinyModel) -> Mamba3Decoder {
+        let weights = Weights::from_bytes("y_decoder", &model.component("y_decoder")).unwrap();
+        Mamba3Decoder::from_weights(&weights).unwrap()
+    }
+
+    fn embeddings() -> [Vec<f32>; 3] {
+        [1, 2, 3].map(|seed| Random::new(seed).normals(24))
+    }
+
+    #[test]
+    fn steps_give_the_logits_of_the_whole() {
+        for (name, model) in TinyModel::variants() {
+            let decoder = decoder(&model);
+            let ids: Vec<u32> = (1..90).collect();
+            let [embedding, ..] = embeddings();
+            let whole = decoder.logits(&embedding, &ids).unwrap();
+            let mut state = decoder.prefill(&[&embedding]).unwrap();
+            for (&id, expected) in ids.iter().zip(whole.chunks_exact(259)) {
+                let logits = decoder.step(&[id], &mut state).unwrap();
+                assert!(relative(logits, expected) < 1e-5, "{name}: after token {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_is_the_same_alone_and_beside_others_that_come_and_go() {
+        let decoder = decoder(&TinyModel::new());
+        let embeddings = embeddings();
+        let rows: Vec<&[f32]> = embeddings.iter().map(Vec::as_slice).collect();
+        let mut state = decoder.prefill(&rows).unwrap();
+        decoder.step(&[1, 1, 1], &mut state).unwrap();
+        decoder.select(&mut state, &[2, 0, 0, 1]).unwrap();
+        decoder.step(&[10, 11, 12, 13], &mut state).unwrap();
+        decoder.select(&mut state, &[1, 3]).unwrap();
+        let found = decoder.step(&[20, 21], &mut state).unwrap().to_vec();
+        for (logits, (embedding, said)) in found.chunks_exact(259).zip([(0, [1, 11, 20]), (1, [1, 13, 21])]) {
+            let alone = decoder.logits(rows[embedding], &said).unwrap();
+            assert!(relative(logits, &alone[2 * 259..]) < 3e-6);
+        }
+        decoder.select(&mut state, &[]).unwrap();
+        assert!(state.is_empty() && decoder.step(&[], &mut state).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_and_changes_nothing() {
+        let decoder = decoder(&TinyModel::new());
+        let [embedding, ..] = embeddings();
+        assert!(decoder.prefill(&[&embedding[1..]]).err().unwrap().to_string().contains("expected 24"));
+        let mut state = decoder.prefill(&[&embedding, &embedding]).unwrap();
+        assert!(decoder.step(&[1], &mut state).unwrap_err().to_string().contains("1 token ids for 2 answers"));
+        assert!(decoder.step(&[1, 259], &mut state).unwrap_err().to_string().contains("vocabulary"));
+        assert!(decoder.select(&mut state, &[0, 2]).unwrap_err().to_string().contains("row 2"));
+        let other = self::decoder(&TinyModel::new().layer("d_state", 8));
+        assert!(other.step(&[1, 1], &mut state).unwrap_err().to_string().contains("another decoder"));
+        let logits = decoder.step(&[1, 1], &mut state).unwrap();
+        assert!(relative(&logits[..259], &decoder.logits(&embedding, &[1]).unwrap()) < 1e-5);
+    }
+}

@@ -94,3 +94,62 @@ pub(crate) fn look_up(embedding: &Matrix, ids: &[u32], tokens: &mut [f32]) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TinyModel, relative};
+    use half::{bf16, f16};
+
+    fn encoder(bytes: &[u8]) -> Mamba3TextEncoder {
+        Mamba3TextEncoder::from_weights(&Weights::from_bytes("y_encoder", bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_text_is_the_same_alone_and_beside_others() {
+        for (name, model) in TinyModel::variants() {
+            let encoder = encoder(&model.component("y_encoder"));
+            let texts: Vec<Vec<u32>> = vec![vec![1, 40, 2], (1..130).collect(), vec![1, 2], vec![1, 258, 258, 2]];
+            let together = encoder.encode(&texts).unwrap();
+            for (text, found) in texts.iter().zip(&together) {
+                let alone = encoder.encode(&[text]).unwrap().remove(0);
+                assert!(relative(found, &alone) < 3e-6, "{name}");
+                assert!((found.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5, "{name}");
+            }
+            assert!(relative(&together[0], &together[1]) > 0.01, "{name}: different texts differ");
+            assert_eq!(encoder.encode::<Vec<u32>>(&[]).unwrap(), Vec::<Vec<f32>>::new());
+        }
+    }
+
+    #[test]
+    fn weights_of_16_bits_are_the_numbers_they_were_rounded_to() {
+        let round: [(&str, fn(f32) -> f32); 2] =
+            [("float16", |x| f16::from_f32(x).to_f32()), ("bfloat16", |x| bf16::from_f32(x).to_f32())];
+        for (dtype, round) in round {
+            let narrow = encoder(&TinyModel::new().dtype(dtype).component("y_encoder"));
+            let wide = encoder(&TinyModel::new().component_with("y_encoder", |key, numbers| {
+                let matrices = ["in_proj", "out_proj", "embedding", "projection"];
+                if key.ends_with(".weight") && matrices.iter().any(|name| key.contains(name)) {
+                    numbers.iter_mut().for_each(|x| *x = round(*x));
+                }
+            }));
+            for text in [vec![1, 7, 2], (1..80).collect()] {
+                let (narrow, wide) = (narrow.encode(&[&text]).unwrap(), wide.encode(&[&text]).unwrap());
+                assert!(relative(&narrow[0], &wide[0]) < 3e-6, "{dtype}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let encoder = encoder(&TinyModel::new().component("y_encoder"));
+        for ids in [vec![259], vec![1, u32::MAX]] {
+            let error = encoder.encode(&[&ids]).unwrap_err().to_string();
+            assert!(error.contains("not in the vocabulary of 259 tokens"), "{error}");
+            assert!(encoder.embed_tokens(&ids).is_err());
+        }
+        assert!(encoder.encode(&[vec![1, 2], vec![]]).unwrap_err().to_string().contains("no tokens"));
+        let rows = encoder.embed_tokens(&[3, 5, 3]).unwrap();
+        assert!(rows[..32] == rows[64..] && rows[..32] != rows[32..64]);
+    }
+}

@@ -1,14 +1,10 @@
 //! The golden files of the components that read embeddings and tokens.
 
-use std::fs;
 use std::path::Path;
 
-use serde::Deserialize;
-
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
-use crate::error::{Error, LoadError};
+use crate::error::Error;
 use crate::generate::{GenerationConfig, Method, Request, generate};
-use crate::loader::{Weights, load_safetensors};
 use crate::mamba3::trace::Recorder;
 use crate::mamba3::{LayerHook, Mamba3Backbone};
 use crate::predictor::Mamba3Predictor;
@@ -20,58 +16,30 @@ use crate::y_encoder::Mamba3TextEncoder;
 
 use super::ComponentReport;
 use super::golden::Golden;
-use super::inputs::{self, Normalization};
+use super::inputs;
 use super::samples::Samples;
 
 /// Tokens of a sequence whose inside the files show.
 const TRACED: usize = 4;
 
-/// The exported model.
-pub(super) struct Models {
-    tokenizer: Tokenizer,
-    predictor: Mamba3Predictor,
-    y_encoder: Mamba3TextEncoder,
-    angn: Option<AdaptiveNeuralGate>,
-    y_decoder: Option<Mamba3Decoder>,
-    recursion: Option<Recursion>,
-    x_encoder: Option<VisionEncoder>,
-    normalization: Normalization,
+/// The parts of an exported model.
+pub(crate) struct Models<'a> {
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) x_encoder: Option<&'a VisionEncoder>,
+    /// Mean and standard deviation by which pixels are normalised.
+    pub(crate) normalization: ([f32; 3], [f32; 3]),
+    pub(crate) predictor: &'a Mamba3Predictor,
+    pub(crate) y_encoder: &'a Mamba3TextEncoder,
+    pub(crate) gates: Option<&'a AdaptiveNeuralGate>,
+    pub(crate) y_decoder: Option<&'a Mamba3Decoder>,
+    pub(crate) recursion: Option<&'a Recursion>,
 }
 
-/// The part of `config.json` that is read here.
-#[derive(Deserialize)]
-struct Document {
-    image: Normalization,
-}
-
-impl Models {
-    /// Opens every component in a folder.
-    pub(super) fn open(folder: &Path) -> Result<Models, LoadError> {
-        let load = |name: &str| load_safetensors(folder.join(format!("{name}.safetensors")));
-        let optional = |name: &str| -> Result<Option<Weights>, LoadError> {
-            let exists = folder.join(format!("{name}.safetensors")).exists();
-            if exists { load(name).map(Some) } else { Ok(None) }
-        };
-        let config = folder.join("config.json");
-        let text = fs::read_to_string(&config).map_err(|source| LoadError::Read { path: config.clone(), source })?;
-        let document: Document = serde_json::from_str(&text)
-            .map_err(|error| LoadError::Config { path: config.clone(), reason: error.to_string() })?;
-        Ok(Models {
-            normalization: document.image,
-            tokenizer: Tokenizer::from_file(folder.join("tokenizer.json"))?,
-            predictor: Mamba3Predictor::from_weights(&load("predictor")?)?,
-            y_encoder: Mamba3TextEncoder::from_weights(&load("y_encoder")?)?,
-            angn: optional("angn")?.as_ref().map(AdaptiveNeuralGate::from_weights).transpose()?,
-            y_decoder: optional("y_decoder")?.as_ref().map(Mamba3Decoder::from_weights).transpose()?,
-            recursion: optional("recursion")?.as_ref().map(Recursion::from_weights).transpose()?,
-            x_encoder: optional("x_encoder")?.as_ref().map(VisionEncoder::from_weights).transpose()?,
-        })
-    }
-
-    /// Whether the folder has what a golden file is about.
+impl Models<'_> {
+    /// Whether the model has what a golden file is about.
     pub(super) fn has(&self, name: &str) -> bool {
         match name {
-            "angn" => self.angn.is_some(),
+            "angn" => self.gates.is_some(),
             "y_decoder" => self.y_decoder.is_some(),
             "recursion" => self.recursion.is_some(),
             "x_encoder" => self.x_encoder.is_some(),
@@ -85,34 +53,34 @@ impl Models {
         let (g, config) = (&mut golden, self.predictor.config());
         let done = match name {
             "images" => Some(inputs::images(g, config.vision.image_size)),
-            "tokens" => Some(inputs::tokens(g, &self.tokenizer, config)),
+            "tokens" => Some(inputs::tokens(g, self.tokenizer, config)),
             "predictor" => Some(self.predictor(g)),
             "y_encoder" => Some(self.y_encoder(g)),
-            "x_encoder" => self.x_encoder.as_ref().map(|encoder| inputs::x_encoder(g, encoder, &self.normalization)),
-            "angn" => self.angn.as_ref().map(|gates| self.angn(g, gates, folder)),
-            "y_decoder" => self.y_decoder.as_ref().map(|decoder| self.y_decoder(g, decoder)),
-            "recursion" => self.recursion.as_ref().map(|recursion| self.recursion(g, recursion)),
+            "x_encoder" => self.x_encoder.map(|encoder| inputs::x_encoder(g, encoder, self.normalization)),
+            "angn" => self.gates.map(|gates| self.angn(g, gates, folder)),
+            "y_decoder" => self.y_decoder.map(|decoder| self.y_decoder(g, decoder)),
+            "recursion" => self.recursion.map(|recursion| self.recursion(g, recursion)),
             _ => None,
         };
         done.transpose()?.map(|()| golden.finish().map_err(Error::from)).transpose()
     }
 
     fn predictor(&self, golden: &mut Golden) -> Result<(), Error> {
-        let samples = Samples::read(golden, &self.y_encoder)?;
+        let samples = Samples::read(golden, self.y_encoder)?;
         golden.check("query_tokens", &samples.query_tokens)?;
-        let (sequence, mask) = samples.padded(&self.predictor);
+        let (sequence, mask) = samples.padded(self.predictor);
         golden.check("sequence", &sequence)?;
         golden.check_bytes("mask", &mask)?;
         let length = samples.padded_length();
         let mut activity = GateActivity::new();
-        match &self.angn {
+        match self.gates {
             None => check_layers(golden, &self.predictor.backbone, sequence, length, &mut ())?,
             Some(gates) => {
                 let mut hook = gates.hook(&mut activity);
                 check_layers(golden, &self.predictor.backbone, sequence, length, &mut hook)?;
             }
         }
-        let gates = self.angn.as_ref().map(|gates| (gates, &mut activity));
+        let gates = self.gates.map(|gates| (gates, &mut activity));
         let predictions = self.predictor.predict(&samples.inputs(), gates)?;
         let (pooled, embeddings): (Vec<_>, Vec<_>) = predictions.into_iter().map(|p| (p.pooled, p.embedding)).unzip();
         golden.check("pooled", &pooled.concat())?;
@@ -121,7 +89,7 @@ impl Models {
     }
 
     fn y_encoder(&self, golden: &mut Golden) -> Result<(), Error> {
-        let encoder = &self.y_encoder;
+        let encoder = self.y_encoder;
         let length = golden.size("ids", 1)?;
         let ids = golden.input_ids("ids")?;
         let mask = golden.input_mask("mask")?;
@@ -144,7 +112,7 @@ impl Models {
             golden.check(&format!("gates.{layer}.output"), &stream)?;
         }
         // two passes over the samples of the predictor's file: both, then the first alone
-        let samples = Samples::read(&mut Golden::open(folder, "predictor")?, &self.y_encoder)?;
+        let samples = Samples::read(&mut Golden::open(folder, "predictor")?, self.y_encoder)?;
         let inputs = samples.inputs();
         let mut record = GateActivity::new();
         let (mut activity, mut ema, mut due) = (Vec::new(), Vec::new(), Vec::new());

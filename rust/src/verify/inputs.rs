@@ -12,13 +12,6 @@ use crate::vit::{PixelShape, VisionEncoder};
 
 use super::golden::Golden;
 
-/// How `config.json` says pixels are normalised: mean and standard deviation of red, green and blue.
-#[derive(Deserialize)]
-pub(super) struct Normalization {
-    mean: [f32; 3],
-    std: [f32; 3],
-}
-
 /// What the header says of a picture.
 #[derive(Deserialize)]
 struct PictureInfo {
@@ -55,12 +48,16 @@ pub(super) fn tokens(golden: &mut Golden, tokenizer: &Tokenizer, config: &Mamba3
     Ok(())
 }
 
-/// A picture and a clip to visual tokens.
-pub(super) fn x_encoder(golden: &mut Golden, encoder: &VisionEncoder, rule: &Normalization) -> Result<(), Error> {
+/// A picture, normalised by `mean` and `std` of its colours, and a clip to visual tokens.
+pub(super) fn x_encoder(
+    golden: &mut Golden,
+    encoder: &VisionEncoder,
+    (mean, std): ([f32; 3], [f32; 3]),
+) -> Result<(), Error> {
     let side = |golden: &Golden, key: &str, axis| golden.size(key, axis);
     let shape = PixelShape::Image { height: side(golden, "pixels", 2)?, width: side(golden, "pixels", 3)? };
     let picture = golden.input_bytes("image_u8")?;
-    golden.check("pixels", &image::normalize(&picture, rule.mean, rule.std))?;
+    golden.check("pixels", &image::normalize(&picture, mean, std))?;
     let pixels = golden.input("pixels")?;
     golden.check("visual_tokens", &encoder.encode(&pixels, shape)?)?;
     if golden.has("clip") {

@@ -9,6 +9,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, LoadError};
+use crate::vljepa::{Mamba3Jepa, Progress};
+
+pub(crate) use components::Models;
 
 /// Every golden file, in the order in which they are verified.
 const NAMES: [&str; 8] = ["images", "tokens", "x_encoder", "predictor", "y_encoder", "angn", "y_decoder", "recursion"];
@@ -67,7 +70,7 @@ impl ComponentReport {
 pub struct Report {
     /// One for each file that was verified.
     pub components: Vec<ComponentReport>,
-    /// Golden files whose component was not exported: the X-Encoder's, mostly.
+    /// Golden files whose component the model does not have: the X-Encoder's, mostly.
     pub skipped: Vec<String>,
 }
 
@@ -78,31 +81,38 @@ impl Report {
     }
 }
 
-/// Recomputes every tensor of every golden file in `{folder}/golden` with the weights in `folder`, on the current thread
-/// pool. `progress` is called with the name of each file before it is verified.
+/// Opens an exported folder and recomputes the golden files in `{folder}/golden`.
+///
+/// ```no_run
+/// # fn main() -> Result<(), kore_vljepa::Error> {
+/// let report = kore_vljepa::verify::verify("weights/")?;
+/// assert!(report.is_within_bound());
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
-/// [`LoadError`] if the folder has no golden files, a file is damaged or does not belong to the weights, or a tensor is
-/// missing or unknown. [`Error::Input`] or [`Error::NotFinite`] if the golden inputs do not fit the model, or its outputs
-/// are of no use.
-pub fn verify(folder: impl AsRef<Path>, mut progress: impl FnMut(&str)) -> Result<Report, Error> {
+/// As for [`Mamba3Jepa::from_dir`] and [`Mamba3Jepa::verify`].
+pub fn verify(folder: impl AsRef<Path>) -> Result<Report, Error> {
     let folder = folder.as_ref();
-    let golden = folder.join("golden");
-    let found = golden_names(&golden)?;
-    let models = components::Models::open(folder)?;
+    Mamba3Jepa::from_dir(folder)?.verify(folder.join("golden"), &mut |_, _| ())
+}
+
+/// Recomputes every tensor of every golden file in the folder `golden`, on the current thread pool.
+pub(crate) fn recompute(models: &Models<'_>, golden: &Path, progress: Progress<'_>) -> Result<Report, Error> {
+    let found = golden_names(golden)?;
+    // one that should be there and is not is missed when it is opened
+    let names: Vec<&str> =
+        NAMES.into_iter().filter(|&name| models.has(name) || found.iter().any(|found| found == name)).collect();
     let mut report = Report { components: Vec::new(), skipped: Vec::new() };
-    for name in NAMES {
-        let is_there = found.iter().any(|found| found == name);
-        if !is_there && !models.has(name) {
-            continue;
-        }
-        progress(name);
-        // one that should be there and is not is missed when it is opened
-        match models.verify(name, &golden)? {
+    for (done, &name) in names.iter().enumerate() {
+        progress(done, names.len());
+        match models.verify(name, golden)? {
             Some(component) => report.components.push(component),
             None => report.skipped.push(name.into()),
         }
     }
+    progress(names.len(), names.len());
     Ok(report)
 }
 

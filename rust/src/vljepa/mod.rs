@@ -6,6 +6,7 @@
 mod answerer;
 mod embeddings;
 mod folder;
+mod golden;
 mod manifest;
 mod observe;
 mod open;

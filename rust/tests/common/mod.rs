@@ -440,3 +440,12 @@ fn described(bytes: &[u8]) -> Value {
     let sha256: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     json!({"bytes": bytes.len(), "sha256": sha256})
 }
+
+/// Length of the difference over length of what is expected.
+pub(crate) fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let pairs = || found.iter().zip(expected).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+    let difference: f64 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
+    let length: f64 = pairs().map(|(_, b)| b * b).sum();
+    (difference / length).sqrt()
+}
