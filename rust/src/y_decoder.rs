@@ -20,6 +20,7 @@ pub struct Mamba3Decoder {
 
 /// Where a decoder is in B answers, and the memory its steps work in. Its size does not depend on how many tokens there
 /// were.
+#[derive(Clone)]
 pub struct DecoderState {
     config: BackboneConfig,
     sequences: Vec<BackboneState>,

@@ -112,7 +112,7 @@ fn close(found: &Value, expected: f64) {
 
 #[test]
 fn help_and_version() {
-    for command in ["ask", "embed", "search", "classify", "inspect"] {
+    for command in ["ask", "embed", "search", "classify", "inspect", "verify", "bench"] {
         let Run { status, stdout, .. } = run(&[command, "--help"]);
         assert_eq!(status, 0);
         assert!(stdout.contains("Usage: kore-vljepa"), "{stdout}");
@@ -463,4 +463,41 @@ fn bad_input_to_the_commands_about_images() {
         scene.run(command, arguments).fails_with(message);
     }
     assert_eq!(fs::read_dir(scene.folder.path()).expect("a folder").count(), before);
+}
+
+#[test]
+fn verify_needs_golden_files() {
+    let scene = Scene::new();
+    run(&["verify", &scene.text("weights")]).fails_with("golden");
+}
+
+#[test]
+fn bench_measures_every_part() {
+    let scene = Scene::new();
+    let settings = ["--rounds", "2", "--early", "4", "--late", "9", "--window", "3", "--lengths", "5", "17", "--json"];
+    let found = scene.run("bench", &settings).json();
+    for key in [
+        "open_seconds",
+        "read_seconds",
+        "x_encoder_seconds",
+        "predictor_seconds",
+        "token_seconds_early",
+        "token_seconds_late",
+        "ask_seconds",
+    ] {
+        assert!(found[key].as_f64().expect(key) > 0.0, "{key}");
+    }
+    assert_eq!(
+        (&found["visual_tokens"], &found["question_tokens"], &found["threads"]),
+        (&json!(16), &json!(16), &json!(1))
+    );
+    assert_eq!(found["prefill"].as_array().expect("a list").len(), 2);
+    let bytes: u64 =
+        TinyModel::new().components().iter().map(|name| TinyModel::new().component(name).len() as u64).sum();
+    assert_eq!(found["weights_bytes"], json!(bytes));
+    scene.run("bench", &["--early", "3", "--window", "32"]).fails_with("starts before the text");
+    scene.run("bench", &["--late", "20"]).fails_with("must come after");
+    let without = Scene::with(&TinyModel { phase: 1, ..TinyModel::new() });
+    let shown = without.run("bench", &["--rounds", "1", "--lengths", "3"]);
+    assert!(shown.stdout.contains("not exported"), "{} {}", shown.stdout, shown.stderr);
 }

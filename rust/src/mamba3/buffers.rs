@@ -35,6 +35,7 @@ impl PassBuffers {
 }
 
 /// For steps of B sequences.
+#[derive(Clone)]
 pub(crate) struct StepBuffers {
     /// (B, D).
     pub(super) u: Vec<f32>,

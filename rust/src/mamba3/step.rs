@@ -8,6 +8,7 @@ use crate::config::Mamba3Config;
 use crate::linalg::math;
 
 /// What a head's step works with, and leaves behind for who looks inside.
+#[derive(Clone)]
 pub(super) struct HeadScratch {
     /// (R, N) K and Q of the token.
     k: Vec<f32>,

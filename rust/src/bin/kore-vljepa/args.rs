@@ -14,16 +14,16 @@ use crate::output::{Failure, failure, print_warning};
 pub(crate) struct ModelArgs {
     /// The folder that `mamba3-jepa export` wrote.
     #[arg(long, value_name = "DIR")]
-    weights: PathBuf,
+    pub(crate) weights: PathBuf,
     /// Where to compute: cpu.
     #[arg(long, value_name = "STR", default_value = "cpu")]
     device: String,
     /// Threads to compute with; default: one for each core. The results do not depend on it.
     #[arg(long, value_name = "INT", allow_negative_numbers = true)]
-    threads: Option<i64>,
+    pub(crate) threads: Option<i64>,
     /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or a .safetensors file.
     #[arg(long, value_name = "PATH")]
-    x_encoder: Option<PathBuf>,
+    pub(crate) x_encoder: Option<PathBuf>,
 }
 
 impl ModelArgs {
@@ -107,6 +107,13 @@ impl GenerationArgs {
         config.check()?;
         Ok(config)
     }
+}
+
+/// Threads for what is computed outside a model; by default one for each core.
+pub(crate) fn thread_pool(threads: Option<i64>) -> Result<rayon::ThreadPool, Failure> {
+    let threads = threads.map(|value| at_least_one("threads", value)).transpose()?.unwrap_or(0);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| failure(format!("cannot start {threads} threads: {error}")))
 }
 
 /// The count, if it is one; the message names its flag.

@@ -5,6 +5,7 @@
 
 mod args;
 mod ask;
+mod bench;
 mod classify;
 mod contact_sheet;
 mod embed;
@@ -12,6 +13,7 @@ mod images;
 mod inspect;
 mod output;
 mod search;
+mod verify;
 
 use std::io;
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ enum Command {
     Search(search::Search),
     Classify(classify::Classify),
     Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Bench(bench::Bench),
 }
 
 impl Command {
@@ -48,6 +52,8 @@ impl Command {
             Command::Search(command) => command.run()?,
             Command::Classify(command) => command.run()?,
             Command::Inspect(command) => command.run()?,
+            Command::Verify(command) => return command.run(),
+            Command::Bench(command) => command.run()?,
         }
         Ok(ExitCode::SUCCESS)
     }
