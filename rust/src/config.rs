@@ -23,6 +23,9 @@ pub const CONFUSION_PROBE_LAYER_NORM_EPS: f32 = 1e-5;
 /// No count in a configuration may be larger: products of four of them stay far below 2^64.
 const MAX_COUNT: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
+/// Pixels in the side of an image, and patches in the whole of it: memory is taken for both, whatever the weights are.
+const MAX_SIDE: usize = 1 << 13;
+const MAX_PATCHES: usize = 1 << 16;
 
 /// How the decay rate is made from its projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +208,12 @@ impl VisionConfig {
             return Err(format!(
                 "{name}.patch_size: {} does not divide image_size {}",
                 self.patch_size, self.image_size
+            ));
+        }
+        if self.image_size > MAX_SIDE || (self.image_size / self.patch_size).pow(2) > MAX_PATCHES {
+            return Err(format!(
+                "{name}.image_size: {} with patches of {}: at most {MAX_SIDE} pixels and {MAX_PATCHES} patches",
+                self.image_size, self.patch_size
             ));
         }
         Ok(())

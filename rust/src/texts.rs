@@ -1,8 +1,9 @@
 //! Text as Python's `str` methods see it, so that both halves of the project take the same text for the same.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::File;
 use std::hash::Hash;
+use std::io::Read;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -39,11 +40,13 @@ pub fn read_lines(path: impl AsRef<Path>, what: &str) -> Result<Vec<String>, Err
     let failed = |reason: String| Error::File { path: path.to_path_buf(), reason };
     let unreadable =
         |error: std::io::Error| failed(format!("cannot read it: {error}; expected a text file, one {what} a line"));
-    let size = fs::metadata(path).map_err(unreadable)?.len();
-    if size > MAX_FILE {
-        return Err(failed(format!("{size} bytes are more than a list of texts may have ({MAX_FILE})")));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(failed(format!("more bytes than a list of texts may have ({MAX_FILE})")));
     }
-    let text = String::from_utf8(fs::read(path).map_err(unreadable)?).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         failed(format!("not UTF-8 text (at byte {at}); expected one {what} a line"))
     })?;
@@ -89,6 +92,8 @@ fn is_line_end(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -310,6 +310,8 @@ fn ask_with_bad_input() {
         (&[], "nothing to ask"),
         (&["x?", "--device", "cuda"], "--device cuda: not available here"),
         (&["x?", "--threads", "0"], "--threads 0: must be at least 1"),
+        (&["x?", "--threads", "1025"], "--threads 1025: must be at most 1024"),
+        (&["x?", "--knowledge-vector", "/dev/null"], "not a knowledge vector"),
         (&["x?", "--answers", "@empty.txt"], "has no text"),
         (&["x?", "--answers", "@nowhere.txt"], "cannot read it"),
         (&["x?", "--memory", "@empty.txt"], "has no text"),
@@ -497,6 +499,7 @@ fn bench_measures_every_part() {
     assert_eq!(found["weights_bytes"], json!(bytes));
     scene.run("bench", &["--early", "3", "--window", "32"]).fails_with("starts before the text");
     scene.run("bench", &["--late", "20"]).fails_with("must come after");
+    scene.run("bench", &["--visual-tokens", "999999999999"]).fails_with("tokens are too many");
     let without = Scene::with(&TinyModel { phase: 1, ..TinyModel::new() });
     let shown = without.run("bench", &["--rounds", "1", "--lengths", "3"]);
     assert!(shown.stdout.contains("not exported"), "{} {}", shown.stdout, shown.stderr);

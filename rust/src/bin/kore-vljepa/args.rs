@@ -9,6 +9,9 @@ use kore_vljepa::vljepa::{Mamba3Jepa, Options};
 
 use crate::output::{Failure, failure, print_warning};
 
+/// More are a mistake, and take long to start.
+const MAX_THREADS: usize = 1024;
+
 /// Which model, and how it computes.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
@@ -27,7 +30,7 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Opens the model; what it warns of goes to the standard error.
+    /// Opens the model.
     pub(crate) fn open(&self) -> Result<Mamba3Jepa, Failure> {
         self.open_with(Mamba3Jepa::options())
     }
@@ -35,15 +38,22 @@ impl ModelArgs {
     /// Opens the model with these options beside its own.
     pub(crate) fn open_with(&self, options: Options) -> Result<Mamba3Jepa, Failure> {
         check_device(&self.device)?;
-        let mut options = options.on_warning(print_warning);
-        if let Some(threads) = self.threads {
-            options = options.threads(at_least_one("threads", threads)?);
-        }
-        if let Some(path) = &self.x_encoder {
-            options = options.x_encoder(path);
-        }
-        Ok(options.open(&self.weights)?)
+        open_folder(&self.weights, self.threads, self.x_encoder.as_deref(), options)
     }
+}
+
+/// Opens the model in a folder; what it warns of goes to the standard error.
+pub(crate) fn open_folder(
+    folder: &Path,
+    threads: Option<i64>,
+    x_encoder: Option<&Path>,
+    options: Options,
+) -> Result<Mamba3Jepa, Failure> {
+    let mut options = options.on_warning(print_warning).threads(thread_count(threads)?);
+    if let Some(path) = x_encoder {
+        options = options.x_encoder(path);
+    }
+    Ok(options.open(folder)?)
 }
 
 /// How the Y-Decoder chooses its tokens.
@@ -109,9 +119,17 @@ impl GenerationArgs {
     }
 }
 
-/// Threads for what is computed outside a model; by default one for each core.
+/// How many threads; 0, which is one for each core, unless it is given.
+fn thread_count(given: Option<i64>) -> Result<usize, Failure> {
+    match given.map(|value| at_least_one("threads", value)).transpose()? {
+        Some(count) if count > MAX_THREADS => Err(failure(format!("--threads {count}: must be at most {MAX_THREADS}"))),
+        count => Ok(count.unwrap_or(0)),
+    }
+}
+
+/// Threads for what is computed outside a model.
 pub(crate) fn thread_pool(threads: Option<i64>) -> Result<rayon::ThreadPool, Failure> {
-    let threads = threads.map(|value| at_least_one("threads", value)).transpose()?.unwrap_or(0);
+    let threads = thread_count(threads)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|error| failure(format!("cannot start {threads} threads: {error}")))
 }

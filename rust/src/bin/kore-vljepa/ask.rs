@@ -1,6 +1,7 @@
 //! `kore-vljepa ask`: questions about an image.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use kore_vljepa::image::load_image;
@@ -12,6 +13,9 @@ use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, at_least_one};
 use crate::output::{Failure, failure, print, print_json, printable, progress};
+
+/// Bytes of a knowledge vector as JSON that are read at most; a longer one does not end as JSON does.
+const MAX_VECTOR: u64 = 1 << 28;
 
 /// Ask a trained model about an image: answer, confidence, confusion, nearest known answers.
 #[derive(clap::Args)]
@@ -144,8 +148,9 @@ fn read_vector(path: &Path) -> Result<Vec<f32>, Failure> {
     let numbers: Vec<f64> = if path.extension().is_some_and(|suffix| suffix == "npy") {
         read_npy_vector(path).map_err(|error| failure(format!("{error}; {EXPECTED}")))?
     } else {
-        let text = fs::read(path);
-        let text = text.map_err(|error| failure(format!("{name}: cannot read the knowledge vector: {error}")))?;
+        let mut text = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_VECTOR).read_to_end(&mut text));
+        read.map_err(|error| failure(format!("{name}: cannot read the knowledge vector: {error}")))?;
         serde_json::from_slice(&text)
             .map_err(|error| failure(format!("{name}: not a knowledge vector ({error}); {EXPECTED}")))?
     };

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use kore_vljepa::texts::is_printable;
@@ -64,13 +63,6 @@ pub(crate) fn progress(what: &'static str) -> impl FnMut(usize, usize) + Send {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     }
-}
-
-/// The same for work whose parts have names: says which one is being worked on.
-pub(crate) fn progress_by_name() -> impl FnMut(&str) + Send {
-    let bar = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
-    bar.enable_steady_tick(Duration::from_millis(100));
-    move |name| bar.set_message(name.to_owned())
 }
 
 /// Writes `error: message` to the standard error, in one line.

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kore_vljepa::verify::{Report, verify};
+use kore_vljepa::verify::Report;
+use kore_vljepa::vljepa::Options;
 use serde::Serialize;
 
-use crate::args::thread_pool;
-use crate::output::{Failure, Table, print, print_json, progress_by_name, shown};
+use crate::args::open_folder;
+use crate::output::{Failure, Table, print, print_json, progress, shown};
 
 /// What `verify` returns when a difference is above its bound.
 const DIFFERENT: u8 = 1;
@@ -23,6 +24,9 @@ pub(crate) struct Verify {
     /// Threads to compute with; default: one for each core. The results do not depend on it.
     #[arg(long, value_name = "INT", allow_negative_numbers = true)]
     threads: Option<i64>,
+    /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or a .safetensors file.
+    #[arg(long, value_name = "PATH")]
+    x_encoder: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -49,8 +53,8 @@ struct Component<'a> {
 
 impl Verify {
     pub(crate) fn run(&self) -> Result<ExitCode, Failure> {
-        let pool = thread_pool(self.threads)?;
-        let report = pool.install(|| verify(&self.folder, progress_by_name()))?;
+        let model = open_folder(&self.folder, self.threads, self.x_encoder.as_deref(), Options::default())?;
+        let report = model.verify(self.folder.join("golden"), &mut progress("golden files"))?;
         if self.json {
             print_json(&self.values(&report))?;
         } else {
@@ -89,7 +93,7 @@ impl Verify {
         }
         let skipped = match &report.skipped[..] {
             [] => String::new(),
-            names => format!("\nnot verified, because its weights are not in the export: {}", names.join(", ")),
+            names => format!("\nnot verified, because the model lacks it: {}", names.join(", ")),
         };
         let verdict =
             if report.is_within_bound() { "every tensor is within its bound" } else { "there are differences" };

@@ -165,7 +165,7 @@ fn a_wrong_tensor_is_named() {
 
 #[test]
 fn every_key_of_the_configuration_is_checked() {
-    let cases: [(&[&str], Change<'_>); 30] = [
+    let cases: [(&[&str], Change<'_>); 32] = [
         (&["not the config.json of a Mamba3-JEPA export"], &|v| v["format"] = json!("other")),
         (&["it has export format 3; this version reads 1 and 2"], &|v| v["format_version"] = json!(3)),
         (&["format_version: "], &|v| v["format_version"] = json!("2")),
@@ -188,6 +188,8 @@ fn every_key_of_the_configuration_is_checked() {
         (&["missing field `embed_dim`"], &|v| drop(v["model"].as_object_mut().unwrap().remove("embed_dim"))),
         (&["model: predictor.layer: unknown field `more`"], &|v| v["model"]["predictor"]["layer"]["more"] = json!(1)),
         (&["model: vision.depth: invalid type: string \"2\""], &|v| v["model"]["vision"]["depth"] = json!("2")),
+        (&["vision.image_size: 4194304 with patches of 8"], &|v| v["model"]["vision"]["image_size"] = json!(1 << 22)),
+        (&["vision.image_size: 8192 with patches of 8"], &|v| v["model"]["vision"]["image_size"] = json!(8192)),
         (&["embed_dim: 0 must be"], &|v| v["model"]["embed_dim"] = json!(0)),
         (&["it belongs to another model"], &|v| v["model"]["query_prompt"] = json!("What is it?")),
         (&["knowledge_dim: 5, but the model says 24"], &|v| v["knowledge_dim"] = json!(5)),

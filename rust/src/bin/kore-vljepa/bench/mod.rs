@@ -19,6 +19,7 @@ use crate::output::{Failure, Table, failure, grouped, print, print_json, progres
 use parts::{Parts, files};
 
 const OPENINGS: usize = 5;
+const MAX_NUMBERS: usize = 1 << 30; // of the tokens that the predictor reads
 const QUESTION: &str = "What is in the picture?";
 
 /// Time a model: opening, X-Encoder, predictor, tokens early and late in a text, whole answers; and its memory.
@@ -226,8 +227,8 @@ impl Bench {
 fn measure_parts(parts: &mut Parts, visual_tokens: usize, counts: &Counts) -> Result<Rounds, Failure> {
     let config = parts.config.clone();
     let pixels = numbers(3 * config.vision.image_size.pow(2));
-    let visual = numbers(visual_tokens * config.vision.hidden_size);
-    let query = numbers(counts.question * config.y_encoder.d_model());
+    let visual = tokens(visual_tokens, config.vision.hidden_size)?;
+    let query = tokens(counts.question, config.y_encoder.d_model())?;
     let starts = [counts.early, counts.late].map(|position| position - counts.window / 2);
     let spoken = parts.speak(&numbers(config.embed_dim), starts)?;
     let mut rounds = Rounds::default();
@@ -260,10 +261,8 @@ fn measure_parts(parts: &mut Parts, visual_tokens: usize, counts: &Counts) -> Re
 
 /// The predictor on `visual_tokens` and a question.
 fn measure_prefill(parts: &mut Parts, visual_tokens: usize, question: usize) -> Result<Prefill, Failure> {
-    let len = visual_tokens.checked_mul(parts.config.vision.hidden_size);
-    let len = len.filter(|len| *len <= 1 << 32).ok_or_else(|| failure("--lengths: too many tokens"))?;
-    let visual = numbers(len);
-    let query = numbers(question * parts.config.y_encoder.d_model());
+    let visual = tokens(visual_tokens, parts.config.vision.hidden_size)?;
+    let query = tokens(question, parts.config.y_encoder.d_model())?;
     let before = memory::resident_bytes().filter(|_| memory::forget_peak());
     parts.predict(&visual, &query)?;
     let peak_bytes = before.zip(memory::peak_bytes()).map(|(before, peak)| peak.saturating_sub(before));
@@ -285,6 +284,14 @@ fn median(values: &[f64]) -> Option<f64> {
         0 => None,
         odd if odd % 2 == 1 => Some(sorted[middle]),
         _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+    }
+}
+
+/// `count` tokens of `width` numbers.
+fn tokens(count: usize, width: usize) -> Result<Vec<f32>, Failure> {
+    match count.checked_mul(width) {
+        Some(len) if len <= MAX_NUMBERS => Ok(numbers(len)),
+        _ => Err(failure(format!("bench: {count} tokens are too many"))),
     }
 }
 
@@ -316,9 +323,6 @@ fn text(measured: &Measured) -> String {
         let rate = value.map_or_else(String::new, |value| format!("{:.1} tokens a second", 1.0 / value));
         table.row([&format!("one token, around token {position}"), &or_absent(value), &rate]);
     }
-    let late = measured.late_to_early.map_or_else(String::new, |ratio| {
-        format!("\ntoken {} takes {ratio:.3} times as long as token {}", measured.late, measured.early)
-    });
     table.row(["a whole question", &seconds(measured.ask_seconds), ""]);
     let bytes =
         |value: Option<u64>| value.map_or("unknown".into(), |value| format!("{:.1} MiB", value as f64 / 1048576.0));
@@ -326,16 +330,25 @@ fn text(measured: &Measured) -> String {
     for found in &measured.prefill {
         prefill.row([grouped(found.visual_tokens as u64), seconds(found.seconds), bytes(found.peak_bytes)]);
     }
-    let peak = measured.peak_bytes.map_or("unknown".into(), |peak| {
+    let mut lines = vec![
+        format!(
+            "{}: {}, {}, {} threads, instruction set {}, medians of {} interleaved rounds\n",
+            measured.weights, measured.dtype, measured.cpu, measured.threads, measured.instruction_set, measured.rounds
+        ),
+        table.to_string(),
+        prefill.to_string(),
+    ];
+    if let Some(ratio) = measured.late_to_early {
+        lines.push(format!("token {} takes {ratio:.3} times as long as token {}", measured.late, measured.early));
+    }
+    if let Some(peak) = measured.peak_bytes {
         let ratio = peak as f64 / measured.weights_bytes as f64;
-        format!("{ratio:.2} times the weights' {} bytes", grouped(measured.weights_bytes))
-    });
-    format!(
-        "{}: {}, {}, {} threads, instruction set {}, medians of {} interleaved rounds\n\n{table}\n{prefill}{late}\npeak \
-         memory of opening it and asking a question: {peak}",
-        measured.weights, measured.dtype, measured.cpu, measured.threads, measured.instruction_set, measured.rounds
-    )
-    .replace("\n\npeak", "\npeak")
+        let weights = grouped(measured.weights_bytes);
+        lines.push(format!(
+            "opening it and asking a question takes {ratio:.2} times the weights' {weights} bytes of memory"
+        ));
+    }
+    lines.join("\n")
 }
 
 #[cfg(test)]
