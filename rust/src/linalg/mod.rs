@@ -2,7 +2,9 @@
 //!
 //! Letters: T rows (tokens), K inputs, M outputs.
 
+mod elementary;
 pub(crate) mod gemm;
+mod lanes;
 pub(crate) mod math;
 mod matmul;
 mod matrix;
