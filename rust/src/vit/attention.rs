@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use crate::linalg::gemm::{View, product};
 use crate::linalg::math::exp_slice;
 
-/// Queries that one task works on, and keys that it looks at together; its scores fit the second-level cache.
-const QUERIES: usize = 64;
+/// Queries that one task works on, and keys that it looks at together. The scores lie on the stack and fit the second-level
+/// cache; the product packs the keys once per task, which fewer queries would not be worth.
+const QUERIES: usize = 128;
 const KEYS: usize = 256;
 
 /// softmax(q kᵀ / √P) v for every head.
