@@ -111,6 +111,13 @@ impl GateActivity {
         self.reset_due = false;
     }
 
+    /// Takes over what one pass, recorded by itself, found.
+    pub(crate) fn follow(&mut self, pass: &GateActivity, gate: &AdaptiveNeuralGate) {
+        for (layer, &activity) in pass.last.iter().enumerate() {
+            self.record(layer, activity, gate);
+        }
+    }
+
     fn record(&mut self, layer: usize, activity: f32, gate: &AdaptiveNeuralGate) {
         self.last.resize(gate.n_layers(), f32::NAN);
         self.last[layer] = activity;

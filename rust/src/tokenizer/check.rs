@@ -108,6 +108,11 @@ impl Parts {
         }
         for list in ["normalizers", "pretokenizers", "processors", "decoders"] {
             for inner in part.get(list).and_then(Value::as_array).into_iter().flatten() {
+                if inner.get("type").and_then(Value::as_str) == Some("BPEDecoder") {
+                    return Err(format!(
+                        "{key}: BPEDecoder must be the only one: where another leaves no token it fails"
+                    ));
+                }
                 self.check(key, inner)?;
             }
         }
@@ -147,7 +152,13 @@ fn growth(kind: &str, part: &Map<String, Value>) -> usize {
         // Each byte, or each place between two, may become the content.
         "Replace" => length("content").max(1),
         "Prepend" => 1 + length("prepend"),
-        "ByteLevel" => 2,
+        // A byte may become two; a suffix or delimiter that is empty puts a space at every place.
+        "ByteLevel" | "BPEDecoder" | "CTC" => 2,
+        // The tokens once for each time the template names them.
+        "TemplateProcessing" => {
+            let pieces = part.get("single").and_then(Value::as_array).into_iter().flatten();
+            pieces.filter(|piece| piece.get("Sequence").is_some()).count().max(1)
+        }
         _ => 1,
     }
 }

@@ -111,7 +111,7 @@ fn says_which_special_token_is_missing() {
 #[test]
 fn what_the_library_cannot_bear_is_an_error() {
     type Change<'a> = &'a dyn Fn(&mut Value);
-    let all: [(&str, Change<'_>); 13] = [
+    let all: [(&str, Change<'_>); 15] = [
         ("model.merges: \"hellore\" is not in the vocabulary", &|v| {
             v["model"]["merges"].as_array_mut().unwrap().push(json!(["hello", "re"]))
         }),
@@ -143,11 +143,30 @@ fn what_the_library_cannot_bear_is_an_error() {
                                "invert": false});
             v["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": vec![split; 40]})
         }),
+        ("decoder: BPEDecoder must be the only one", &|v| {
+            let decoders = [json!({"type": "Fuse"}), json!({"type": "BPEDecoder", "suffix": "</w>"})];
+            v["decoder"] = json!({"type": "Sequence", "decoders": decoders})
+        }),
+        ("post_processor: its replacements would make texts more than 4096 times longer", &|v| {
+            let twice = vec![json!({"Sequence": {"id": "A", "type_id": 0}}); 2];
+            let double = json!({"type": "TemplateProcessing", "single": twice, "pair": [], "special_tokens": {}});
+            v["post_processor"] = json!({"type": "Sequence", "processors": vec![double; 40]})
+        }),
         ("model: it is missing", &|v| drop(v.as_object_mut().unwrap().remove("model"))),
     ];
     for (expected, change) in all {
         let message = message(change);
         assert!(message.contains(expected), "{message}\n  expected {expected}");
+    }
+}
+
+#[test]
+fn an_empty_answer_of_plain_byte_pair_encoding_is_empty() {
+    let mut value = tiny();
+    value["decoder"] = json!({"type": "BPEDecoder", "suffix": "</w>"});
+    let tokenizer = read(&value).unwrap();
+    for ids in [&[][..], &[1, 2], &[99_999]] {
+        assert_eq!(tokenizer.decode(ids).unwrap(), "");
     }
 }
 
@@ -165,8 +184,129 @@ fn a_panic_of_the_library_is_an_error() {
     assert_eq!(error, "the library failed: at 1");
 }
 
+/// Parts with ordinary and with odd settings.
+fn part(key: &str) -> impl Strategy<Value = Value> {
+    let patterns = ["", "a", " ", "(?=a)", "\\w+|", "(?<!x)\\s*", "(a*)*b", "\\p{L}", "^", "."];
+    let pattern = prop_oneof![
+        prop::sample::select(patterns.to_vec()).prop_map(|p| json!({"Regex": p})),
+        prop::sample::select(vec!["", "a", "é", " "]).prop_map(|p| json!({"String": p})),
+    ];
+    let text = prop::sample::select(vec!["", " ", "a", "▁", "é", "##", "aa", "</w>"]);
+    let character = prop::sample::select(vec![" ", "a", "▁", "é"]);
+    let behaviour =
+        prop::sample::select(vec!["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]);
+    let kinds: Vec<&str> = match key {
+        "normalizer" => vec![
+            "BertNormalizer",
+            "Strip",
+            "StripAccents",
+            "NFC",
+            "NFKD",
+            "Lowercase",
+            "Nmt",
+            "Replace",
+            "Prepend",
+            "ByteLevel",
+        ],
+        "pre_tokenizer" => vec![
+            "BertPreTokenizer",
+            "ByteLevel",
+            "CharDelimiterSplit",
+            "Metaspace",
+            "Whitespace",
+            "Split",
+            "Punctuation",
+            "WhitespaceSplit",
+            "Digits",
+            "UnicodeScripts",
+            "FixedLength",
+        ],
+        "decoder" => {
+            vec!["BPEDecoder", "ByteLevel", "WordPiece", "Metaspace", "CTC", "Replace", "Fuse", "Strip", "ByteFallback"]
+        }
+        _ => vec!["BertProcessing", "RobertaProcessing", "ByteLevel", "TemplateProcessing"],
+    };
+    let kind = prop::sample::select(kinds);
+    (kind, pattern, (text.clone(), text), character, behaviour, 0..4_usize, any::<bool>(), any::<bool>()).prop_map(
+        |(kind, pattern, (text, other), character, behaviour, n, yes, also)| {
+            // every member that any kind knows: each takes its own
+            json!({
+                "type": kind, "pattern": pattern, "content": if kind == "Strip" { character } else { text },
+                "prepend": text, "behavior": behaviour, "invert": yes, "delimiter": character, "length": n,
+                "replacement": character, "prepend_scheme": (["always", "first", "never"][n % 3]), "split": also,
+                "individual_digits": yes, "add_prefix_space": n % 3 != 2, "trim_offsets": also, "use_regex": yes,
+                "clean_text": yes, "handle_chinese_chars": also, "strip_accents": null, "lowercase": yes,
+                "strip_left": yes, "strip_right": also, "suffix": text, "prefix": other, "cleanup": yes,
+                "pad_token": text, "word_delimiter_token": other, "start": n, "stop": n / 3,
+                "sep": ["<eos>", 2], "cls": ["<bos>", 1],
+                "single": vec![json!({"Sequence": {"id": "A", "type_id": 0}}); n], "pair": [], "special_tokens": {}
+            })
+        },
+    )
+}
+
+/// Models with ordinary and with odd settings.
+fn model() -> impl Strategy<Value = Value> {
+    let words = prop::collection::btree_set(
+        prop::sample::select(vec!["", "a", "##a", "é", "aa", "a</w>", "<0x61>", "?", "hello", " "]),
+        0..9,
+    );
+    let option = prop::option::of(prop::sample::select(vec!["", "##", "</w>", "?", "é"]));
+    (prop::sample::select(vec!["BPE", "WordPiece", "WordLevel", "Unigram"]), words, (option.clone(), option.clone(), option), any::<bool>(), any::<bool>(), 0..4_usize)
+        .prop_map(|(kind, words, (unknown, prefix, suffix), yes, also, n)| {
+            let names: Vec<&str> = ["<pad>", "<bos>", "<eos>"].into_iter().chain(words).collect();
+            let vocab: BTreeMap<&str, usize> = names.iter().copied().zip((0..).map(|id| id * (n + 1) / 2)).collect();
+            let scores: Vec<(&str, f64)> = names.iter().copied().zip([0.0, -1.5, 3.0, 1e308].into_iter().cycle()).collect();
+            json!({
+                "type": kind, "vocab": if kind == "Unigram" { json!(scores) } else { json!(vocab) },
+                "unk_token": if kind == "BPE" { json!(unknown) } else { json!(unknown.unwrap_or("?")) },
+                "unk_id": n, "continuing_subword_prefix": if kind == "BPE" { json!(prefix) } else { json!(prefix.unwrap_or("")) },
+                "end_of_word_suffix": suffix, "fuse_unk": yes, "byte_fallback": also, "ignore_merges": yes,
+                "dropout": null, "max_input_chars_per_word": n * 3,
+                "merges": if also { json!([["a", "a"], ["a", "##a"], ["é", ""]][..n.min(3)]) } else { json!([]) }
+            })
+        })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever is put together out of the library's parts is refused, fails with an error, or works.
+    #[test]
+    fn odd_tokenizers_are_refused_or_work(
+        model in prop::option::weighted(0.7, model()),
+        normalizers in prop::collection::vec(part("normalizer"), 0..3),
+        pretokenizers in prop::collection::vec(part("pre_tokenizer"), 0..3),
+        decoders in prop::collection::vec(part("decoder"), 0..3),
+        processors in prop::collection::vec(part("post_processor"), 0..2),
+        added in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+    ) {
+        let mut value = tiny();
+        if let Some(model) = model {
+            value["model"] = model;
+        }
+        value["normalizer"] = json!({"type": "Sequence", "normalizers": normalizers});
+        value["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": pretokenizers});
+        value["decoder"] = json!({"type": "Sequence", "decoders": decoders});
+        value["post_processor"] = json!({"type": "Sequence", "processors": processors});
+        for content in ["hello", "é", " "] {
+            let token = json!({"id": 3, "content": content, "single_word": added.0, "lstrip": added.1, "rstrip": added.2,
+                               "normalized": added.3, "special": false});
+            value["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+        let run = |text: &str| -> Result<(), String> {
+            let tokenizer = read(&value)?;
+            let ids = tokenizer.encode(text, 999).map_err(|error| error.to_string())?.ids;
+            tokenizer.unlearned(text).map_err(|error| error.to_string())?;
+            tokenizer.decode(&ids).map_err(|error| error.to_string())?;
+            tokenizer.decode(&[0, 3, 4, 99_999]).map(drop).map_err(|error| error.to_string())
+        };
+        for text in ["", "a", " hello  hello é", "aaa##a </w>", "日本 e\u{301}\u{200b} ﷺ\n", "12a3 é! <eos>"] {
+            if let Err(message) = run(text) {
+                prop_assert!(message.starts_with("tokenizer.json: ") && !message.contains('\n'), "{message}");
+            }
+        }
+    }
 
     /// No bytes make it panic; whatever is still a tokenizer encodes.
     #[test]

@@ -17,7 +17,10 @@ use crate::tokenizer::Tokenizer;
 /// [`LoadError::Mismatch`] if its header does not agree with `config.json`.
 pub(super) fn component(folder: &Path, name: &str, manifest: &Manifest) -> Result<Weights, LoadError> {
     let path = folder.join(format!("{name}.safetensors"));
-    let listed = &manifest.files[name];
+    let listed = manifest.files.get(name).ok_or_else(|| LoadError::Config {
+        path: manifest.path.clone(),
+        reason: format!("files: {name}.safetensors is missing"),
+    })?;
     let buffer = checked(&path, listed, manifest)?;
     let weights = Weights::new(&path, buffer)?;
     agree(&weights, name, manifest)?;

@@ -5,6 +5,7 @@ use std::iter::zip;
 use rayon::prelude::*;
 
 use super::{Image, Mamba3Jepa, Observation, Progress, Sample};
+use crate::angn::{AdaptiveNeuralGate, GateActivity};
 use crate::error::Error;
 use crate::image::{load_image, normalize};
 use crate::predictor::PredictorInput;
@@ -28,7 +29,8 @@ impl Seen {
 }
 
 impl Mamba3Jepa {
-    /// What the predictor makes of B samples, in passes of [`Options::batch_size`](super::Options::batch_size); each result is the same alone and among others.
+    /// What the predictor makes of B samples, in passes of [`Options::batch_size`](super::Options::batch_size); each result
+    /// is the same alone and among others.
     ///
     /// # Errors
     /// [`Error::Input`]: no sample, or an empty question. [`Error::Image`]: an image that cannot be read.
@@ -105,22 +107,28 @@ impl Mamba3Jepa {
         let queries = ids.iter().map(|ids| self.y_encoder.embed_tokens(ids)).collect::<Result<Vec<_>, _>>()?;
         let inputs: Vec<PredictorInput<'_>> =
             zip(visual, &queries).map(|(&visual, query)| PredictorInput { visual, query }).collect();
-        let predictions = match &self.gates {
-            None => self.predictor.predict(&inputs, None)?,
-            Some(gates) => {
-                let mut activity = self.activity();
-                let was_due = activity.context_reset_due();
-                let predictions = self.predictor.predict(&inputs, Some((gates, &mut activity)))?;
-                if activity.context_reset_due() && !was_due {
-                    self.warn("the gates' activity fell under the context reset threshold: reset the context");
-                }
-                predictions
-            }
-        };
+        // The pass is recorded by itself first: whoever holds the lock must not wait for the pool, where another call that
+        // wants the lock may run on the same thread.
+        let mut pass = GateActivity::new();
+        let predictions = self.predictor.predict(&inputs, self.gates.as_ref().map(|gates| (gates, &mut pass)))?;
+        if let Some(gates) = &self.gates {
+            self.record(&pass, gates);
+        }
         let observed = predictions
             .into_iter()
             .map(|prediction| Observation { embedding: prediction.embedding, pooled: prediction.pooled });
         Ok(observed.collect())
+    }
+
+    fn record(&self, pass: &GateActivity, gates: &AdaptiveNeuralGate) {
+        let mut activity = self.activity();
+        let was_due = activity.context_reset_due();
+        activity.follow(pass, gates);
+        let is_due = activity.context_reset_due();
+        drop(activity);
+        if is_due && !was_due {
+            self.warn("the gates' activity fell under the context reset threshold: reset the context");
+        }
     }
 
     /// The visual tokens of some samples' images; equal images are looked at once.

@@ -90,6 +90,18 @@ fn passes_hold_32_samples() {
 }
 
 #[test]
+fn many_threads_may_ask_at_once() {
+    let model = opened(&TinyModel::new());
+    let sample = Sample::question("Why?");
+    let expected = model.embed(&[sample]).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..8).for_each(|_| assert_eq!(model.embed(&[sample; 3]).unwrap()[0], expected[0])));
+        }
+    });
+}
+
+#[test]
 fn a_file_and_its_picture_are_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("picture.png");
