@@ -4,7 +4,7 @@
 
 mod elementary;
 pub(crate) mod gemm;
-mod lanes;
+pub(crate) mod lanes;
 pub(crate) mod math;
 mod matmul;
 mod matrix;

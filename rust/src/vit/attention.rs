@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::gemm::{View, product};
+use crate::linalg::lanes::{largest, sum};
 use crate::linalg::math::exp_slice;
 
 /// Queries that one task works on, and keys that it looks at together. The scores lie on the stack and fit the second-level
@@ -65,31 +66,9 @@ impl Running {
         let shrink = (self.max - max).exp(); // e^-∞ = 0 the first time
         scores.iter_mut().for_each(|x| *x -= max);
         exp_slice(scores);
-        *self = Running { max, sum: self.sum * shrink + sum(scores) };
+        *self = Running { max, sum: self.sum * shrink + sum(scores, |x| x) };
         shrink
     }
-}
-
-/// Numbers that are folded side by side, so that the compiler may use wide registers.
-const LANES: usize = 16;
-
-fn largest(x: &[f32]) -> f32 {
-    fold(x, f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
-}
-
-fn sum(x: &[f32]) -> f32 {
-    fold(x, 0.0, |a, b| a + b)
-}
-
-fn fold(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = join(*lane, x);
-        }
-    }
-    rest.iter().chain(&lanes).fold(start, |a, &b| join(a, b))
 }
 
 #[cfg(test)]

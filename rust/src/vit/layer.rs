@@ -14,6 +14,8 @@ use crate::linalg::{Linear, norm};
 pub(super) const NORM_EPS: f32 = 1e-6;
 /// Rows that one task works on.
 const ROWS: usize = 8;
+/// Numbers in a block of rows: 1,024 tokens of ViT-L's perceptron. Few in tests, so that they see many blocks.
+const BLOCK: usize = if cfg!(test) { 1 << 10 } else { 1 << 22 };
 
 /// (x - mean) / √(variance + eps) weight + bias.
 pub(super) struct LayerNorm {
@@ -74,7 +76,7 @@ pub(super) struct Scratch {
     key: Vec<f32>,
     value: Vec<f32>,
     branch: Vec<f32>,
-    /// (N, M).
+    /// (n, M) for a block of n tokens.
     wide: Vec<f32>,
 }
 
@@ -87,7 +89,7 @@ impl Scratch {
             key: narrow(),
             value: narrow(),
             branch: narrow(),
-            wide: vec![0.0; tokens * wide],
+            wide: vec![0.0; block_rows(tokens, wide) * wide],
         }
     }
 }
@@ -124,11 +126,27 @@ impl Layer {
         self.projection.weight.apply(query, branch);
         self.norm2.add_and_apply(x, branch, &self.projection.bias, normed);
 
-        self.fc1.weight.apply(normed, wide);
-        add_and_gelu(wide, &self.fc1.bias);
-        self.fc2.weight.apply(wide, branch);
+        self.perceptron(normed, wide, branch);
         next.add_and_apply(x, branch, &self.fc2.bias, normed);
     }
+
+    /// out (N, D) = fc2(gelu(fc1(x (N, D)))) without fc2's bias; `wide` (n, M) holds what is between for a block of tokens.
+    fn perceptron(&self, x: &[f32], wide: &mut [f32], out: &mut [f32]) {
+        let (width, wide_width) = (self.fc2.bias.len(), self.fc1.bias.len());
+        let block = wide.len() / wide_width * width;
+        for (x, out) in x.chunks(block).zip(out.chunks_mut(block)) {
+            let wide = &mut wide[..x.len() / width * wide_width];
+            self.fc1.weight.apply(x, wide);
+            add_and_gelu(wide, &self.fc1.bias);
+            self.fc2.weight.apply(wide, out);
+        }
+    }
+}
+
+/// Rows of `width` numbers that are worked on at a time, of `rows` in all: what is wider than a token is never held for
+/// more tokens than that.
+pub(super) fn block_rows(rows: usize, width: usize) -> usize {
+    (BLOCK / width).clamp(1, rows)
 }
 
 /// out (N, H P) = x (H, N, P) with the heads of a token side by side; `width` is H P.

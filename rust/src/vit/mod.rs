@@ -22,7 +22,7 @@ use crate::error::{Error, LoadError};
 use crate::linalg::Linear;
 use crate::loader::{Fields, Weights};
 
-use layer::{Layer, LayerNorm, Scratch};
+use layer::{Layer, LayerNorm, Scratch, block_rows};
 pub use pixels::PixelShape;
 use pixels::{CHANNELS, Grid, cut_patches, patch_len};
 use rotary::Rotary;
@@ -99,7 +99,8 @@ impl VisionEncoder {
     /// row, column; one tubelet for an image.
     ///
     /// `pixels`: normalised by ImageNet's mean and standard deviation, (3, H, W) or (T, 3, H, W). Memory grows linearly
-    /// with N. Runs on the current thread pool, with the same result on any number of threads.
+    /// with N: some seven times that of the result. Runs on the current thread pool, with the same result on any number of
+    /// threads.
     ///
     /// # Errors
     /// [`Error::Input`] if H or W is no multiple of the patch, T is none of the tubelet, or `pixels` has another length.
@@ -108,11 +109,7 @@ impl VisionEncoder {
         let grid = Grid::new(config, shape, pixels.len())?;
         let (tokens, width) = (grid.tokens(), config.hidden_size);
         let mut x = vec![0.0; tokens * width];
-        {
-            let mut cut = vec![0.0; tokens * patch_len(config)];
-            cut_patches(config, pixels, shape, grid, &mut cut);
-            self.patches.apply(&cut, &mut x);
-        }
+        self.embed_patches(pixels, shape, grid, &mut x);
         let rotary = Rotary::new(grid, width / config.heads);
         let mut scratch = Scratch::new(tokens, width, config.mlp_size());
         // Each layer leaves behind what the next one begins with, its own input normed; the last one leaves the result.
@@ -124,5 +121,17 @@ impl VisionEncoder {
             layer.forward(&mut x, &rotary, &mut scratch, next);
         }
         Ok(scratch.normed)
+    }
+
+    /// x (N, D): what each patch of `pixels` becomes.
+    fn embed_patches(&self, pixels: &[f32], shape: PixelShape, grid: Grid, x: &mut [f32]) {
+        let len = patch_len(&self.config);
+        let block = block_rows(grid.tokens(), len);
+        let mut patches = vec![0.0; block * len];
+        for (index, x) in x.chunks_mut(block * self.config.hidden_size).enumerate() {
+            let patches = &mut patches[..x.len() / self.config.hidden_size * len];
+            cut_patches(&self.config, pixels, shape, grid, index * block, patches);
+            self.patches.apply(patches, x);
+        }
     }
 }

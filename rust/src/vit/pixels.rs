@@ -71,6 +71,11 @@ impl Grid {
     pub(super) fn tokens(self) -> usize {
         self.time * self.rows * self.columns
     }
+
+    /// Time, row and column of a token.
+    pub(super) fn position(self, token: usize) -> [usize; 3] {
+        [token / self.columns / self.rows, token / self.columns % self.rows, token % self.columns]
+    }
 }
 
 /// Numbers in a patch: (3, tubelet, patch, patch).
@@ -79,23 +84,27 @@ pub(super) fn patch_len(config: &VisionConfig) -> usize {
     [config.tubelet_size, config.patch_size, config.patch_size].iter().fold(CHANNELS, |n, &size| n.saturating_mul(size))
 }
 
-/// Cuts pixels of `shape` into one row (3, tubelet, patch, patch) per token: out (N, patch_len).
-pub(super) fn cut_patches(config: &VisionConfig, pixels: &[f32], shape: PixelShape, grid: Grid, out: &mut [f32]) {
+/// Cuts pixels of `shape` into one row (3, tubelet, patch, patch) per token, from the token `first` on: out (n, patch_len).
+pub(super) fn cut_patches(
+    config: &VisionConfig,
+    pixels: &[f32],
+    shape: PixelShape,
+    grid: Grid,
+    first: usize,
+    out: &mut [f32],
+) {
     let (patch, tubelet) = (config.patch_size, config.tubelet_size);
     let (height, width) = (grid.rows * patch, grid.columns * patch);
     // The frames of an image are all the same one.
     let frame_stride = if matches!(shape, PixelShape::Image { .. }) { 0 } else { CHANNELS * height * width };
-    let token_len = patch_len(config);
-    out.par_chunks_mut(grid.columns * token_len).enumerate().for_each(|(index, tokens)| {
-        let (time, row) = (index / grid.rows, index % grid.rows);
-        for (column, token) in tokens.chunks_exact_mut(token_len).enumerate() {
-            for (line, out) in token.chunks_exact_mut(patch).enumerate() {
-                let y = row * patch + line % patch;
-                let frame = time * tubelet + line / patch % tubelet;
-                let channel = line / (patch * tubelet);
-                let start = frame * frame_stride + (channel * height + y) * width + column * patch;
-                out.copy_from_slice(&pixels[start..start + patch]);
-            }
+    out.par_chunks_mut(patch_len(config)).enumerate().for_each(|(index, out)| {
+        let [time, row, column] = grid.position(first + index);
+        for (line, out) in out.chunks_exact_mut(patch).enumerate() {
+            let y = row * patch + line % patch;
+            let frame = time * tubelet + line / patch % tubelet;
+            let channel = line / (patch * tubelet);
+            let start = frame * frame_stride + (channel * height + y) * width + column * patch;
+            out.copy_from_slice(&pixels[start..start + patch]);
         }
     });
 }

@@ -32,10 +32,7 @@ impl Rotary {
         let mut cos = vec![1.0; grid.tokens() * head_size];
         let mut sin = vec![0.0; grid.tokens() * head_size];
         for (n, (cos, sin)) in cos.chunks_exact_mut(head_size).zip(sin.chunks_exact_mut(head_size)).enumerate() {
-            let column = n % grid.columns;
-            let row = n / grid.columns % grid.rows;
-            let time = n / grid.columns / grid.rows;
-            for (axis, position) in [time, row, column].into_iter().enumerate() {
+            for (axis, position) in grid.position(n).into_iter().enumerate() {
                 for j in 0..part {
                     let angle = position as f32 * frequencies[j % half];
                     let sign = if j % 2 == 0 { -1.0 } else { 1.0 };
