@@ -3,11 +3,18 @@
 //! Before layer i the residual stream h becomes h sigmoid(weight_i h + bias_i). How open the gates are is measured on every
 //! pass; a moving average of it tells when the stream has gone quiet and the context should be reset.
 
+use rayon::prelude::*;
+
 use crate::config::{AngnConfig, Mamba3JepaConfig};
 use crate::error::LoadError;
 use crate::linalg::math;
 use crate::loader::{Fields, Weights};
 use crate::mamba3::LayerHook;
+
+/// Rows that a thread gates in a row.
+const ROWS_PER_TASK: usize = 16;
+/// Numbers that are gated at a time.
+const BLOCK: usize = 128;
 
 /// One gate for each layer of the predictor.
 pub struct AdaptiveNeuralGate {
@@ -19,6 +26,29 @@ pub struct AdaptiveNeuralGate {
 struct Gate {
     weight: Vec<f32>,
     bias: Vec<f32>,
+}
+
+impl Gate {
+    /// Gates rows of h, and returns the sum of the gate over all of it.
+    fn apply(&self, h: &mut [f32]) -> f64 {
+        let mut open = [0.0; BLOCK];
+        let mut sum = 0.0;
+        for row in h.chunks_exact_mut(self.bias.len()) {
+            let weights = self.weight.chunks(BLOCK).zip(self.bias.chunks(BLOCK));
+            for (h, (weight, bias)) in row.chunks_mut(BLOCK).zip(weights) {
+                let open = &mut open[..h.len()];
+                for (((open, h), weight), bias) in open.iter_mut().zip(&*h).zip(weight).zip(bias) {
+                    *open = weight * h + bias;
+                }
+                math::sigmoid_slice(open);
+                for (h, open) in h.iter_mut().zip(&*open) {
+                    *h *= open;
+                }
+                sum += f64::from(open.iter().sum::<f32>());
+            }
+        }
+        sum
+    }
 }
 
 impl AdaptiveNeuralGate {
@@ -49,25 +79,15 @@ impl AdaptiveNeuralGate {
     }
 
     /// h (T, D) becomes h sigmoid(weight h + bias) with the gate of `layer`; returns the gate's mean activation, 0 of
-    /// none.
+    /// none. Runs on the current thread pool, with the same result on any number of threads.
     ///
     /// # Panics
     /// If there is no such layer.
     pub fn apply(&self, layer: usize, h: &mut [f32]) -> f32 {
-        let Gate { weight, bias } = &self.gates[layer];
-        let mut open = vec![0.0; bias.len()];
-        let mut sum = 0.0;
-        for h in h.chunks_exact_mut(bias.len()) {
-            for (((open, h), weight), bias) in open.iter_mut().zip(&*h).zip(weight).zip(bias) {
-                *open = weight * h + bias;
-            }
-            math::sigmoid_slice(&mut open);
-            for (h, open) in h.iter_mut().zip(&open) {
-                *h *= open;
-            }
-            sum += f64::from(open.iter().sum::<f32>());
-        }
-        (sum / h.len().max(1) as f64) as f32
+        let gate = &self.gates[layer];
+        let rows = h.par_chunks_mut(ROWS_PER_TASK * gate.bias.len());
+        let sums: Vec<f64> = rows.map(|rows| gate.apply(rows)).collect();
+        (sums.iter().sum::<f64>() / h.len().max(1) as f64) as f32
     }
 
     /// Gates every layer of one pass over the predictor, and keeps its record in `activity`.

@@ -1,8 +1,7 @@
 //! The small weights of one head, and what it makes of a token before and after the recurrence.
 
 use super::projection::Columns;
-use super::rotation;
-use super::rotation::Order;
+use super::rotation::{self, Order};
 use crate::config::{Mamba3Config, NORM_EPS};
 use crate::error::LoadError;
 use crate::linalg::{math, norm};

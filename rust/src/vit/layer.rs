@@ -5,13 +5,11 @@ use rayon::prelude::*;
 use super::attention::attend;
 use super::rotary::Rotary;
 use super::source::Source;
-use crate::config::VisionConfig;
+use crate::config::{VisionConfig, X_ENCODER_LAYER_NORM_EPS};
 use crate::error::LoadError;
 use crate::linalg::math::gelu;
 use crate::linalg::{Linear, norm};
 
-/// Under the root of the variance; every V-JEPA 2 has this one.
-pub(super) const NORM_EPS: f32 = 1e-6;
 /// Rows that one task works on.
 const ROWS: usize = 8;
 /// Numbers in a block of rows: 1,024 tokens of ViT-L's perceptron. Few in tests, so that they see many blocks.
@@ -51,7 +49,7 @@ impl LayerNorm {
     }
 
     fn rows(&self, x: &[f32], out: &mut [f32]) {
-        norm::layer_norm(x, &self.weight, &self.bias, NORM_EPS, out);
+        norm::layer_norm(x, &self.weight, &self.bias, X_ENCODER_LAYER_NORM_EPS, out);
     }
 }
 
