@@ -65,7 +65,7 @@ impl Tokenizer {
         let unreadable = |source: io::Error| LoadError::Read { path: path.to_path_buf(), source };
         let size = fs::metadata(path).map_err(unreadable)?.len();
         if size > check::MAX_BYTES {
-            return Err(damaged(path, &format!("{size} bytes are more than a tokenizer has ({})", check::MAX_BYTES)));
+            return Err(too_large(path, size));
         }
         Self::from_bytes(path, &fs::read(path).map_err(unreadable)?)
     }
@@ -78,6 +78,9 @@ impl Tokenizer {
         let path = path.as_ref();
         let invalid =
             |reason: String| damaged(path, &format!("not a tokenizer.json of the `tokenizers` library: {reason}"));
+        if json.len() as u64 > check::MAX_BYTES {
+            return Err(too_large(path, json.len() as u64));
+        }
         let value: Value = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
         check::check(&value).map_err(invalid)?;
         // From the checked value, not from the text: there a key could stand twice.
@@ -196,6 +199,10 @@ fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+}
+
+fn too_large(path: &Path, size: u64) -> LoadError {
+    damaged(path, &format!("{size} bytes are more than a tokenizer has ({})", check::MAX_BYTES))
 }
 
 fn damaged(path: &Path, reason: &str) -> LoadError {

@@ -14,6 +14,7 @@ use crate::config::{
 use crate::error::LoadError;
 use crate::loader::FORMAT;
 use crate::memory;
+use crate::texts::distinct;
 
 /// A larger `config.json` is refused.
 const MAX_BYTES: u64 = 1 << 26;
@@ -69,7 +70,7 @@ pub(super) struct Manifest {
     pub(super) tokens: Tokens,
     pub(super) image: ImageRule,
     pub(super) classify: Classify,
-    /// The known answers.
+    /// The known answers, each once.
     pub(super) answers: Vec<String>,
     /// Tokens to generate at most, eos included.
     pub(super) max_tokens: usize,
@@ -129,7 +130,7 @@ impl Manifest {
             tokens: keys.get("tokens")?,
             image: keys.get("image")?,
             classify: if since_2 { keys.get("classify")? } else { Classify { template: "{}".into(), ..CLASSIFY } },
-            answers: if since_2 { keys.get("answers")? } else { Vec::new() },
+            answers: if since_2 { distinct(keys.get::<Vec<String>>("answers")?) } else { Vec::new() },
             max_tokens: keys.max_tokens(&config)?,
             config,
         };
