@@ -123,9 +123,10 @@ mod tests {
 
     #[test]
     fn weights_of_16_bits_are_the_numbers_they_were_rounded_to() {
-        let round: [(&str, fn(f32) -> f32); 2] =
-            [("float16", |x| f16::from_f32(x).to_f32()), ("bfloat16", |x| bf16::from_f32(x).to_f32())];
-        for (dtype, round) in round {
+        type Round = fn(f32) -> f32;
+        let to_f16: Round = |x| f16::from_f32(x).to_f32();
+        let to_bf16: Round = |x| bf16::from_f32(x).to_f32();
+        for (dtype, round) in [("float16", to_f16), ("bfloat16", to_bf16)] {
             let narrow = encoder(&TinyModel::new().dtype(dtype).component("y_encoder"));
             let wide = encoder(&TinyModel::new().component_with("y_encoder", |key, numbers| {
                 let matrices = ["in_proj", "out_proj", "embedding", "projection"];
