@@ -1,12 +1,16 @@
-# make demo   set up, then all three phases on a laptop CPU, a question about a picture, export, verification
-# make test   set up, then lint, format and type checks and all tests
+# make demo   set up, then all three phases on a laptop CPU, questions about pictures answered by Python and by Rust, export, verification
+# make test   set up, then lint, format and type checks and all tests of both halves
+# make rust   the command of the Rust half: rust/target/release/kore-vljepa
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
+CARGO ?= cargo
+CRATE := --manifest-path rust/Cargo.toml --locked
+export KORE_VLJEPA := $(or $(CARGO_TARGET_DIR),$(abspath rust/target))/release/kore-vljepa
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-python test-rust lint lint-python lint-rust setup rust fuzz clean
 
 setup: $(INSTALLED)
 
@@ -17,15 +21,39 @@ $(INSTALLED): training/pyproject.toml training/requirements.txt training/constra
 	cd training && $(BIN)/pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r requirements.txt -e '.[dev,easy-vqa,tensorboard]'
 	touch $@
 
-demo: setup
+rust:
+	@command -v $(CARGO) > /dev/null || { echo "the Rust half needs cargo: https://rustup.rs" >&2; exit 1; }
+	$(CARGO) build $(CRATE) --release
+
+demo: setup rust
 	cd training && PATH="$(BIN):$$PATH" sh scripts/demo.sh
 
-lint: setup
+lint: lint-python lint-rust
+
+lint-python: setup
 	cd training && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# one thread for each of the two test processes: more would wait for each other
-test: lint
+lint-rust:
+	$(CARGO) fmt --manifest-path rust/Cargo.toml --check
+	$(CARGO) clippy $(CRATE) --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CRATE) --no-deps --all-features
+
+test: lint test-rust test-python
+
+test-rust: rust
+	$(CARGO) test $(CRATE) --all-features
+
+# One thread for each of the two test processes: more would wait for each other. The tests of both halves together need
+# the Rust command; without it they are skipped, which `make` never does.
+test-python: setup rust
 	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# Ten minutes for each kind of file; needs `cargo install cargo-fuzz`.
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS := safetensors config tokenizer image folder
+fuzz:
+	cd rust && for target in $(FUZZ_TARGETS); do \
+	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target --sanitizer none -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) rust/target

@@ -1,0 +1,162 @@
+"""The same questions about the same pictures, answered by Python from a checkpoint and by Rust from its export.
+
+`python scripts/side_by_side.py --checkpoint phase3_best.pt --weights weights --data-dir scenes` prints both answers
+beside each other and exits with 1 where they differ. `KORE_VLJEPA` names the Rust command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mamba3_jepa.cli.main import main as python_command
+from mamba3_jepa.cli.output import printable
+from mamba3_jepa.errors import UserError
+
+DEFAULT_COMMAND = Path(__file__).resolve().parents[2] / "rust/target/release/kore-vljepa"
+TOLERANCE = 1e-4  # of scores, probabilities and cosines; texts must be equal
+_NUMBERS = ("confidence", "confusion", "smoothed_confusion")
+_TEXTS = ("question", "text", "confused", "memory_used", "warnings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to ask, and of whom."""
+
+    checkpoint: Path
+    """What Python answers from."""
+    weights: Path
+    """Its export, with the X-Encoder, which Rust answers from."""
+    data_dir: Path
+    """A data directory with pictures and questions, as `mamba3-jepa prepare scenes` writes it."""
+    questions: int = 50
+    """How many questions; a picture without one is asked to be described."""
+    memory: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A text file with one text a line, which both may look up when they are confused."""
+    show: int = 12
+    """Rows to print; those that differ are printed always."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both answers to one question, as the commands' JSON gives them, and what differs."""
+
+    image: str
+    python: dict[str, Any]
+    rust: dict[str, Any]
+    differences: list[str]
+
+
+def side_by_side(settings: Settings) -> list[Pair]:
+    """Ask both, picture by picture.
+
+    Raises:
+        UserError: there is nothing to ask, or one of the commands failed.
+    """
+    pairs = []
+    for image, questions in _questions(settings).items():
+        arguments = ["--image", str(settings.data_dir / image), "--json"]
+        arguments += [] if settings.memory is None else ["--memory", str(settings.memory)]
+        by_python = _ask_python(["ask", "--checkpoint", str(settings.checkpoint), *arguments, *questions])
+        by_rust = _ask_rust(["ask", "--weights", str(settings.weights), *arguments, *questions])
+        pairs += [Pair(image, p, r, differences(p, r)) for p, r in zip(by_python, by_rust, strict=True)]
+    return pairs
+
+
+def differences(python: dict[str, Any], rust: dict[str, Any]) -> list[str]:
+    """The fields in which two answers differ."""
+    found = [] if list(python) == list(rust) else ["fields"]
+    found += [name for name in _TEXTS if python[name] != rust[name]]
+    found += [name for name in _NUMBERS if not _close(python[name], rust[name])]
+    here, there = python["nearest"], rust["nearest"]
+    if [entry["text"] for entry in here] != [entry["text"] for entry in there] or not all(
+        _close(a["cosine"], b["cosine"]) for a, b in zip(here, there, strict=True)
+    ):
+        found.append("nearest")
+    return found
+
+
+def _close(here: float | None, there: float | None) -> bool:
+    if here is None or there is None:
+        return here is there
+    return math.isclose(here, there, rel_tol=0, abs_tol=TOLERANCE)
+
+
+def _questions(settings: Settings) -> dict[str, list[str]]:
+    """The first questions of the manifest, by picture; none for a picture that is to be described."""
+    found: dict[str, list[str]] = {}
+    left = settings.questions
+    for line in (settings.data_dir / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if left and record.get("image") and record.get("question"):
+            found.setdefault(record["image"], []).append(record["question"])
+            left -= 1
+    if left:
+        raise UserError(f"{settings.data_dir}: {settings.questions - left} questions, {settings.questions} were wanted")
+    return found
+
+
+def _ask_python(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = python_command(arguments)
+    if status:
+        raise UserError(f"mamba3-jepa {' '.join(arguments)}: ended with {status}")
+    return json.loads(said.getvalue())
+
+
+def _ask_rust(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    command = os.environ.get("KORE_VLJEPA") or str(DEFAULT_COMMAND)
+    try:
+        done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"{command}: cannot be run ({error.strerror}); `make rust` builds it") from error
+    if done.returncode:
+        raise UserError(f"{command} {' '.join(arguments)}: ended with {done.returncode}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def _row(pair: Pair) -> tuple[str, ...]:
+    cells = [pair.image, pair.python["question"]]
+    for answer in (pair.python, pair.rust):
+        confusion = "" if answer["confusion"] is None else f"  ({answer['confusion']:.3f})"
+        cells.append(f"{answer['text']}{confusion}")
+    return (*cells, ", ".join(pair.differences) or "same")
+
+
+def main() -> int:
+    """Print the table; 0 when all answers agree, 1 when some do not, 2 for what cannot be asked."""
+    settings = tyro.cli(Settings, description=__doc__)
+    console = Console()
+    try:
+        pairs = side_by_side(settings)
+    except (UserError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    table = Table("picture", "question", "Python (confusion)", "Rust (confusion)", "", box=box.SIMPLE)
+    for number, pair in enumerate(pairs):
+        if number < settings.show or pair.differences:
+            table.add_row(*(Text(printable(cell)) for cell in _row(pair)))
+    console.print(table)
+    differing = sum(bool(pair.differences) for pair in pairs)
+    console.print(f"{len(pairs)} questions, {len(pairs) - differing} answered alike", highlight=False)
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Both halves together: what Python exports, the Rust command reads, with the same numbers.
+
+`make test` builds the command and names it in KORE_VLJEPA; without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_export import build, export, save
+
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.config import Mamba3Config, RecursionConfig, preset
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+DEFAULT_COMMAND = Path(__file__).parents[2] / "rust/target/release/kore-vljepa"
+COMMAND = os.environ.get("KORE_VLJEPA") or (str(DEFAULT_COMMAND) if DEFAULT_COMMAND.exists() else None)
+BOUND = 1e-4
+
+pytestmark = pytest.mark.skipif(COMMAND is None, reason="the Rust command is not built: make rust")
+
+# every kind of layer that the configuration allows, spread over the three backbones
+LAYERS: dict[str, dict[str, Any]] = {
+    "siso": {},
+    "softplus_groups": {"a_activation": "softplus", "ngroups": 2},
+    "full_rope_outnorm": {"rope_fraction": 1.0, "is_outproj_norm": True},
+    "mimo": {"is_mimo": True, "mimo_rank": 3},
+    "mimo_outnorm_groups": {
+        "is_mimo": True, "mimo_rank": 2, "is_outproj_norm": True, "ngroups": 4, "rope_fraction": 1.0,
+    },
+}  # fmt: skip
+CASES = [(layer, "float32", True) for layer in LAYERS] + [
+    ("siso", "float16", True), ("siso", "bfloat16", True), ("mimo", "bfloat16", False),
+    ("softplus_groups", "float32", False),
+]  # fmt: skip
+
+
+def rust(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    assert COMMAND is not None
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+
+
+def exported(folder: Path, layer: str = "siso", dtype: str = "float32", angn: bool = True, phase: int = 3) -> Path:
+    """A tiny model with that kind of layer in every backbone, exported with all there is; beside it its checkpoint."""
+    changes: dict[str, Any] = {}
+    for name in ("predictor", "y_encoder", "y_decoder"):
+        backbone = getattr(preset("tiny"), name)
+        kind = Mamba3Config(**(dataclasses.asdict(backbone.layer) | LAYERS[layer]))
+        changes[name] = dataclasses.replace(backbone, layer=kind)
+    if not angn:
+        changes["recursion"] = RecursionConfig(knowledge_dim=11)
+    checkpoint = save(build(angn=angn, **changes), folder / "checkpoint.pt", phase)
+    export(checkpoint, folder / "weights", golden=True, x_encoder=True, dtype=dtype, phase=phase)
+    return folder / "weights"
+
+
+@pytest.mark.parametrize(("layer", "dtype", "angn"), CASES)
+def test_every_golden_tensor_of_every_variant(tmp_path: Path, layer: str, dtype: str, angn: bool) -> None:
+    weights = exported(tmp_path, layer, dtype, angn)
+    done = rust("verify", weights, "--json")
+    assert done.returncode == 0, done.stderr or done.stdout
+    found = {row["component"]: row for row in json.loads(done.stdout)["components"]}
+    golden = {path.stem: path for path in (weights / "golden").glob("*.safetensors")}
+    assert set(found) == set(golden)
+    assert {"x_encoder", "predictor", "y_encoder", "y_decoder", "recursion", "images", "tokens"} <= set(found)
+    for name, path in golden.items():
+        with safe_open(path, framework="pt") as file:
+            tensors = len(list(file.keys()))
+        assert found[name]["tensors"] == tensors, name
+        if name != "images":  # lossy pictures have a bound of their own
+            assert found[name]["difference"] <= BOUND, found[name]
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_earlier_phases(tmp_path: Path, phase: int) -> None:
+    done = rust("verify", exported(tmp_path, phase=phase))
+    assert done.returncode == 0, done.stderr or done.stdout
+
+
+def test_verify_finds_a_wrong_number(tmp_path: Path) -> None:
+    weights = exported(tmp_path)
+    path = weights / "golden" / "y_decoder.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["logits"][0, 0, 0] += 0.01 * tensors["logits"].norm()
+    save_file(tensors, path, metadata)
+    done = rust("verify", weights)
+    assert done.returncode == 1
+    assert "logits" in done.stdout
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    weights = exported(tmp_path)
+    for damage in ("flip", "cut", "swap", "remove"):
+        folder = tmp_path / damage
+        shutil.copytree(weights, folder)
+        path = folder / "y_encoder.safetensors"
+        content = bytearray(path.read_bytes())
+        if damage == "flip":
+            content[-1] ^= 1
+            path.write_bytes(content)
+        elif damage == "cut":
+            path.write_bytes(content[:-8])
+        elif damage == "swap":
+            shutil.copy(folder / "predictor.safetensors", path)
+        else:
+            path.unlink()
+        done = rust("ask", "--weights", folder, "is there a red square?")
+        assert done.returncode == 2, damage
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "y_encoder.safetensors" in done.stderr, damage
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini that has trained a little in all three phases, its export, and scenes to ask about."""
+    folder = tmp_path_factory.mktemp("trained")
+    common = ["--synthetic-scenes", "256", "--val-samples", "64", "--workers", "0"]
+    for command in (
+        ["train-jepa", "--preset", "mini", "--angn-enabled", "--max-steps", "60", "--output-dir", f"{folder}/1",
+         *common],
+        ["train-decoder", "--phase1-checkpoint", f"{folder}/1/phase1_best.pt", "--max-steps", "60", "--output-dir",
+         f"{folder}/2", *common],
+        ["train-agent", "--phase2-checkpoint", f"{folder}/2/phase2_best.pt", "--max-steps", "40", "--output-dir",
+         f"{folder}/3", *common],
+        ["export", "--checkpoint", f"{folder}/3/phase3_best.pt", "--output", f"{folder}/weights", "--x-encoder",
+         "--golden"],
+        ["prepare", "scenes", "--output", f"{folder}/scenes", "--scenes", "25"],
+    ):  # fmt: skip
+        assert main(command) == 0
+    (folder / "facts.txt").write_text("red\nblue\nthere is no star\nthe circle is green\n", encoding="utf-8")
+    return folder
+
+
+def test_a_trained_mini_verifies(trained: Path) -> None:
+    done = rust("verify", trained / "weights")
+    assert done.returncode == 0, done.stderr or done.stdout
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_both_commands_give_the_same_answers(trained: Path, memory: bool) -> None:
+    script = _script("side_by_side")
+    pairs = script.side_by_side(
+        script.Settings(
+            checkpoint=trained / "3/phase3_best.pt",
+            weights=trained / "weights",
+            data_dir=trained / "scenes",
+            memory=trained / "facts.txt" if memory else None,
+        )
+    )
+    assert len(pairs) == 50
+    assert [(pair.image, pair.differences) for pair in pairs if pair.differences] == []
+    assert len({pair.python["text"] for pair in pairs}) > 1
+    assert any(pair.python["nearest"] for pair in pairs)
+
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
