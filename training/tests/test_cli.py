@@ -123,7 +123,8 @@ def test_every_flag_the_readmes_name_exists() -> None:
     helps = ""
     for command in (["train-jepa"], ["evaluate"], ["bench", "layer"], ["bench", "data"], ["bench", "parity"],
                     ["prepare", "easy-vqa"], ["train-decoder"], ["train-agent"], ["export"], ["ask"], ["embed"],
-                    ["search"], ["classify"], ["inspect"], ["bench", "cache"], ["bench", "decode"]):  # fmt: skip
+                    ["search"], ["classify"], ["inspect"], ["bench", "cache"], ["bench", "decode"],
+                    ["bench", "rust"]):  # fmt: skip
         program = [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--help"]
         helps += subprocess.run(program, capture_output=True, text=True, check=True).stdout
     root = Path(__file__).parents[2]

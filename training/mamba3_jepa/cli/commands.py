@@ -16,6 +16,7 @@ from mamba3_jepa.bench.data import DataBenchSettings
 from mamba3_jepa.bench.decode_settings import DecodeBenchmarkSettings
 from mamba3_jepa.bench.layer_settings import LayerBenchmarkSettings
 from mamba3_jepa.bench.parity_settings import ParitySettings
+from mamba3_jepa.bench.rust_settings import RustBenchmarkSettings
 
 prepare = tyro.extras.SubcommandApp()
 bench = tyro.extras.SubcommandApp()
@@ -141,6 +142,23 @@ def bench_cache(settings: Annotated[CacheBenchmarkSettings, tyro.conf.arg(name="
         f"({result.ratio_same_batches:.2f} times if that one could take the same batches)",
         highlight=False,
     )
+
+
+@bench.command(name="rust")
+def bench_rust(settings: Annotated[RustBenchmarkSettings, tyro.conf.arg(name="")]) -> None:
+    """The Rust crate beside PyTorch, on the same weights."""
+    from mamba3_jepa.bench.rust import report_rows, run_rust_benchmark
+
+    result = run_rust_benchmark(settings)
+    console = Console()
+    console.print(f"{result.hardware}; Rust: {result.instructions}", highlight=False)
+    console.print(f"{settings.preset}, medians of {settings.rounds} interleaved rounds", highlight=False)
+    console.print(_table(("", "PyTorch", "Rust", "times as fast"), report_rows(result)))
+    for dtype, ratio in result.late_over_early.items():
+        console.print(f"{dtype}: token 2,000 takes {ratio:.3f} times as long as token 20", highlight=False)
+    for dtype, ratio in result.peak_over_weights.items():
+        console.print(f"{dtype}: peak memory {ratio:.2f} times the bytes of the weights", highlight=False)
+    console.print(f"a folder opens in {result.open_over_read:.2f} times what reading its bytes takes", highlight=False)
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
