@@ -1,19 +1,16 @@
-//! Any text as a tokenizer, and what was accepted on a text.
+//! Any bytes as a tokenizer, and what was accepted on a text.
 
 #![no_main]
-
-use std::path::Path;
 
 use kore_vljepa::tokenizer::Tokenizer;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| {
-    if let Ok(tokenizer) = Tokenizer::from_json(text, Path::new("tokenizer.json")) {
-        for said in ["", "what colour is the circle?", "<eos> \u{1F642} \u{5D0}\u{5D1}"] {
-            if let Ok(encoded) = tokenizer.encode(said, 16) {
-                let _ = tokenizer.decode(&encoded.ids);
-            }
-            let _ = tokenizer.unlearned(said);
+fuzz_target!(|json: &[u8]| {
+    let Ok(tokenizer) = Tokenizer::from_bytes("tokenizer.json", json) else { return };
+    for said in ["", "what colour is the circle?", "<eos> \u{1F642} \u{5D0}\u{5D1}"] {
+        if let Ok(encoded) = tokenizer.encode(said, 16) {
+            let _ = tokenizer.decode(&encoded.ids);
         }
+        let _ = tokenizer.unlearned(said);
     }
 });
