@@ -4,6 +4,7 @@
 
 mod memory;
 mod parts;
+mod prefill;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use crate::args::{ModelArgs, at_least_one, thread_pool};
 use crate::output::{Failure, Table, failure, grouped, print, print_json, progress, shown};
 use parts::{Parts, files};
+use prefill::{Prefill, measure, measure_apart};
 
 const OPENINGS: usize = 5;
 const MAX_NUMBERS: usize = 1 << 30; // of the tokens that the predictor reads
@@ -48,6 +50,9 @@ pub(crate) struct Bench {
     /// Visual tokens for which the predictor's time and memory are measured.
     #[arg(long, value_name = "INT", num_args = 0.., default_values_t = [256, 1024, 4096], allow_negative_numbers = true)]
     lengths: Vec<i64>,
+    /// Measure only this of `lengths`, in this process; for `bench` itself.
+    #[arg(long, value_name = "INT", hide = true)]
+    only_prefill: Option<i64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -94,15 +99,6 @@ struct Measured {
     prefill: Vec<Prefill>,
 }
 
-/// The predictor on so many visual tokens.
-#[derive(Serialize)]
-struct Prefill {
-    visual_tokens: usize,
-    seconds: f64,
-    /// More than the process had before.
-    peak_bytes: Option<u64>,
-}
-
 /// What a whole model costs.
 struct Whole {
     dtype: String,
@@ -125,17 +121,19 @@ struct Rounds {
 impl Bench {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let counts = self.counts()?;
+        if let Some(length) = self.only_prefill {
+            return print_json(&measure(&self.model, at_least_one("only-prefill", length)?, counts.question)?);
+        }
         let pool = thread_pool(self.model.threads)?;
         let files = files(&self.model.weights, self.model.x_encoder.as_deref())?;
         let weights_bytes = files.iter().filter_map(|file| fs::metadata(file).ok()).map(|found| found.len()).sum();
         let whole = self.measure_whole(&files, counts.rounds)?;
         let mut parts = Parts::load(&self.model.weights, self.model.x_encoder.as_deref())?;
         let visual_tokens = counts.visual.unwrap_or_else(|| parts.visual_tokens());
-        let (rounds, prefill) = pool.install(|| {
-            let rounds = measure_parts(&mut parts, visual_tokens, &counts)?;
-            let prefill = counts.lengths.iter().map(|&length| measure_prefill(&mut parts, length, counts.question));
-            Ok::<_, Failure>((rounds, prefill.collect::<Result<Vec<_>, _>>()?))
-        })?;
+        let rounds = pool.install(|| measure_parts(&mut parts, visual_tokens, &counts))?;
+        drop(parts);
+        let prefill = counts.lengths.iter().map(|&length| measure_apart(&self.model, length, counts.question));
+        let prefill = prefill.collect::<Result<Vec<_>, _>>()?;
         let ratios: Vec<f64> = rounds.late.iter().zip(&rounds.early).map(|(late, early)| late / early).collect();
         let measured = Measured {
             weights: shown(&self.model.weights),
@@ -235,7 +233,7 @@ fn measure_parts(parts: &mut Parts, visual_tokens: usize, counts: &Counts) -> Re
     let mut bar = progress("rounds");
     for round in 0..=counts.rounds {
         let x_encoder = timed(|| parts.look(&pixels))?;
-        let predictor = timed(|| parts.predict(&visual, &query))?;
+        let predictor = timed(|| parts.predictor.predict(&visual, &query))?;
         let mut tokens = [0.0; 2];
         if let Some(spoken) = &spoken {
             for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
@@ -257,17 +255,6 @@ fn measure_parts(parts: &mut Parts, visual_tokens: usize, counts: &Counts) -> Re
         }
     }
     Ok(rounds)
-}
-
-/// The predictor on `visual_tokens` and a question.
-fn measure_prefill(parts: &mut Parts, visual_tokens: usize, question: usize) -> Result<Prefill, Failure> {
-    let visual = tokens(visual_tokens, parts.config.vision.hidden_size)?;
-    let query = tokens(question, parts.config.y_encoder.d_model())?;
-    let before = memory::resident_bytes().filter(|_| memory::forget_peak());
-    parts.predict(&visual, &query)?;
-    let peak_bytes = before.zip(memory::peak_bytes()).map(|(before, peak)| peak.saturating_sub(before));
-    let seconds = (0..3).map(|_| timed(|| parts.predict(&visual, &query))).collect::<Result<Vec<_>, _>>()?;
-    Ok(Prefill { visual_tokens, seconds: median(&seconds).unwrap_or(f64::NAN), peak_bytes })
 }
 
 fn timed<E>(run: impl FnOnce() -> Result<(), E>) -> Result<f64, E> {

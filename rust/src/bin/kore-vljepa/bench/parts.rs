@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kore_vljepa::LoadError;
 use kore_vljepa::angn::{AdaptiveNeuralGate, GateActivity};
 use kore_vljepa::config::Mamba3JepaConfig;
-use kore_vljepa::loader::load_safetensors;
+use kore_vljepa::loader::{Weights, load_safetensors};
 use kore_vljepa::predictor::{Mamba3Predictor, PredictorInput};
 use kore_vljepa::vit::{PixelShape, VisionEncoder};
 use kore_vljepa::y_decoder::{DecoderState, Mamba3Decoder};
@@ -38,36 +39,58 @@ fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
+/// The component's file, if it was exported.
+fn component(folder: &Path, name: &str) -> Result<Option<Weights>, LoadError> {
+    let path = folder.join(format!("{name}.safetensors"));
+    path.is_file().then(|| load_safetensors(path)).transpose()
+}
+
+/// The predictor, with the gates where there are any.
+pub(super) struct Predictor {
+    predictor: Mamba3Predictor,
+    gates: Option<(AdaptiveNeuralGate, GateActivity)>,
+}
+
+impl Predictor {
+    pub(super) fn load(folder: &Path) -> Result<Predictor, Failure> {
+        let gates = component(folder, "angn")?.map(|weights| AdaptiveNeuralGate::from_weights(&weights)).transpose()?;
+        Ok(Predictor {
+            predictor: Mamba3Predictor::from_weights(&load_safetensors(folder.join("predictor.safetensors"))?)?,
+            gates: gates.map(|gates| (gates, GateActivity::new())),
+        })
+    }
+
+    pub(super) fn config(&self) -> &Mamba3JepaConfig {
+        self.predictor.config()
+    }
+
+    /// Reads visual tokens (N, vision width) and a question (M, width of the Y-Encoder).
+    pub(super) fn predict(&mut self, visual: &[f32], query: &[f32]) -> Result<(), Failure> {
+        let gates = self.gates.as_mut().map(|(gates, activity)| (&*gates, activity));
+        self.predictor.predict(&[PredictorInput { visual: Some(visual), query }], gates)?;
+        Ok(())
+    }
+}
+
 /// What is timed by itself; a part that was not exported is `None`.
 pub(super) struct Parts {
     pub(super) config: Mamba3JepaConfig,
+    pub(super) predictor: Predictor,
     x_encoder: Option<VisionEncoder>,
-    predictor: Mamba3Predictor,
-    gates: Option<(AdaptiveNeuralGate, GateActivity)>,
     decoder: Option<Mamba3Decoder>,
 }
 
 impl Parts {
     pub(super) fn load(folder: &Path, x_encoder: Option<&Path>) -> Result<Parts, Failure> {
-        let weights = |name: &str| {
-            let path = folder.join(format!("{name}.safetensors"));
-            path.is_file().then(|| load_safetensors(path)).transpose()
-        };
         let x_encoder = match x_encoder {
             Some(path) if path.is_dir() => Some(VisionEncoder::from_transformers_dir(path)?),
             Some(path) => Some(VisionEncoder::from_weights(&load_safetensors(path)?)?),
-            None => weights("x_encoder")?.map(|weights| VisionEncoder::from_weights(&weights)).transpose()?,
+            None => component(folder, "x_encoder")?.map(|weights| VisionEncoder::from_weights(&weights)).transpose()?,
         };
-        let predictor = load_safetensors(folder.join("predictor.safetensors"))?;
-        let config = predictor.config()?;
-        let gates = weights("angn")?.map(|weights| AdaptiveNeuralGate::from_weights(&weights)).transpose()?;
-        Ok(Parts {
-            x_encoder,
-            predictor: Mamba3Predictor::from_weights(&predictor)?,
-            gates: gates.map(|gates| (gates, GateActivity::new())),
-            decoder: weights("y_decoder")?.map(|weights| Mamba3Decoder::from_weights(&weights)).transpose()?,
-            config,
-        })
+        let predictor = Predictor::load(folder)?;
+        let decoder =
+            component(folder, "y_decoder")?.map(|weights| Mamba3Decoder::from_weights(&weights)).transpose()?;
+        Ok(Parts { config: predictor.config().clone(), predictor, x_encoder, decoder })
     }
 
     /// Visual tokens of one image.
@@ -86,13 +109,6 @@ impl Parts {
         if let Some(encoder) = &self.x_encoder {
             encoder.encode(pixels, PixelShape::Image { height: size, width: size })?;
         }
-        Ok(())
-    }
-
-    /// The predictor reads visual tokens (N, vision width) and a question (M, width of the Y-Encoder).
-    pub(super) fn predict(&mut self, visual: &[f32], query: &[f32]) -> Result<(), Failure> {
-        let gates = self.gates.as_mut().map(|(gates, activity)| (&*gates, activity));
-        self.predictor.predict(&[PredictorInput { visual: Some(visual), query }], gates)?;
         Ok(())
     }
 
