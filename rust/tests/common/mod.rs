@@ -255,40 +255,44 @@ impl TinyModel {
                     add("memory_floor", &[]);
                 }
             }
-            "x_encoder" => {
-                let (hidden, patch) = (size("/vision/hidden_size"), size("/vision/patch_size"));
-                let ratio = self.config["vision"]["mlp_ratio"].as_f64().expect("a number");
-                let wide = (hidden as f64 * ratio) as usize;
-                let patches = "encoder.embeddings.patch_embeddings.proj";
-                add(&format!("{patches}.weight"), &[hidden, 3, size("/vision/tubelet_size"), patch, patch]);
-                add(&format!("{patches}.bias"), &[hidden]);
-                let mut norms = vec!["encoder.layernorm".to_owned()];
-                for i in 0..size("/vision/depth") {
-                    let layer = format!("encoder.layer.{i}");
-                    norms.extend([format!("{layer}.norm1"), format!("{layer}.norm2")]);
-                    for (name, outputs, inputs) in [
-                        ("attention.query", hidden, hidden),
-                        ("attention.key", hidden, hidden),
-                        ("attention.value", hidden, hidden),
-                        ("attention.proj", hidden, hidden),
-                        ("mlp.fc1", wide, hidden),
-                        ("mlp.fc2", hidden, wide),
-                    ] {
-                        add(&format!("{layer}.{name}.weight"), &[outputs, inputs]);
-                        add(&format!("{layer}.{name}.bias"), &[outputs]);
-                    }
-                }
-                for norm in norms {
-                    add(&format!("{norm}.weight"), &[hidden]);
-                    add(&format!("{norm}.bias"), &[hidden]);
-                }
-            }
+            "x_encoder" => self.add_vision(&mut shapes),
             other => panic!("there is no component {other}"),
         }
         if BACKBONES.contains(&component) {
             self.add_backbone(component, &mut shapes);
         }
         shapes
+    }
+
+    fn add_vision(&self, shapes: &mut Vec<(String, Vec<usize>)>) {
+        let size = |pointer: &str| self.size(pointer);
+        let mut add = |key: &str, shape: &[usize]| shapes.push((format!("x_encoder.{key}"), shape.to_vec()));
+        let (hidden, patch) = (size("/vision/hidden_size"), size("/vision/patch_size"));
+        let ratio = self.config["vision"]["mlp_ratio"].as_f64().expect("a number");
+        let wide = (hidden as f64 * ratio) as usize;
+        let patches = "encoder.embeddings.patch_embeddings.proj";
+        add(&format!("{patches}.weight"), &[hidden, 3, size("/vision/tubelet_size"), patch, patch]);
+        add(&format!("{patches}.bias"), &[hidden]);
+        let mut norms = vec!["encoder.layernorm".to_owned()];
+        for i in 0..size("/vision/depth") {
+            let layer = format!("encoder.layer.{i}");
+            norms.extend([format!("{layer}.norm1"), format!("{layer}.norm2")]);
+            for (name, outputs, inputs) in [
+                ("attention.query", hidden, hidden),
+                ("attention.key", hidden, hidden),
+                ("attention.value", hidden, hidden),
+                ("attention.proj", hidden, hidden),
+                ("mlp.fc1", wide, hidden),
+                ("mlp.fc2", hidden, wide),
+            ] {
+                add(&format!("{layer}.{name}.weight"), &[outputs, inputs]);
+                add(&format!("{layer}.{name}.bias"), &[outputs]);
+            }
+        }
+        for norm in norms {
+            add(&format!("{norm}.weight"), &[hidden]);
+            add(&format!("{norm}.bias"), &[hidden]);
+        }
     }
 
     fn add_backbone(&self, component: &str, shapes: &mut Vec<(String, Vec<usize>)>) {
