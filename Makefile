@@ -46,6 +46,7 @@ test-rust: rust
 # One thread for each of the two test processes: more would wait for each other. The tests of both halves together need
 # the Rust command; without it they are skipped, which `make` never does.
 test-python: setup rust
+	$(CARGO) build $(CRATE) --release --example vision_tokens
 	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # Ten minutes for each kind of file; needs `cargo install cargo-fuzz`.

@@ -1,7 +1,7 @@
 """The Rust X-Encoder against this one, on every kind of file it reads.
 
-Needs the crate's example `vision_tokens`, which `cargo build --release --examples` builds; `KORE_VLJEPA` names the
-command `kore-vljepa` beside whose folder `examples` it lies.
+`make test` builds the crate's example `vision_tokens`, in the folder `examples` beside the command that it names in
+KORE_VLJEPA; without that these tests are skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mamba3_jepa.models.vit import VisionEncoder
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-pytestmark = pytest.mark.skipif("KORE_VLJEPA" not in os.environ, reason="KORE_VLJEPA names no built command")
+pytestmark = pytest.mark.skipif("KORE_VLJEPA" not in os.environ, reason="the Rust half is not built: make test")
 
 
 def run(model: Path, pixels: Path, tokens: Path) -> subprocess.CompletedProcess[str]:
