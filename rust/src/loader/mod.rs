@@ -208,6 +208,18 @@ impl Weights {
         }
     }
 
+    /// A tensor of F32, F16 or BF16 as a matrix, its first dimension by all others together; it shares the memory of the
+    /// file.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingKey`] or [`LoadError::Type`].
+    pub fn to_matrix(&self, key: &str) -> Result<Matrix, LoadError> {
+        let info = self.tensors.get(key).ok_or_else(|| self.missing(key))?;
+        let rows = info.shape.first().copied().unwrap_or(1);
+        let cols = info.shape.iter().skip(1).fold(1, |n: usize, &size| n.saturating_mul(size));
+        self.matrix(info, rows, cols).ok_or_else(|| self.wrong_type(key, "F32, F16 or BF16", info.dtype))
+    }
+
     pub(crate) fn matrix(&self, info: &TensorInfo, rows: usize, cols: usize) -> Option<Matrix> {
         match info.dtype {
             Dtype::F32 => Some(Matrix::from_f32(rows, cols, self.numbers(info))),
