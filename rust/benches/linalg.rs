@@ -38,7 +38,8 @@ fn products(criterion: &mut Criterion) {
         (256, 1024, 4096),
         (256, 4096, 1024),
     ] {
-        let mut group = criterion.benchmark_group(format!("{tokens} x {cols} by {cols} x {rows}, {}", instruction_set()));
+        let mut group =
+            criterion.benchmark_group(format!("{tokens} x {cols} by {cols} x {rows}, {}", instruction_set()));
         group.sample_size(20);
         let x = Random::new(2).normals(tokens * cols);
         let mut y = vec![0.0; tokens * rows];

@@ -42,10 +42,7 @@ pub(super) fn exp<S: Simd>(x: f32) -> f32 {
     let x = x.clamp(-104.0, 89.0);
     let (n, exponent) = round(x * LOG2_E);
     let x = mul_add::<S>(n, -LN_2_LOW, mul_add::<S>(n, -LN_2_HIGH, x));
-    let tail = polynomial::<S, 6>(
-        x,
-        [0.500_000_01, 0.166_666_65, 4.166_579_6e-2, 8.333_452e-3, 1.398_199_9e-3, 1.987_569_1e-4],
-    );
+    let tail = polynomial::<S, 6>(x, [0.5, 0.166_666_65, 4.166_579_6e-2, 8.333_452e-3, 1.398_199_9e-3, 1.987_569_1e-4]);
     let e_x = mul_add::<S>(tail, x * x, x + 1.0);
     // In two steps, of which the second may overflow or become denormal.
     let half = exponent >> 1;

@@ -4,7 +4,7 @@ const LANES: usize = 32;
 
 /// The sum of f(x) over `x`; lane i has the numbers i, i + 32, i + 64, ...
 #[inline(always)]
-pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -20,7 +20,7 @@ pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// The largest number of `x`, or minus infinity; NaN counts as none.
 #[inline(always)]
-pub(crate) fn largest(x: &[f32]) -> f32 {
+pub(super) fn largest(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {

@@ -126,31 +126,27 @@ impl Kernel for SiluGate<'_> {
     }
 }
 
-/// Softmax of every row of x (T, `cols`), in place. Runs on the calling thread.
-pub(crate) fn softmax_rows(x: &mut [f32], cols: usize) {
-    InstructionSet::current().run(Softmax { x, cols });
+/// x = e^(x - max), max being the largest of x and `least`; returns max and the sum of the new x: softmax, block by block.
+/// Runs on the calling thread.
+pub(crate) fn exp_below_max(x: &mut [f32], least: f32) -> (f32, f32) {
+    InstructionSet::current().run(ExpBelowMax { x, least })
 }
 
-struct Softmax<'a> {
+struct ExpBelowMax<'a> {
     x: &'a mut [f32],
-    cols: usize,
+    least: f32,
 }
 
-impl Kernel for Softmax<'_> {
-    type Output = ();
+impl Kernel for ExpBelowMax<'_> {
+    type Output = (f32, f32);
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for row in self.x.chunks_exact_mut(self.cols.max(1)) {
-            let max = largest(row);
-            for x in row.iter_mut() {
-                *x = elementary::exp::<S>(*x - max);
-            }
-            let scale = 1.0 / sum(row, |x| x);
-            for x in row {
-                *x *= scale;
-            }
+    fn run<S: Simd>(self, _: S) -> (f32, f32) {
+        let max = largest(self.x).max(self.least);
+        for x in self.x.iter_mut() {
+            *x = elementary::exp::<S>(*x - max);
         }
+        (max, sum(self.x, |x| x))
     }
 }
 
@@ -264,30 +260,33 @@ mod tests {
     }
 
     #[test]
-    fn softmax_of_large_and_of_masked_scores() {
-        let third = 1.0 / 3.0;
+    fn exp_below_max_of_large_masked_and_no_scores() {
         for set in InstructionSet::available() {
-            let mut x = [1000.0, 1000.0, f32::NEG_INFINITY, 0.0, 0.0, 0.0, 0.0, f32::NAN, 0.0];
-            set.run(Softmax { x: &mut x, cols: 3 });
-            assert_eq!(x[..6], [0.5, 0.5, 0.0, third, third, third], "{}", set.name());
-            assert!(x[6..].iter().all(|x| x.is_nan()), "{}", set.name());
-            set.run(Softmax { x: &mut [], cols: 0 });
+            let exp_below_max = |x: &mut [f32], least| set.run(ExpBelowMax { x, least });
+            let mut x = [1000.0, 1000.0, f32::NEG_INFINITY];
+            assert_eq!(exp_below_max(&mut x, f32::NEG_INFINITY), (1000.0, 2.0), "{}", set.name());
+            assert_eq!(x, [1.0, 1.0, 0.0]);
+            assert_eq!(exp_below_max(&mut x, 2000.0), (2000.0, 0.0), "{}", set.name());
+            assert_eq!(exp_below_max(&mut [], 3.0), (3.0, 0.0), "{}", set.name());
+            assert!(exp_below_max(&mut [0.0, f32::NAN, 1.0], 0.0).1.is_nan(), "{}", set.name());
         }
     }
 
     #[test]
-    fn softmax_is_the_same_as_in_f64_in_rows_of_any_length() {
-        for (set, cols) in InstructionSet::available().into_iter().flat_map(|set| SIZES.map(|cols| (set, cols))) {
-            let scores: Vec<f32> = unit().map(|x| x * 20.0).cycle().skip(40).take(2 * cols).collect();
+    fn exp_below_max_is_as_in_f64_for_any_length() {
+        for (set, size) in InstructionSet::available().into_iter().flat_map(|set| SIZES.map(|size| (set, size))) {
+            let scores: Vec<f32> = unit().map(|x| x * 20.0).cycle().skip(40).take(size).collect();
             let mut x = scores.clone();
-            set.run(Softmax { x: &mut x, cols });
-            for (x, scores) in x.chunks_exact(cols.max(1)).zip(scores.chunks_exact(cols.max(1))) {
-                let sum: f64 = scores.iter().map(|&x| f64::from(x).exp()).sum();
-                for (&x, &score) in x.iter().zip(scores) {
-                    let wanted = f64::from(score).exp() / sum;
-                    assert!((f64::from(x) - wanted).abs() <= 4e-6 * wanted, "{}: {cols} scores", set.name());
-                }
+            let (max, sum) = set.run(ExpBelowMax { x: &mut x, least: -3.0 });
+            assert_eq!(max, scores.iter().copied().fold(-3.0, f32::max));
+            let mut wanted_sum = 0.0;
+            for (&x, &score) in x.iter().zip(&scores) {
+                let wanted = (f64::from(score) - f64::from(max)).exp();
+                // The difference is rounded before its exponential is taken.
+                assert!((f64::from(x) - wanted).abs() <= 4e-6 * wanted, "{}: {size} scores", set.name());
+                wanted_sum += f64::from(x);
             }
+            assert!((f64::from(sum) - wanted_sum).abs() <= 1e-6 * wanted_sum, "{}: {size} scores", set.name());
         }
     }
 

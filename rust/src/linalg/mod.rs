@@ -4,12 +4,12 @@
 
 mod elementary;
 pub(crate) mod gemm;
-pub(crate) mod lanes;
+mod lanes;
 pub(crate) mod math;
 mod matmul;
 mod matrix;
 pub(crate) mod norm;
-pub(crate) mod simd;
+mod simd;
 
 pub use matrix::{Linear, Matrix};
 pub use simd::instruction_set;

@@ -75,12 +75,6 @@ pub fn instruction_set() -> &'static str {
     InstructionSet::current().name()
 }
 
-/// Runs `kernel` with the instruction set in use.
-#[inline]
-pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    InstructionSet::current().run(kernel)
-}
-
 /// A computation that is compiled for every instruction set.
 ///
 /// `run` and all that it calls should be `#[inline(always)]`: only what is inlined is compiled with the instructions.

@@ -4,8 +4,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::gemm::{View, product};
-use crate::linalg::lanes::{largest, sum};
-use crate::linalg::math::exp_slice;
+use crate::linalg::math::exp_below_max;
 
 /// Queries that one task works on, and keys that it looks at together. The scores lie on the stack and fit the second-level
 /// cache; the product packs the keys once per task, which fewer queries would not be worth.
@@ -62,11 +61,9 @@ struct Running {
 impl Running {
     /// Turns more scores of the query into weights e^(score - max); returns by how much earlier weights shrink.
     fn weigh(&mut self, scores: &mut [f32]) -> f32 {
-        let max = largest(scores).max(self.max);
+        let (max, sum) = exp_below_max(scores, self.max);
         let shrink = (self.max - max).exp(); // e^-∞ = 0 the first time
-        scores.iter_mut().for_each(|x| *x -= max);
-        exp_slice(scores);
-        *self = Running { max, sum: self.sum * shrink + sum(scores, |x| x) };
+        *self = Running { max, sum: self.sum * shrink + sum };
         shrink
     }
 }
