@@ -63,13 +63,19 @@ pub struct Weights {
 
 /// Reads a safetensors file into memory and checks its header.
 ///
-/// ```no_run
-/// use kore_vljepa::loader::load_safetensors;
-/// use kore_vljepa::predictor::Mamba3Predictor;
-///
+/// ```
+/// # #[path = "../../tests/common/mod.rs"] mod common;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # std::env::set_current_dir(&folder)?;
+/// # std::fs::create_dir("weights")?;
+/// # common::TinyModel::new().write("weights".as_ref());
+/// use kore_vljepa::loader::load_safetensors;
+///
 /// let weights = load_safetensors("weights/predictor.safetensors")?;
-/// let predictor = Mamba3Predictor::from_weights(&weights)?;
+/// // Apply weights to Mamba3Predictor...
+/// let predictor = kore_vljepa::predictor::Mamba3Predictor::from_weights(&weights)?;
+/// # assert_eq!(predictor.config().embed_dim, 24);
 /// # Ok(())
 /// # }
 /// ```
