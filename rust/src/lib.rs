@@ -31,6 +31,11 @@ pub mod y_encoder;
 
 pub use error::{Error, LoadError};
 
+/// The code of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeTests;
+
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod testing;

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole story on a laptop CPU: three phases on synthetic scenes, a question about a picture, export, verification.
+# The whole story on a laptop CPU: three phases on synthetic scenes, questions about pictures, export, verification, and the
+# same answers in Rust.
 set -e
 out=${DEMO_OUTPUT:-../demo}
 preset=${DEMO_PRESET:-mini}
@@ -19,11 +20,18 @@ mamba3-jepa evaluate --checkpoint "$out/phase3/phase3_best.pt" --output "$out/te
 
 echo "== A question about a picture"
 rm -rf "$out/scenes"
-mamba3-jepa prepare scenes --output "$out/scenes" --scenes 8
+mamba3-jepa prepare scenes --output "$out/scenes" --scenes 25
 mamba3-jepa ask --checkpoint "$out/phase3/phase3_best.pt" --image "$out/scenes/images/0000.png" \
     "how many objects are there?" "what shape is at the top left?" "what color is the star?"
 
 echo "== Export, verified"
 mamba3-jepa export --checkpoint "$out/phase3/phase3_best.pt" --output "$out/weights" --phase 3 --x-encoder --verify --golden
+
+echo "== The same model in Rust: every golden tensor computed again, and the same questions answered by both"
+rust=${KORE_VLJEPA:-../rust/target/release/kore-vljepa}
+"$rust" verify "$out/weights"
+"$rust" ask --weights "$out/weights" --image "$out/scenes/images/0000.png" \
+    "how many objects are there?" "what shape is at the top left?" "what color is the star?"
+python scripts/side_by_side.py --checkpoint "$out/phase3/phase3_best.pt" --weights "$out/weights" --data-dir "$out/scenes"
 
 echo "Look at $out/answers.png, $out/answers_by_type.png, $out/phase*/plots/ and $out/weights/."

@@ -137,6 +137,15 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         assert "y_encoder.safetensors" in done.stderr, damage
 
 
+def test_every_flag_its_readme_names_exists() -> None:
+    commands = ("ask", "embed", "search", "classify", "inspect", "verify", "bench")
+    helps = "".join(rust(command, "--help").stdout for command in commands)
+    readme = (Path(__file__).parents[2] / "rust" / "README.md").read_text()
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) - {"--release", "--example", "--open", "--golden"}
+    assert "--weights" in flags
+    assert sorted(flag for flag in flags if not re.search(rf"{flag}\b", helps)) == []
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mini that has trained a little in all three phases, its export, and scenes to ask about."""

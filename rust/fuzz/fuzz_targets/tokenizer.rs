@@ -2,10 +2,17 @@
 
 #![no_main]
 
+use std::sync::Once;
+
 use kore_vljepa::tokenizer::Tokenizer;
 use libfuzzer_sys::fuzz_target;
 
+static QUIET: Once = Once::new();
+
 fuzz_target!(|json: &[u8]| {
+    // The `tokenizers` library panics on some tokenizers made of odd parts, which this crate answers with an error. The
+    // fuzzer's own hook would end the process before that.
+    QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let Ok(tokenizer) = Tokenizer::from_bytes("tokenizer.json", json) else { return };
     for said in ["", "what colour is the circle?", "<eos> \u{1F642} \u{5D0}\u{5D1}"] {
         if let Ok(encoded) = tokenizer.encode(said, 16) {
