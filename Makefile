@@ -10,7 +10,7 @@ CARGO ?= cargo
 CRATE := --manifest-path rust/Cargo.toml --locked
 export KORE_VLJEPA := $(or $(CARGO_TARGET_DIR),$(abspath rust/target))/release/kore-vljepa
 
-.PHONY: demo test test-python test-rust lint lint-python lint-rust setup rust fuzz clean
+.PHONY: demo test test-python test-rust lint lint-python lint-rust licences setup rust fuzz clean
 
 setup: $(INSTALLED)
 
@@ -48,6 +48,10 @@ test-rust: rust
 test-python: setup rust
 	$(CARGO) build $(CRATE) --release --example vision_tokens
 	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Licences and sources of the dependencies; needs `cargo install cargo-deny`.
+licences:
+	cd rust && $(CARGO) deny --offline check licenses bans sources
 
 # Ten minutes for each kind of file; needs `cargo install cargo-fuzz`.
 FUZZ_SECONDS ?= 600
