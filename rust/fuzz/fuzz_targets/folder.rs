@@ -1,24 +1,27 @@
-//! A whole exported folder, one of whose files is damaged.
+//! A whole exported folder, one of whose files is damaged, asked a question if it opens.
 //!
-//! `KORE_VLJEPA_FOLDER` names a small export to start from. The first byte chooses the file, the second whether it is
-//! cut short, the others where it is changed and to what. `config.json` then gets the digest of the damaged file, so
-//! that it is not the digest by which the damage is found.
+//! The first byte chooses the file, the second whether it is cut short, the others where it is changed and to what.
+//! `config.json` then gets the digest of the damaged file, so that it is not the digest by which the damage is found.
 
 #![no_main]
 
-use std::path::PathBuf;
-use std::sync::LazyLock;
+mod common;
 
-use kore_vljepa::vljepa::Mamba3Jepa;
+use std::sync::{LazyLock, Once};
+
+use common::{TinyModel, damaged};
+use kore_vljepa::vljepa::{Mamba3Jepa, Sample};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 const CONFIG: &str = "config.json";
 
+static QUIET: Once = Once::new();
 static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
-    let folder = PathBuf::from(std::env::var_os("KORE_VLJEPA_FOLDER").expect("KORE_VLJEPA_FOLDER names an export"));
-    let mut files: Vec<_> = std::fs::read_dir(folder)
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    TinyModel::new().write(folder.path());
+    let mut files: Vec<_> = std::fs::read_dir(folder.path())
         .expect("the folder can be read")
         .filter_map(|entry| {
             let path = entry.ok()?.path();
@@ -28,22 +31,6 @@ static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     files.sort();
     files
 });
-
-fn damaged(whole: &[u8], cut: u8, changes: &[u8]) -> Vec<u8> {
-    let mut bytes = whole.to_vec();
-    for change in changes.chunks_exact(3) {
-        // most of a file is weights, which may be anything: the beginning is changed as often as the rest
-        let span = if change[0] & 1 == 0 { bytes.len() } else { bytes.len().min(1 << 12) };
-        let place = usize::from(u16::from_le_bytes([change[0], change[1]])) * span / (1 << 16);
-        if let Some(byte) = bytes.get_mut(place) {
-            *byte = change[2];
-        }
-    }
-    if cut < 32 {
-        bytes.truncate(bytes.len() * usize::from(cut) / 32);
-    }
-    bytes
-}
 
 /// `config.json` with the size and digest of a damaged file.
 fn redigested(config: &[u8], name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -59,6 +46,8 @@ fn redigested(config: &[u8], name: &str, bytes: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    // see the target `tokenizer`
+    QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let [choice, cut, changes @ ..] = bytes else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (chosen, whole) = &FILES[usize::from(*choice) % FILES.len()];
@@ -71,5 +60,7 @@ fuzz_target!(|bytes: &[u8]| {
         };
         std::fs::write(folder.path().join(name), content).expect("a file can be written");
     }
-    let _ = Mamba3Jepa::from_dir(folder.path());
+    if let Ok(model) = Mamba3Jepa::options().threads(1).open(folder.path()) {
+        let _ = model.ask(Sample::question("what color is it?"));
+    }
 });
