@@ -109,6 +109,15 @@ impl Golden {
         Ok(())
     }
 
+    /// Compares logarithms of probabilities, as probabilities: near 0 a logarithm of f32 numbers has no relative
+    /// precision.
+    pub(super) fn check_log_probs(&mut self, key: &str, found: &[f32]) -> Result<(), LoadError> {
+        let probabilities = |logs: &[f32]| logs.iter().map(|log| log.exp()).collect::<Vec<_>>();
+        let expected = probabilities(&self.expected(key, found.len())?);
+        self.record(key, relative(&probabilities(found), &expected, |a, b| a - b), BOUND);
+        Ok(())
+    }
+
     /// Compares what a trace gives under `{prefix}.{name}`.
     pub(super) fn check_traced(&mut self, prefix: &str, traced: &Traced) -> Result<(), LoadError> {
         for (name, numbers) in traced {
@@ -269,6 +278,17 @@ mod tests {
         assert_eq!((report.compared, report.inputs), (4, 1));
         assert!(!report.is_within_bound());
         assert_eq!(report.worst.unwrap().value, 1.0 / 3.0, "ids have no room at all");
+    }
+
+    #[test]
+    fn log_probabilities_are_compared_as_probabilities() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut golden = golden(folder.path());
+        golden.check_log_probs("floats", &[3.0, 4.0 + 1e-6]).unwrap();
+        assert!(difference(&golden) < 2e-6);
+        golden.check_log_probs("floats", &[3.0, 4.0 + 0.01]).unwrap();
+        // e^4 grows by 1 %, and is nearly all of the length
+        assert!((difference(&golden) - 0.01005 * 0.938).abs() < 2e-4, "{}", difference(&golden));
     }
 
     #[test]
