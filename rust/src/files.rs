@@ -1,17 +1,19 @@
 //! Files that are either whole or not there.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Error;
 
 /// Writes `path` through `content`: to a temporary file beside it, flushed to the disk, renamed. Makes the folder if
-/// need be.
+/// need be. A link at `path` is replaced, not what it leads to. Threads and processes may write the same path at once:
+/// one of them is last.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be written; what was at `path` is unchanged, and nothing is left beside it.
+/// [`Error::File`] if it cannot be written, or if there is something at `path` that is not a file, such as a device; what was at `path` is unchanged, and nothing is left beside it.
 pub fn write_whole(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
     write(path, content)
         .map_err(|error| Error::File { path: path.to_path_buf(), reason: format!("cannot write it: {error}") })
@@ -23,11 +25,11 @@ fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Temporary(folder.join(hidden));
-    let mut file = BufWriter::new(File::create(&temporary.0)?);
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is there is not a file; name another"));
+    }
+    let (temporary, file) = Temporary::create(folder, name)?;
+    let mut file = BufWriter::new(file);
     content(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&temporary.0, path)
@@ -35,6 +37,26 @@ fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
 
 /// A file that is gone when this is, unless it was renamed before.
 struct Temporary(PathBuf);
+
+impl Temporary {
+    /// A new file in `folder` that nobody else has: its name tells processes and calls apart.
+    fn create(folder: &Path, name: &OsStr) -> io::Result<(Temporary, File)> {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let call = CALLS.fetch_add(1, Ordering::Relaxed);
+            let mut hidden = OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}.{call}.tmp", std::process::id()));
+            let path = folder.join(hidden);
+            match File::create_new(&path) {
+                Ok(file) => return Ok((Temporary(path), file)),
+                // left by a process of the same number that was killed
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -61,6 +83,41 @@ mod tests {
         write_whole(&path, |out| out.write_all(b"third")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn threads_may_write_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.txt");
+        std::thread::scope(|scope| {
+            for number in 0..8_u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        write_whole(path, |out| out.write_all(&[number; 1000])).unwrap();
+                    }
+                });
+            }
+        });
+        let found = fs::read(&path).unwrap();
+        assert_eq!(found, vec![found[0]; 1000]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_not_a_file_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        for path in [&socket, &link] {
+            let message = write_whole(path, |out| out.write_all(b"x")).unwrap_err().to_string();
+            assert!(message.contains("not a file"), "{message}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert!(!fs::metadata(&link).unwrap().is_file());
     }
 
     #[test]
