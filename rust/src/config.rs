@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LoadError;
 use crate::json;
+use crate::texts::strip;
 
 /// Added to the mean square in every RMSNorm.
 pub const NORM_EPS: f32 = 1e-5;
@@ -26,6 +27,10 @@ const MAX_LAYERS: usize = 1 << 10;
 /// Pixels in the side of an image, and patches in the whole of it: memory is taken for both, whatever the weights are.
 const MAX_SIDE: usize = 1 << 13;
 const MAX_PATCHES: usize = 1 << 16;
+/// Tokens in a text: rows of every buffer between two layers.
+const MAX_TOKENS: usize = 1 << 16;
+/// Numbers between two layers for all patches of one image: they take memory, however small the weights are.
+const MAX_ACTIVATIONS: usize = 1 << 26;
 
 /// How the decay rate is made from its projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +112,9 @@ impl Mamba3Config {
         count(&format!("{name}.layer: expand * d_model"), self.expand.saturating_mul(self.d_model))?;
         let per_state = self.rank().saturating_mul(self.ngroups).saturating_mul(self.d_state);
         count(&format!("{name}.layer: mimo_rank * ngroups * d_state"), per_state)?;
+        // the state of one layer: it takes memory for every sequence, and no tensor of the file is as large
+        let state = self.d_inner().saturating_mul(self.d_state);
+        count(&format!("{name}.layer: expand * d_model * d_state"), state)?;
         if self.rope_fraction != 0.5 && self.rope_fraction != 1.0 {
             return Err(format!("{name}.layer.rope_fraction: {} must be 0.5 or 1.0", self.rope_fraction));
         }
@@ -210,13 +218,19 @@ impl VisionConfig {
                 self.patch_size, self.image_size
             ));
         }
-        if self.image_size > MAX_SIDE || (self.image_size / self.patch_size).pow(2) > MAX_PATCHES {
+        if self.image_size > MAX_SIDE || self.patches() > MAX_PATCHES {
             return Err(format!(
                 "{name}.image_size: {} with patches of {}: at most {MAX_SIDE} pixels and {MAX_PATCHES} patches",
                 self.image_size, self.patch_size
             ));
         }
-        Ok(())
+        let activations = self.patches().saturating_mul(self.mlp_size().max(self.hidden_size));
+        at_most(&format!("{name}: patches of an image * hidden_size * mlp_ratio"), activations, MAX_ACTIVATIONS)
+    }
+
+    /// Patches of one image.
+    fn patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
     }
 }
 
@@ -301,6 +315,8 @@ impl Mamba3JepaConfig {
         self.predictor.check("predictor")?;
         self.y_encoder.check("y_encoder")?;
         self.y_decoder.check("y_decoder")?;
+        let activations = self.vision.patches().saturating_mul(self.predictor.layer.projected());
+        at_most("vision, predictor.layer: patches of an image * outputs of in_proj", activations, MAX_ACTIVATIONS)?;
         for (key, value) in [
             ("prefix_tokens", self.prefix_tokens),
             ("embed_dim", self.embed_dim),
@@ -312,12 +328,12 @@ impl Mamba3JepaConfig {
         }
         for (key, value) in [("max_query_tokens", self.max_query_tokens), ("max_answer_tokens", self.max_answer_tokens)]
         {
-            count(key, value)?;
+            at_most(key, value, MAX_TOKENS)?;
             if value < 2 {
                 return Err(format!("{key}: {value} leaves no room for bos and eos"));
             }
         }
-        if self.query_prompt.trim().is_empty() {
+        if strip(&self.query_prompt).is_empty() {
             return Err("query_prompt: it is empty".into());
         }
         for (key, value) in [
@@ -334,8 +350,67 @@ impl Mamba3JepaConfig {
 }
 
 fn count(key: &str, value: usize) -> Result<(), String> {
-    if value == 0 || value > MAX_COUNT {
-        return Err(format!("{key}: {value} must be between 1 and {MAX_COUNT}"));
+    at_most(key, value, MAX_COUNT)
+}
+
+fn at_most(key: &str, value: usize, limit: usize) -> Result<(), String> {
+    if value == 0 || value > limit {
+        return Err(format!("{key}: {value} must be between 1 and {limit}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::TinyModel;
+
+    /// What is said of the tiny model's configuration with these values changed.
+    fn check(changes: &[(&str, Value)]) -> Result<(), String> {
+        let model = changes.iter().fold(TinyModel::new(), |model, (key, value)| model.set(key, value.clone()));
+        let read = Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json"));
+        read.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sizes_that_take_memory_without_weights_are_bounded() {
+        let layer = |d_state: usize, inner: usize| {
+            let sizes = [("d_model", 1), ("d_state", d_state), ("expand", inner), ("headdim", inner), ("ngroups", 1)];
+            sizes.map(|(key, value)| (format!("/predictor/layer/{key}"), json!(value)))
+        };
+        let check_layer = |d_state, inner| {
+            let changes = layer(d_state, inner);
+            check(&changes.each_ref().map(|(key, value)| (key.as_str(), value.clone())))
+        };
+        assert_eq!(check_layer(1 << 12, 1 << 12), Ok(()));
+        for (d_state, inner) in [(1 << 13, 1 << 12), (1 << 14, 1 << 14), (1 << 20, 1 << 20)] {
+            let message = check_layer(d_state, inner).unwrap_err();
+            assert!(message.contains("predictor.layer: expand * d_model * d_state: "), "{message}");
+        }
+        for key in ["max_query_tokens", "max_answer_tokens"] {
+            let path = format!("/{key}");
+            assert_eq!(check(&[(&path, json!(1 << 16))]), Ok(()));
+            let message = check(&[(&path, json!((1 << 16) + 1))]).unwrap_err();
+            assert!(message.contains(&format!("{key}: 65537 must be between 1 and 65536")), "{message}");
+        }
+        let many = [("/vision/image_size", json!(256)), ("/vision/patch_size", json!(1))];
+        let wide = [("/predictor/layer/expand", json!(64))];
+        assert_eq!(check(&many), Ok(()));
+        assert_eq!(check(&wide), Ok(()));
+        let message = check(&[many.as_slice(), &wide].concat()).unwrap_err();
+        assert!(message.contains("patches of an image * outputs of in_proj"), "{message}");
+        let wide = [("/vision/mlp_ratio", json!(1024.0))];
+        assert_eq!(check(&wide), Ok(()));
+        let message = check(&[many.as_slice(), &wide].concat()).unwrap_err();
+        assert!(message.contains("vision: patches of an image * hidden_size"), "{message}");
+    }
+
+    #[test]
+    fn a_prompt_of_nothing_but_space_is_none() {
+        for blank in ["", " ", "\u{1c}\u{1f}"] {
+            assert!(check(&[("/query_prompt", json!(blank))]).unwrap_err().contains("query_prompt: it is empty"));
+        }
+    }
 }
