@@ -13,10 +13,19 @@ use crate::error::Error;
 /// one of them is last.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be written, or if there is something at `path` that is not a file, such as a device; what was at `path` is unchanged, and nothing is left beside it.
+/// [`Error::File`] if it cannot be written, or if what is at `path` is not a file, such as a device; it is unchanged
+/// then, and nothing is left beside it.
 pub fn write_whole(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
     write(path, content)
         .map_err(|error| Error::File { path: path.to_path_buf(), reason: format!("cannot write it: {error}") })
+}
+
+/// Opens a file for reading; anything else is refused before it is opened, for opening a pipe may wait for ever.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    File::open(path)
 }
 
 fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -83,6 +92,22 @@ mod tests {
         write_whole(&path, |out| out.write_all(b"third")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_a_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for refused in [
+            open_file(&path).unwrap_err().to_string(),
+            crate::image::load_image(&path).unwrap_err().to_string(),
+            crate::loader::load_safetensors(&path).err().unwrap().to_string(),
+            crate::loader::read_header(&path).unwrap_err().to_string(),
+        ] {
+            assert!(refused.ends_with("it is not a file"), "{refused}");
+        }
     }
 
     #[test]

@@ -386,7 +386,7 @@ fn search_ranks_by_cosine() {
         close(&result["cosine"], cosines[place]);
     }
     assert_eq!(found["results"].as_array().expect("a list").len(), 2);
-    assert!(kore_vljepa::image::load_image(scene.path("sheet.png")).expect("a picture").width > 2 * 288);
+    assert!(kore_vljepa::image::load_image(scene.path("sheet.png")).expect("a picture").width() > 2 * 288);
     let after_images = scene.run("search", &["--images", &names[0], &names[1], "a red circle"]);
     assert!(after_images.stdout.starts_with("a red circle   (2 images)\n"), "{}", after_images.stderr);
 }

@@ -203,6 +203,29 @@ def test_a_file_without_metadata_reaches_the_decoder_as_it_is() -> None:
         assert split_metadata(data) == (data, 1)
 
 
+def test_exif_of_many_segments_is_put_together() -> None:
+    tiff = _tiff(_turn(6))
+    _assert_turned(_jpeg((0xE1, _EXIF + tiff), *[(0xE1, _EXIF)] * 100_000), 6)
+
+
+def test_of_many_texts_the_last_counts() -> None:
+    head = _XMP_KEY + b"\0\0\0\0\0"
+    _assert_turned(_png(*[_chunk(b"iTXt", head + _xmp(3))] * 100, _chunk(b"iTXt", head + _xmp(6))), 6)
+
+
+def test_a_png_cut_anywhere_is_left_to_the_decoder() -> None:
+    data = _encoded("PNG")
+    for length in range(len(data)):
+        assert split_metadata(data[:length]) == (data[:length], 1)
+
+
+@pytest.mark.parametrize("data", [_webp(0x08, (b"EXIF", _tiff(_turn(6)))), _webp(0x04, (b"XMP ", _xmp(6)))])
+def test_an_image_is_turned_once(data: bytes) -> None:
+    once = load_image(data)
+    assert np.array_equal(np.asarray(upright(once)), np.asarray(once))
+    assert np.array_equal(np.asarray(upright(upright(Image.open(io.BytesIO(data))))), np.asarray(once))
+
+
 def test_an_image_in_memory_is_turned_too() -> None:
     image = Image.open(io.BytesIO(_png(_chunk(b"eXIf", _tiff(_turn(6))))))
     assert np.array_equal(np.asarray(upright(image)), _UNDO[6](_CORNERS))

@@ -9,12 +9,12 @@ use std::io::Cursor;
 
 use super::orientation::orientation;
 
-const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+pub(super) const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Bytes of an inflated text; a longer one is not read.
 const MAX_TEXT: usize = 1 << 20;
 const XMP_SEGMENT: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
-const XMP_TEXT: &str = "XML:com.adobe.xmp";
-const EXIF_TEXT: &str = "Raw profile type exif";
+const XMP_TEXT: &[u8] = b"XML:com.adobe.xmp";
+const EXIF_TEXT: &[u8] = b"Raw profile type exif";
 
 /// A file taken apart.
 pub(super) struct Split<'a> {
@@ -37,13 +37,14 @@ pub(super) fn split(data: &[u8]) -> Split<'_> {
 }
 
 /// A chunk or segment: where it ends, what it is, what it holds.
-struct Part<'a, K> {
-    kind: K,
-    body: &'a [u8],
-    end: usize,
+pub(super) struct Part<'a, K> {
+    pub(super) kind: K,
+    pub(super) body: &'a [u8],
+    pub(super) end: usize,
 }
 
-fn png_chunk(data: &[u8], at: usize) -> Option<Part<'_, &[u8]>> {
+/// The PNG chunk at `at`, if it is whole.
+pub(super) fn png_chunk(data: &[u8], at: usize) -> Option<Part<'_, &[u8]>> {
     let length = usize::try_from(u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?)).ok()?;
     let body_end = (at + 8).checked_add(length)?;
     let end = body_end.checked_add(4)?;
@@ -79,9 +80,10 @@ fn split_png(data: &[u8]) -> Split<'_> {
                 false
             }
             b"tEXt" | b"zTXt" | b"iTXt" => {
-                match png_text(&data[at..end], body) {
-                    Some((XMP_TEXT, text)) => xmp = Some(text),
-                    Some((EXIF_TEXT, text)) => profile = Some(text),
+                // of several the last counts, and only that is inflated
+                match body.split(|byte| *byte == 0).next() {
+                    Some(XMP_TEXT) => xmp = Some(&data[at..end]),
+                    Some(EXIF_TEXT) => profile = Some(&data[at..end]),
                     _ => {}
                 }
                 false
@@ -99,18 +101,15 @@ fn split_png(data: &[u8]) -> Split<'_> {
     if !ended {
         kept.extend_from_slice(&data[at..]); // cut short: the decoder says so
     }
-    let exif = exif.or_else(|| profile.and_then(|text| raw_profile(&text)).map(Cow::Owned));
+    let exif = exif.or_else(|| profile.and_then(png_text).and_then(|text| raw_profile(&text)).map(Cow::Owned));
+    let xmp = xmp.and_then(png_text);
     Split { pixels: Cow::Owned(kept), orientation: orientation(exif.as_deref(), xmp.as_deref()) }
 }
 
-/// Keyword and text of a text chunk if it is one of the two that can hold an orientation.
-///
-/// `chunk` is the whole chunk, `body` what it holds. The PNG decoder inflates it, from a file made for the purpose.
-fn png_text(chunk: &[u8], body: &[u8]) -> Option<(&'static str, Vec<u8>)> {
+/// The text of a whole text chunk. The PNG decoder inflates it, from a file made for the purpose.
+fn png_text(chunk: &[u8]) -> Option<Vec<u8>> {
     const HEADER: &[u8] = b"\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55";
     const DATA: &[u8] = b"\0\0\0\0IDAT\x35\xaf\x06\x1e";
-    let keyword = body.split(|byte| *byte == 0).next()?;
-    let keyword = [XMP_TEXT, EXIF_TEXT].into_iter().find(|name| name.as_bytes() == keyword)?;
     let file = Cursor::new([PNG_SIGNATURE, HEADER, chunk, DATA].concat());
     let decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: 4 * MAX_TEXT });
     let info = decoder.read_info().ok()?;
@@ -126,7 +125,7 @@ fn png_text(chunk: &[u8], body: &[u8]) -> Option<(&'static str, Vec<u8>)> {
         text.decompress_text_with_limit(MAX_TEXT).ok()?;
         text.get_text().ok()?
     };
-    Some((keyword, text.into_bytes()))
+    Some(text.into_bytes())
 }
 
 /// ImageMagick's form: an empty line, the kind, the length, then hexadecimal digits over many lines.
@@ -162,7 +161,8 @@ fn split_jpeg(data: &[u8]) -> Split<'_> {
         let Some(Part { kind, body, end }) = jpeg_segment(data, at) else { break };
         if kind == 0xe1 && body.starts_with(b"Exif\0\0") {
             // EXIF over 64 KiB goes on in the next segment
-            exif = Some(exif.map_or_else(|| body.to_vec(), |start| [&start, &body[6..]].concat()));
+            let exif = exif.get_or_insert_default();
+            exif.extend_from_slice(if exif.is_empty() { body } else { &body[6..] });
         } else if kind == 0xe1 && body.starts_with(XMP_SEGMENT) {
             xmp = Some(body);
         } else if !is_jpeg_metadata(kind, body) {
@@ -191,20 +191,27 @@ fn webp_metadata(data: &[u8]) -> (Option<&[u8]>, Option<&[u8]>) {
         _ => 0,
     };
     let (mut exif, mut xmp) = (None, None);
-    let mut at = 12;
-    while let Some((kind, body)) = riff_chunk(data, at) {
+    for (kind, body) in riff_chunks(data.get(12..).unwrap_or_default()) {
         match kind {
             b"EXIF" if flags & 0x08 != 0 => exif = exif.or(Some(body)),
             b"XMP " if flags & 0x04 != 0 => xmp = xmp.or(Some(body)),
             _ => {}
         }
-        at += 8 + body.len().next_multiple_of(2);
     }
     (exif, xmp)
 }
 
-/// Kind and content of the RIFF chunk at `at`.
-pub(super) fn riff_chunk(data: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
+/// Kind and content of each RIFF chunk, up to one that is not whole.
+pub(super) fn riff_chunks(data: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let chunk = riff_chunk(data, at)?;
+        at += 8 + chunk.1.len().next_multiple_of(2);
+        Some(chunk)
+    })
+}
+
+fn riff_chunk(data: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
     let length = usize::try_from(u32::from_le_bytes(data.get(at + 4..at + 8)?.try_into().ok()?)).ok()?;
     Some((&data[at..at + 4], data.get(at + 8..(at + 8).checked_add(length)?)?))
 }

@@ -14,15 +14,16 @@ mod png;
 mod resize;
 mod webp;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use ::image::{ColorType, ImageDecoder};
 
 use crate::error::Error;
+use crate::files::open_file;
 
-/// The most pixels a picture may have: its RGB stays under 256 MiB.
+/// The most pixels a picture may have: its RGB stays under 256 MiB. Decoding takes about 8 bytes a pixel at its peak (CMYK
+/// included), and up to 12 for an interlaced PNG of 16 bits.
 pub const MAX_PIXELS: usize = 89_478_485;
 /// The most bytes a file may have; more than [`MAX_PIXELS`] take in any format.
 pub const MAX_BYTES: usize = 1 << 30;
@@ -32,12 +33,9 @@ pub const IMAGE_SUFFIXES: [&str; 4] = [".jpg", ".jpeg", ".png", ".webp"];
 /// A decoded picture: upright, without transparency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels in a row, at least 1.
-    pub width: usize,
-    /// Rows, at least 1.
-    pub height: usize,
-    /// (height, width, 3): red, green and blue of each pixel, row by row.
-    pub rgb: Vec<u8>,
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
 }
 
 /// Reads and decodes one image file.
@@ -48,7 +46,7 @@ pub struct Picture {
 pub fn load_image(path: impl AsRef<Path>) -> Result<Picture, Error> {
     let path = path.as_ref();
     let failed = |reason: String| Error::Image { name: path.display().to_string(), reason };
-    let file = File::open(path).map_err(|error| match error.kind() {
+    let file = open_file(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => failed("there is no such image file".to_owned()),
         _ => failed(format!("cannot be read: {error}")),
     })?;
@@ -81,14 +79,57 @@ pub fn decode(data: &[u8]) -> Result<Picture, Error> {
 }
 
 impl Picture {
+    /// A picture from its pixels: `rgb` is (height, width, 3), red, green and blue of each pixel, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Image`]: a side is 0, or `rgb` has not three bytes a pixel.
+    pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Picture, Error> {
+        let bytes = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
+        if bytes == Some(0) || bytes != Some(rgb.len()) {
+            let reason = format!(
+                "{} bytes are no picture of {width} x {height}; expected three a pixel, of at least one pixel",
+                rgb.len()
+            );
+            return Err(Error::Image { name: "picture".to_owned(), reason });
+        }
+        Ok(Picture { width, height, rgb })
+    }
+
+    /// Pixels in a row, at least 1.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows, at least 1.
+    #[must_use]
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// (height, width, 3): red, green and blue of each pixel, row by row.
+    #[must_use]
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+
+    /// [`Picture::rgb`] without a copy.
+    #[must_use]
+    pub fn into_rgb(self) -> Vec<u8> {
+        self.rgb
+    }
+
     /// Shorter side resized to `size` (bicubic, antialiased), then the centre square; a picture of that size stays as
     /// it is.
     ///
     /// Only the centre square is resampled, so that a very long picture costs no more than a square one.
     ///
-    /// Returns (3, size, size): planes of red, green and blue. `size` is at least 1.
+    /// Returns (3, size, size): planes of red, green and blue; nothing for a `size` of 0.
     #[must_use]
     pub fn to_pixels(&self, size: usize) -> Vec<u8> {
+        if size == 0 {
+            return Vec::new();
+        }
         let resized;
         let square = if (self.width, self.height) == (size, size) {
             &self.rgb

@@ -5,37 +5,40 @@ use std::io::Cursor;
 use image::ImageDecoder;
 use image::codecs::webp::WebPDecoder;
 
-use super::metadata::riff_chunk;
+use super::metadata::riff_chunks;
 use super::{Canvas, paint};
 
 pub(super) fn decode(data: &[u8]) -> Result<Canvas, String> {
     let decoder = WebPDecoder::new(Cursor::new(data)).map_err(|error| error.to_string())?;
     if !frames_fit(data.get(12..).unwrap_or_default(), decoder.dimensions()) {
-        return Err("a frame is not of the size that was announced".to_owned());
+        return Err("a frame is not of the size that was announced, or lies within another".to_owned());
     }
     paint(decoder)
 }
 
 /// Whether each frame among these chunks has the size that the canvas, or the animation's frame around it, has.
 ///
-/// The decoder takes memory for what a frame says of itself, and relies on both being the same.
-fn frames_fit(mut chunks: &[u8], size: (u32, u32)) -> bool {
-    while let Some((kind, body)) = riff_chunk(chunks, 0) {
-        let fits = match kind {
-            b"VP8 " => vp8_size(body) == Some(size),
-            b"VP8L" => vp8l_size(body) == Some(size),
-            b"ANMF" => {
-                let side = |at| u24(body, at).map(|side| side + 1);
-                side(6).zip(side(9)).is_some_and(|size| frames_fit(body.get(16..).unwrap_or_default(), size))
-            }
-            _ => true,
-        };
-        if !fits {
-            return false;
+/// The decoder takes memory for what a frame says of itself, and relies on both being the same. A frame of an animation
+/// holds no other.
+fn frames_fit(chunks: &[u8], canvas: (u32, u32)) -> bool {
+    riff_chunks(chunks).all(|(kind, body)| match kind {
+        b"ANMF" => {
+            let side = |at| u24(body, at).map(|side| side + 1);
+            side(6).zip(side(9)).is_some_and(|size| {
+                let inner = body.get(16..).unwrap_or_default();
+                riff_chunks(inner).all(|(kind, body)| kind != b"ANMF" && frame_fits(kind, body, size))
+            })
         }
-        chunks = chunks.get(8 + body.len().next_multiple_of(2)..).unwrap_or_default();
+        _ => frame_fits(kind, body, canvas),
+    })
+}
+
+fn frame_fits(kind: &[u8], body: &[u8], size: (u32, u32)) -> bool {
+    match kind {
+        b"VP8 " => vp8_size(body) == Some(size),
+        b"VP8L" => vp8l_size(body) == Some(size),
+        _ => true,
     }
-    true
 }
 
 /// Width and height in the header of a lossy frame: a key frame's start code, then 14 bits of each.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use sha2::{Digest, Sha256};
 
+use crate::files::open_file;
+
 /// How much is read, and hashed while it is in the cache, at a time.
 const BLOCK: usize = 1 << 18;
 const WORD: usize = size_of::<u64>();
@@ -28,12 +30,8 @@ impl Buffer {
     ///
     /// Memory is taken for the size the file system reports, and no more.
     pub(crate) fn read(path: &Path, digest: Option<&mut Sha256>) -> io::Result<Buffer> {
-        let mut file = File::open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
-        }
-        let size = usize::try_from(metadata.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut file = open_file(path)?;
+        let size = usize::try_from(file.metadata()?.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut words = Vec::new();
         words.try_reserve_exact(size.div_ceil(WORD)).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let len = fill(&mut words, size, &mut file, digest)?;

@@ -1,7 +1,6 @@
 //! What a safetensors file says it holds, read without its tensors.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::error::LoadError;
+use crate::files::open_file;
 
 /// As the `safetensors` library has it.
 const MAX_HEADER: u64 = 100_000_000;
@@ -35,7 +35,7 @@ pub fn read_header(path: impl AsRef<Path>) -> Result<Header, LoadError> {
         path: path.to_path_buf(),
         reason: format!("not a safetensors file, or cut short: {reason}"),
     };
-    let mut file = File::open(path).map_err(unreadable)?;
+    let mut file = open_file(path).map_err(unreadable)?;
     let bytes = file.metadata().map_err(unreadable)?.len();
     let mut word = [0; size_of::<u64>()];
     let data = bytes.checked_sub(word.len() as u64).ok_or_else(|| damaged("it has no header"))?;

@@ -1,10 +1,10 @@
 //! Weights that the operating system reads from the disk as they are used.
 
-use std::fs::File;
 use std::path::Path;
 
 use super::{Buffer, Weights};
 use crate::error::LoadError;
+use crate::files::open_file;
 
 /// Maps a safetensors file instead of reading it: it opens at once, and several processes share its memory.
 ///
@@ -16,7 +16,7 @@ use crate::error::LoadError;
 /// As [`super::load_safetensors`].
 pub unsafe fn load_mmap(path: impl AsRef<Path>) -> Result<Weights, LoadError> {
     let path = path.as_ref();
-    let mapped = File::open(path).and_then(|file| {
+    let mapped = open_file(path).and_then(|file| {
         // SAFETY: the caller promises that nobody changes the file.
         unsafe { memmap2::Mmap::map(&file) }
     });

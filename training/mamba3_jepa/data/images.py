@@ -116,8 +116,11 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """`image`, which is changed, upright; it no longer says anything of an orientation that could be applied again."""
     method = _TO_UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+    turned = image if method is None else image.transpose(method)
+    turned.info = {}
+    return turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ import zlib
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
+_EXIF_TEXT, _XMP_TEXT = b"Raw profile type exif", b"XML:com.adobe.xmp"
 _MAX_TEXT = 2**20  # bytes of an inflated text; a longer one is not read
 
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -50,16 +51,17 @@ def split_metadata(data: bytes) -> tuple[bytes, int]:
 def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
     kept = [_PNG_SIGNATURE]
     exif = None
-    texts: dict[bytes, bytes] = {}
+    texts: dict[bytes, tuple[bytes, bytes]] = {}  # kind and content by keyword; of several the last counts
     position, kind, depth, colour = 8, b"", 8, 2
     while position + 12 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
+        if end > len(data):
+            kind = b""
+            break  # truncated: the decoder says so
         body = data[position + 8 : end - 4]
         if kind == b"IHDR" and length == 13:
             depth, colour = body[8:10]
-        if end > len(data):
-            break  # truncated: the decoder says so
         if kind == b"tRNS" and colour in (0, 2):
             if length >= 2 * (colour + 1):  # a shorter one is no colour
                 kept.append(_png_chunk(kind, _key_as_decoded(body, depth, colour)))
@@ -67,14 +69,17 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
             kept.append(data[position:end])
         elif kind == b"eXIf":
             exif = body
-        elif kind in _PNG_TEXT_CHUNKS and (text := _png_text(kind, body)) is not None:
-            texts[text[0]] = text[1]
+        elif kind in _PNG_TEXT_CHUNKS:
+            keyword, _, text = body.partition(b"\0")
+            if keyword in (_EXIF_TEXT, _XMP_TEXT):
+                texts[keyword] = kind, text
         position = end
     if kind != b"IEND":
         kept.append(data[position:])
-    if exif is None and (profile := texts.get(b"Raw profile type exif")) is not None:
-        exif = _raw_profile(profile)
-    return b"".join(kept), exif, texts.get(b"XML:com.adobe.xmp")
+    if exif is None and _EXIF_TEXT in texts:
+        profile = _png_text(*texts[_EXIF_TEXT])
+        exif = None if profile is None else _raw_profile(profile)
+    return b"".join(kept), exif, _png_text(*texts[_XMP_TEXT]) if _XMP_TEXT in texts else None
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -92,9 +97,8 @@ def _key_as_decoded(body: bytes, depth: int, colour: int) -> bytes:
     return struct.pack(f">{len(samples)}H", *samples)
 
 
-def _png_text(kind: bytes, body: bytes) -> tuple[bytes, bytes] | None:
-    """Keyword and text of a text chunk, inflated if need be; None if it is damaged or too long."""
-    keyword, _, text = body.partition(b"\0")
+def _png_text(kind: bytes, text: bytes) -> bytes | None:
+    """The text of a text chunk from what stands behind its keyword; None if it is damaged or too long."""
     compressed = kind == b"zTXt"
     if kind == b"iTXt":
         compressed = text[:1] != b"\0"
@@ -103,13 +107,13 @@ def _png_text(kind: bytes, body: bytes) -> tuple[bytes, bytes] | None:
     elif compressed:
         text = text[1:]  # the method: there is only one
     if not compressed:
-        return keyword, text
+        return text
     inflate = zlib.decompressobj()
     try:
         text = inflate.decompress(text, _MAX_TEXT)
     except zlib.error:
         return None
-    return (keyword, text) if inflate.eof else None
+    return text if inflate.eof else None
 
 
 def _raw_profile(text: bytes) -> bytes | None:
@@ -122,7 +126,7 @@ def _raw_profile(text: bytes) -> bytes | None:
 
 def _split_jpeg(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
     kept = [data[:2]]
-    exif: bytes | None = None
+    exif = bytearray()
     xmp: bytes | None = None
     position = 2
     while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
@@ -136,13 +140,13 @@ def _split_jpeg(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
             break  # the scan, or nothing that has a length
         body = data[position + 4 : end]
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            exif = body if exif is None else exif + body[6:]  # EXIF over 64 KiB goes on in the next segment
+            exif += body[6:] if exif else body  # EXIF over 64 KiB goes on in the next segment
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = body
         elif not _is_jpeg_metadata(marker, body):
             kept.append(data[position:end])
         position = end
-    return b"".join([*kept, data[position:]]), exif, xmp
+    return b"".join([*kept, data[position:]]), bytes(exif) if exif else None, xmp
 
 
 def _is_jpeg_metadata(marker: int, body: bytes) -> bool:

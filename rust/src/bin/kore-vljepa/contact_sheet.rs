@@ -65,8 +65,8 @@ pub(crate) fn write_contact_sheet(path: &Path, text: &str, found: &[(&str, f32)]
 /// The picture in the middle of a square of `PICTURE` pixels.
 fn draw_picture(sheet: &mut RgbImage, left: u32, top: u32, picture: Picture) -> Result<(), Failure> {
     fill(sheet, (left, top), (PICTURE, PICTURE), EMPTY);
-    let sizes = u32::try_from(picture.width).ok().zip(u32::try_from(picture.height).ok());
-    let whole = sizes.and_then(|(width, height)| RgbImage::from_raw(width, height, picture.rgb));
+    let sizes = u32::try_from(picture.width()).ok().zip(u32::try_from(picture.height()).ok());
+    let whole = sizes.and_then(|(width, height)| RgbImage::from_raw(width, height, picture.into_rgb()));
     let whole = whole.ok_or_else(|| failure("a picture whose pixels do not fill its size"))?;
     let (width, height) = whole.dimensions();
     let longest = width.max(height);
@@ -161,8 +161,8 @@ mod tests {
         write_contact_sheet(&path, &"a red circle ".repeat(40), &found).unwrap();
         let sheet = load_image(&path).unwrap();
         let (width, height) = (4 * (CARD + GAP) + GAP, GAP + HEADING + 2 * (CARD_HEIGHT + GAP));
-        assert_eq!((sheet.width, sheet.height), (width as usize, height as usize));
-        let sheet = RgbImage::from_raw(width, height, sheet.rgb).unwrap();
+        assert_eq!((sheet.width(), sheet.height()), (width as usize, height as usize));
+        let sheet = RgbImage::from_raw(width, height, sheet.into_rgb()).unwrap();
         let has = |left: u32, top: u32, width: u32, height: u32, colour: [u8; 3]| {
             (left..left + width).any(|x| (top..top + height).any(|y| sheet.get_pixel(x, y).0 == colour))
         };

@@ -163,6 +163,32 @@ fn damaged_metadata_costs_nothing() {
 }
 
 #[test]
+fn frames_in_frames_are_refused_at_any_depth() {
+    const DEPTH: u32 = 200_000;
+    let mut nested = Vec::new();
+    for inside in (0..DEPTH).rev() {
+        nested.extend([b"ANMF".as_slice(), &(16 + 24 * inside).to_le_bytes(), &[0; 16]].concat());
+    }
+    let file = webp(0, &[(b"ANMF", &nested[8..])]);
+    assert!(decode(&file).unwrap_err().to_string().contains("lies within another"));
+}
+
+#[test]
+fn exif_of_many_segments_is_put_together() {
+    let start = exif(&turned(true, 6));
+    let segments: Vec<(u8, &[u8])> =
+        std::iter::once((0xe1, start.as_slice())).chain(vec![(0xe1, b"Exif\0\0".as_slice()); 400_000]).collect();
+    assert_eq!(split(&jpeg(&segments)).orientation, 6);
+}
+
+#[test]
+fn of_many_texts_the_last_counts() {
+    let text = |value: u8| [b"XML:com.adobe.xmp\0\0\0\0\0tiff:Orientation>".as_slice(), &[b'0' + value]].concat();
+    let (first, last) = (text(3), text(6));
+    assert_eq!(split(&rgb_png(&noise(3, 2), &[(b"iTXt", &first), (b"iTXt", &last)])).orientation, 6);
+}
+
+#[test]
 fn a_file_without_metadata_is_handed_on_as_it_is() {
     for file in [
         png((1, 1), ::png::ColorType::Grayscale, ::png::BitDepth::Eight, &[0]),

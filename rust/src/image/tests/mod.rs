@@ -315,6 +315,16 @@ fn a_webp_frame_of_another_size_is_refused() {
 }
 
 #[test]
+fn a_picture_is_what_its_size_says() {
+    assert_eq!(Picture::new(2, 1, vec![7; 6]).unwrap().rgb(), [7; 6]);
+    for (width, height, bytes) in [(0, 0, 0), (0, 5, 0), (1, 1, 2), (2, 2, 13), (usize::MAX, 2, 6)] {
+        let message = Picture::new(width, height, vec![0; bytes]).unwrap_err().to_string();
+        assert!(message.contains("are no picture of"), "{message}");
+    }
+    assert!(noise(3, 2).to_pixels(0).is_empty());
+}
+
+#[test]
 fn a_panic_of_a_decoder_is_an_error() {
     let result = guarded(|_| panic!("as decoders of others may"), b"");
     assert_eq!(result.err().as_deref(), Some("its decoder gave up"));

@@ -24,7 +24,7 @@ fn opened(model: &TinyModel) -> Mamba3Jepa {
 fn picture(seed: usize) -> Picture {
     let (width, height) = (40 + seed, 33);
     let rgb = (0..width * height * 3).map(|i| u8::try_from((i * (7 + seed) + i / 97) % 251).unwrap()).collect();
-    Picture { width, height, rgb }
+    Picture::new(width, height, rgb).unwrap()
 }
 
 fn assert_near(found: &[f32], expected: &[f32], what: &str) {
@@ -106,10 +106,10 @@ fn a_file_and_its_picture_are_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("picture.png");
     let picture = picture(3);
-    let (width, height) = (u32::try_from(picture.width).unwrap(), u32::try_from(picture.height).unwrap());
+    let (width, height) = (u32::try_from(picture.width()).unwrap(), u32::try_from(picture.height()).unwrap());
     let mut encoder = png::Encoder::new(std::fs::File::create(&path).unwrap(), width, height);
     encoder.set_color(png::ColorType::Rgb);
-    encoder.write_header().unwrap().write_image_data(&picture.rgb).unwrap();
+    encoder.write_header().unwrap().write_image_data(picture.rgb()).unwrap();
     let model = opened(&TinyModel::new());
     let seen = model.embed(&[Sample::picture(&picture), Sample::file(&path), Sample::file(&path)]).unwrap();
     assert_eq!(seen[0], seen[1]);

@@ -191,8 +191,7 @@ impl Bench {
         let peak_is_known = memory::forget_peak();
         let model = self.model.open()?;
         let size = model.config().vision.image_size;
-        let picture =
-            Picture { width: size, height: size, rgb: (0..size * size * 3).map(|i| (i % 251) as u8).collect() };
+        let picture = Picture::new(size, size, (0..size * size * 3).map(|i| (i % 251) as u8).collect())?;
         let sample = match model.has_x_encoder() {
             true => Sample::picture(&picture).asking(QUESTION),
             false => Sample::question(QUESTION),
