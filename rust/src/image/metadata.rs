@@ -9,7 +9,7 @@ use std::io::Cursor;
 
 use super::orientation::orientation;
 
-pub(super) const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Bytes of an inflated text; a longer one is not read.
 const MAX_TEXT: usize = 1 << 20;
 const XMP_SEGMENT: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
@@ -37,14 +37,14 @@ pub(super) fn split(data: &[u8]) -> Split<'_> {
 }
 
 /// A chunk or segment: where it ends, what it is, what it holds.
-pub(super) struct Part<'a, K> {
-    pub(super) kind: K,
-    pub(super) body: &'a [u8],
-    pub(super) end: usize,
+struct Part<'a, K> {
+    kind: K,
+    body: &'a [u8],
+    end: usize,
 }
 
 /// The PNG chunk at `at`, if it is whole.
-pub(super) fn png_chunk(data: &[u8], at: usize) -> Option<Part<'_, &[u8]>> {
+fn png_chunk(data: &[u8], at: usize) -> Option<Part<'_, &[u8]>> {
     let length = usize::try_from(u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?)).ok()?;
     let body_end = (at + 8).checked_add(length)?;
     let end = body_end.checked_add(4)?;
