@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mamba3_jepa.data.question_type import question_type
-from mamba3_jepa.evaluation.generation import MAX_LOGGED_TYPES, answer_metrics, bleu, same_text
+from mamba3_jepa.evaluation.answer_metrics import MAX_LOGGED_TYPES, answer_metrics, bleu, same_text
 
 
 @pytest.mark.parametrize(

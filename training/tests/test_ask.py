@@ -22,8 +22,8 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
-from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.inference import GenerationConfig
 
 QUESTIONS = ["What colour is the circle?", "Is there a square?", None]
 

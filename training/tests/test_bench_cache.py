@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mamba3_jepa.bench import cache
-from mamba3_jepa.bench.cache_settings import CacheBenchmarkSettings
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.bench import CacheBenchmarkSettings
 from mamba3_jepa.training.frozen import frozen_outputs
 
 

@@ -8,11 +8,13 @@ import time
 
 import pytest
 
-from mamba3_jepa.bench.data import DataBenchSettings, run_data_benchmark
+from mamba3_jepa.bench.data import DataBenchmarkSettings, run_data_benchmark
 from mamba3_jepa.data.loader import Batch
 from mamba3_jepa.errors import UserError
 
-SETTINGS = DataBenchSettings(preset="tiny", batch_size=4, workers=(0,), jpeg_size=48, n_images=9, seconds=0.05, steps=3)
+SETTINGS = DataBenchmarkSettings(
+    preset="tiny", batch_size=4, workers=(0,), jpeg_size=48, n_images=9, seconds=0.05, steps=3
+)
 
 
 def test_waiting_is_told_from_working() -> None:
@@ -47,7 +49,7 @@ def test_impossible_settings() -> None:
         {"n_images": 3, "batch_size": 4},
     ):
         with pytest.raises(UserError, match="bench data"):
-            run_data_benchmark(DataBenchSettings(**changes))  # type: ignore[arg-type]
+            run_data_benchmark(DataBenchmarkSettings(**changes))  # type: ignore[arg-type]
 
 
 def test_the_settings_need_no_torch() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mamba3_jepa.bench.decode import report_rows, run_decode_benchmark
-from mamba3_jepa.bench.decode_settings import DecodeBenchmarkSettings
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.bench import DecodeBenchmarkSettings
 
 SETTINGS = DecodeBenchmarkSettings(preset="tiny", early=4, late=40, window=4, rounds=3, threads=1)
 

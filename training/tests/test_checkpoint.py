@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_checkpoint import make_model, write_checkpoint
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.config import preset
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 
@@ -132,7 +132,7 @@ def test_killed_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     program = (
         "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
         "from test_checkpoint import _checkpoint\n"
-        "from mamba3_jepa.checkpoint import save_checkpoint\n"
+        "from mamba3_jepa.files.checkpoint import save_checkpoint\n"
         "print('ready', flush=True)\n"
         "while True: save_checkpoint(Path(sys.argv[1]), _checkpoint(300_000))\n"
     )

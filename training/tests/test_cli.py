@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from mamba3_jepa.checkpoint import load_checkpoint, save_checkpoint
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from tiny_checkpoint import make_model, write_checkpoint, write_images
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.evaluation.evaluate import evaluate_checkpoint, zero_shot
 from mamba3_jepa.evaluation.retrieval import label_recall
-from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.inference import EvaluateSettings
 
 RECORDS = [
     {"image": "red.png", "question": "What colour is it?", "answer": "red"},
@@ -115,7 +115,7 @@ def test_without_generation(checkpoints: dict[int, str], data: Path, tmp_path: P
 
 
 def test_generation_settings_reach_the_decoder(checkpoints: dict[int, str], data: Path) -> None:
-    from mamba3_jepa.inference.settings import GenerationConfig
+    from mamba3_jepa.settings.inference import GenerationConfig
 
     def run(**values: object) -> float | None:
         generation = GenerationConfig(**values)  # type: ignore[arg-type]

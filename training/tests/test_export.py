@@ -18,20 +18,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mamba3_jepa.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import AngnConfig, RecursionConfig, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export import exporter
 from mamba3_jepa.export.exporter import ExportReport, export_weights
-from mamba3_jepa.export.key_map import COMPONENTS, exported_tensors, key_map, model_tensors
 from mamba3_jepa.export.mapping_doc import mapping_document
 from mamba3_jepa.export.reader import load_exported
-from mamba3_jepa.export.settings import ExportSettings
 from mamba3_jepa.export.verify import compare, demand_equal
 from mamba3_jepa.export.writer import write_component
+from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
+from mamba3_jepa.models.key_map import COMPONENTS, exported_tensors, key_map, model_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import ExportSettings
 
 QUESTIONS = ["what color is the circle?", "is there a red square?"]
 ANSWERS = ["red", "yes", "größer"]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mamba3_jepa.config import BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.models.generation import Generated, _Beam, generate, sample_tokens
 from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.inference import GenerationConfig
 
 BOS, EOS, E = 1, 2, 8
 

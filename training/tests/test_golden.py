@@ -17,10 +17,10 @@ from test_export import ANSWERS, QUESTIONS, build, export, save
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.images import load_image
 from mamba3_jepa.export.golden import GOLDEN_NAMES
-from mamba3_jepa.export.key_map import COMPONENTS
 from mamba3_jepa.export.reader import load_exported
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.models.key_map import COMPONENTS
 
 
 def _variants(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from mamba3_jepa.training.losses import info_nce
+from mamba3_jepa.models.losses import info_nce
 from mamba3_jepa.training.optim import build_optimizer, learning_rate
 
 

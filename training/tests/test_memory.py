@@ -18,9 +18,9 @@ from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
 from mamba3_jepa.export.reader import load_exported
-from mamba3_jepa.export.settings import ExportSettings
 from mamba3_jepa.inference.memory import KnowledgeMemory, encoder_digest
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import ExportSettings
 
 TEXTS = ["red", "a blue square", "the circle is green", "zwölf"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.training.metrics_log import MetricsLog, read_metrics
+from mamba3_jepa.files.metrics_log import MetricsLog, read_metrics
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mamba3_jepa.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.config import AngnConfig, ModelConfig, preset
 from mamba3_jepa.data.images import normalize, to_pixels
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.models.pooling import l2_normalize, masked_mean
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa

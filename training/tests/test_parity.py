@@ -3,7 +3,7 @@
 import torch
 
 from mamba3_jepa.bench.parity import ParityModel, learn_parity
-from mamba3_jepa.bench.parity_settings import ParitySettings
+from mamba3_jepa.settings.bench import ParitySettings
 
 SMALL = ParitySettings(steps=400, train_length=12, test_lengths=(12, 48), test_strings=256, batch_size=64, threads=1)
 

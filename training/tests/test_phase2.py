@@ -16,7 +16,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from mamba3_jepa.checkpoint import load_checkpoint, save_checkpoint
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.length_batches import length_batches
@@ -24,14 +23,15 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import DataSplits, source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.inference.settings import GenerationConfig
+from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
+from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.inference import GenerationConfig
+from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training import frozen
 from mamba3_jepa.training.decoder import DecoderTask
 from mamba3_jepa.training.frozen import frozen_outputs
-from mamba3_jepa.training.metrics_log import read_metrics
-from mamba3_jepa.training.settings import Phase2Settings
 
 PHASE1 = ["--tiny", "--synthetic-scenes", "8", "--val-samples", "12", "--batch-size", "8", "--max-steps", "2",
           "--workers", "0"]  # fmt: skip

@@ -18,7 +18,6 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import NO_FLOOR, preset
 from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
@@ -27,13 +26,14 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.training import ConfusionKind, Phase3Settings
 from mamba3_jepa.training import frozen
 from mamba3_jepa.training.agent import AgentBatch, AgentObjective, AgentTask
 from mamba3_jepa.training.agent_data import agent_data, given_knowledge
-from mamba3_jepa.training.metrics_log import read_metrics
-from mamba3_jepa.training.phase3_settings import ConfusionKind, Phase3Settings
 
 SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "--batch-size", "30", "--epochs", "30",
          "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip

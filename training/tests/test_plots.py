@@ -7,7 +7,7 @@ from PIL import Image
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.contact_sheet import contact_sheet
 from mamba3_jepa.evaluation.plots import plot_training, read_series
-from mamba3_jepa.training.metrics_log import MetricsLog
+from mamba3_jepa.files.metrics_log import MetricsLog
 
 GREEN, RED, GREY = (0x1A, 0x7F, 0x37), (0xCF, 0x22, 0x2E), (0xE1, 0xE4, 0xE8)
 

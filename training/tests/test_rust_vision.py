@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 
 from mamba3_jepa.config import VisionConfig
-from mamba3_jepa.export.settings import DtypeName
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.models.vit import VisionEncoder
+from mamba3_jepa.settings.export import DtypeName
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

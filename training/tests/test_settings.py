@@ -6,8 +6,7 @@ import pytest
 
 from mamba3_jepa.config import PresetName
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.training.phase3_settings import Phase3Settings
-from mamba3_jepa.training.settings import Phase1Settings, Phase2Settings, TrainSettings
+from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings, TrainSettings
 
 
 def resolved(phase: int, name: PresetName, **given: int | float) -> TrainSettings:

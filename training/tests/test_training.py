@@ -15,11 +15,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from mamba3_jepa.checkpoint import load_checkpoint
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.files.checkpoint import load_checkpoint
+from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.training.metrics_log import read_metrics
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_jepa.py"
 SHORT = ["--tiny", "--synthetic-scenes", "16", "--val-samples", "24", "--batch-size", "8", "--epochs", "2",

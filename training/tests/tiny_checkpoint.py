@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mamba3_jepa.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.config import RecursionConfig, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 TEXTS = [

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.bench.cache_settings import CacheBenchmarkSettings
 from mamba3_jepa.bench.hardware import hardware
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.images import normalize
@@ -31,9 +30,10 @@ from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.evaluation.decoding import score_tokens
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.bench import CacheBenchmarkSettings
+from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.optim import build_optimizer
-from mamba3_jepa.training.settings import Phase2Settings
 
 _SAMPLES_PER_SCENE = 3
 _TOKENIZER_SAMPLES = 3000

@@ -15,42 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mamba3_jepa.config import ModelConfig, PresetName, preset
-from mamba3_jepa.errors import UserError
+from mamba3_jepa.config import ModelConfig, preset
+from mamba3_jepa.settings.bench import DataBenchmarkSettings
 
 if TYPE_CHECKING:
     from mamba3_jepa.data.loader import Batch, BatchLoader
     from mamba3_jepa.data.sample import Source
     from mamba3_jepa.data.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataBenchSettings:
-    """What `mamba3-jepa bench data` measures."""
-
-    preset: PresetName = "mini"
-    """Model whose image size, token limits and training step are used."""
-    batch_size: int = 64
-    """Samples per batch."""
-    workers: tuple[int, ...] = (0, 1, 2)
-    """Numbers of data-loading processes to compare."""
-    jpeg_size: int = 256
-    """Side of the JPEG files, in pixels."""
-    n_images: int = 512
-    """Number of JPEG files."""
-    seconds: float = 4.0
-    """Time spent on each measurement of the loader alone."""
-    steps: int = 20
-    """Training steps in each measurement of the waiting time; 0 leaves it out."""
-
-    def check(self) -> None:
-        """Raises UserError for values that cannot be measured."""
-        if min(self.batch_size, self.n_images, self.jpeg_size // 16) < 1 or self.seconds <= 0:
-            raise UserError("bench data: --batch-size, --n-images, --jpeg-size (>= 16) and --seconds must be positive")
-        if self.steps < 0 or not self.workers or min(self.workers) < 0:
-            raise UserError("bench data: --steps and --workers must not be negative")
-        if self.n_images < self.batch_size:
-            raise UserError(f"bench data: --n-images {self.n_images} is less than one batch of {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +48,7 @@ class LoopWait:
 class DataBenchReport:
     """The measurements; `lines` are a table of them."""
 
-    settings: DataBenchSettings
+    settings: DataBenchmarkSettings
     rates: tuple[LoaderRate, ...]
     waits: tuple[LoopWait, ...]
 
@@ -95,7 +66,7 @@ class DataBenchReport:
 
 
 def run_data_benchmark(
-    settings: DataBenchSettings, train_step: Callable[[Batch], None] | None = None
+    settings: DataBenchmarkSettings, train_step: Callable[[Batch], None] | None = None
 ) -> DataBenchReport:
     """Measures the loader on both sources, alone and in front of a training step.
 
@@ -136,7 +107,7 @@ def run_data_benchmark(
     return DataBenchReport(settings=settings, rates=tuple(rates), waits=tuple(waits))
 
 
-def write_jpegs(folder: Path, settings: DataBenchSettings) -> None:
+def write_jpegs(folder: Path, settings: DataBenchmarkSettings) -> None:
     """A data directory with `n_images` JPEG files of `jpeg_size` pixels and a manifest of their captions."""
     from mamba3_jepa.data.scenes import SceneSource
 

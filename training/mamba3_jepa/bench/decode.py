@@ -16,13 +16,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mamba3_jepa.bench.decode_settings import DecodeBenchmarkSettings
 from mamba3_jepa.bench.hardware import hardware
 from mamba3_jepa.config import preset
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.scan import Mamba3State
 from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.bench import DecodeBenchmarkSettings
 
 _WARM_UP_RUNS = 2
 _FULL_FORWARD_RUNS = 3

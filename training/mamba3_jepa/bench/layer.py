@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from mamba3_jepa.bench.hardware import hardware
-from mamba3_jepa.bench.layer_settings import LayerBenchmarkSettings
 from mamba3_jepa.models import mamba3
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.scan import sequential_scan
+from mamba3_jepa.settings.bench import LayerBenchmarkSettings
 
 FLOOR = "two linear maps (floor)"
 WARM_UP_RUNS = 2

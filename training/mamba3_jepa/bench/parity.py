@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba3_jepa.bench.parity_settings import ParitySettings
 from mamba3_jepa.models.mamba3 import Mamba3, RMSNorm
+from mamba3_jepa.settings.bench import ParitySettings
 
 START = 2  # the token before the first bit: what the rotation has to turn
 EVALUATION_BATCH = 256

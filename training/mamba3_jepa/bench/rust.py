@@ -25,14 +25,14 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 
 from mamba3_jepa.bench.hardware import hardware
-from mamba3_jepa.bench.rust_settings import RustBenchmarkSettings
-from mamba3_jepa.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.config import PresetName, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
-from mamba3_jepa.export.settings import DtypeName, ExportSettings
+from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.bench import RustBenchmarkSettings
+from mamba3_jepa.settings.export import DtypeName, ExportSettings
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mamba3_jepa.checkpoint import Checkpoint
 from mamba3_jepa.cli.output import printable, write_out
 from mamba3_jepa.data.images import load_image
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint
+from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge
-from mamba3_jepa.inference.command_settings import AskSettings
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.opening import open_model
-from mamba3_jepa.inference.texts import read_lines
+from mamba3_jepa.settings.inference import AskSettings
 
 
 def run_ask(settings: AskSettings) -> None:

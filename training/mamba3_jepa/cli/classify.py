@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 
 from mamba3_jepa.cli.output import table, write_out
-from mamba3_jepa.inference.command_settings import ClassifySettings
 from mamba3_jepa.inference.embeddings import embed_images, find_images, texts_or_file
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.inference.zero_shot import classify
+from mamba3_jepa.settings.inference import ClassifySettings
 
 
 def run_classify(settings: ClassifySettings) -> None:

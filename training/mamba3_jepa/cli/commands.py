@@ -11,12 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mamba3_jepa.bench.cache_settings import CacheBenchmarkSettings
-from mamba3_jepa.bench.data import DataBenchSettings
-from mamba3_jepa.bench.decode_settings import DecodeBenchmarkSettings
-from mamba3_jepa.bench.layer_settings import LayerBenchmarkSettings
-from mamba3_jepa.bench.parity_settings import ParitySettings
-from mamba3_jepa.bench.rust_settings import RustBenchmarkSettings
+from mamba3_jepa.bench.data import DataBenchmarkSettings
+from mamba3_jepa.settings.bench import (
+    CacheBenchmarkSettings,
+    DecodeBenchmarkSettings,
+    LayerBenchmarkSettings,
+    ParitySettings,
+    RustBenchmarkSettings,
+)
 
 prepare = tyro.extras.SubcommandApp()
 bench = tyro.extras.SubcommandApp()
@@ -75,7 +77,7 @@ def bench_layer(settings: Annotated[LayerBenchmarkSettings, tyro.conf.arg(name="
 
 
 @bench.command(name="data")
-def bench_data(settings: Annotated[DataBenchSettings, tyro.conf.arg(name="")]) -> None:
+def bench_data(settings: Annotated[DataBenchmarkSettings, tyro.conf.arg(name="")]) -> None:
     """Samples per second of the data loader, and the share of time a training loop waits for it."""
     from mamba3_jepa.bench.data import run_data_benchmark
 

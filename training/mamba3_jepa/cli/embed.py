@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mamba3_jepa.inference.command_settings import EmbedSettings
 from mamba3_jepa.inference.embeddings import (
     NamedEmbeddings,
     embed_images,
@@ -14,6 +13,7 @@ from mamba3_jepa.inference.embeddings import (
     write_embeddings,
 )
 from mamba3_jepa.inference.opening import open_model
+from mamba3_jepa.settings.inference import EmbedSettings
 
 
 def run_embed(settings: EmbedSettings) -> None:

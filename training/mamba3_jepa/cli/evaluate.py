@@ -6,7 +6,7 @@ from rich.console import Console
 
 from mamba3_jepa.cli.output import table
 from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint
-from mamba3_jepa.evaluation.settings import EvaluateSettings
+from mamba3_jepa.settings.inference import EvaluateSettings
 
 _MAX_TYPES = 20  # on the screen; the JSON file has all
 

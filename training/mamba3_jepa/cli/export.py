@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
-from mamba3_jepa.export.settings import ExportSettings, InspectSettings
+from mamba3_jepa.settings.export import ExportSettings, InspectSettings
 
 _WIDEST = 100  # of a value on the screen; --json shows it whole
 

@@ -15,11 +15,15 @@ from rich.logging import RichHandler
 from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.settings import EvaluateSettings
-from mamba3_jepa.inference.command_settings import AskSettings, ClassifySettings, EmbedSettings, SearchSettings
+from mamba3_jepa.settings.inference import (
+    AskSettings,
+    ClassifySettings,
+    EmbedSettings,
+    EvaluateSettings,
+    SearchSettings,
+)
+from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
 from mamba3_jepa.training.interrupt import Interrupted
-from mamba3_jepa.training.phase3_settings import Phase3Settings
-from mamba3_jepa.training.settings import Phase1Settings, Phase2Settings
 
 app = tyro.extras.SubcommandApp()
 

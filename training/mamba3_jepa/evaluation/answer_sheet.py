@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from mamba3_jepa.evaluation.answer_metrics import same_text
 from mamba3_jepa.evaluation.cards import Row, draw_cards, heading, marked_rows, text_rows
-from mamba3_jepa.evaluation.generation import same_text
 
 _NOTHING = "(nothing)"
 

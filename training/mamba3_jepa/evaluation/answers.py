@@ -12,9 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from mamba3_jepa.data.sample import Source
+from mamba3_jepa.evaluation.answer_metrics import AnswerMetrics, answer_metrics
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answer_sheet import answer_sheet
-from mamba3_jepa.evaluation.generation import AnswerMetrics, answer_metrics
 from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
 
 _CARDS = 12

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba3_jepa.data.tokenizer import TextTokenizer
-from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.inference import GenerationConfig
 
 _IGNORED = -100  # no token
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
@@ -19,17 +18,18 @@ from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usab
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.answer_metrics import AnswerMetrics
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_sheet
 from mamba3_jepa.evaluation.decoding import generate_texts
-from mamba3_jepa.evaluation.generation import AnswerMetrics
 from mamba3_jepa.evaluation.retrieval import label_recall
-from mamba3_jepa.evaluation.settings import EvaluateSettings
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, ValidationReport, collect, evaluate
-from mamba3_jepa.inference.texts import read_lines
-from mamba3_jepa.jsonfile import write_json
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.inference import EvaluateSettings
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mamba3_jepa.evaluation.answer_metrics import same_text
 from mamba3_jepa.evaluation.decoding import generate_texts
-from mamba3_jepa.evaluation.generation import same_text
 from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 

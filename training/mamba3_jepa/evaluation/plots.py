@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.training.metrics_log import read_metrics
+from mamba3_jepa.files.metrics_log import read_metrics
 
 # Okabe & Ito's palette: distinct for colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"

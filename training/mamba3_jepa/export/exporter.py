@@ -15,10 +15,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.data.images import IMAGENET_MEAN, IMAGENET_STD
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.export.contract import (
+from mamba3_jepa.contract import (
     CLASS_TEMPERATURE,
     CLASS_TEMPLATE,
     FORMAT,
@@ -26,16 +23,19 @@ from mamba3_jepa.export.contract import (
     MEMORY_FORMAT,
     MEMORY_FORMAT_VERSION,
 )
+from mamba3_jepa.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.golden import GOLDEN_NAMES, write_golden
-from mamba3_jepa.export.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
 from mamba3_jepa.export.reader import load_exported, read_json, sha256
-from mamba3_jepa.export.settings import ExportSettings
 from mamba3_jepa.export.verify import Difference, compare, demand_equal
 from mamba3_jepa.export.writer import write_component
-from mamba3_jepa.jsonfile import write_json
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.models.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.pooling import NORMALIZE_EPS
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import ExportSettings
 
 logger = logging.getLogger(__name__)
 

@@ -19,19 +19,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from mamba3_jepa.contract import FORMAT_VERSION
 from mamba3_jepa.data.images import load_image, to_pixels
-from mamba3_jepa.export.contract import FORMAT_VERSION
 from mamba3_jepa.export.golden_images import golden_pictures
 from mamba3_jepa.export.golden_tokens import AWKWARD_TEXTS
-from mamba3_jepa.export.key_map import COMPONENTS, Component
 from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
 from mamba3_jepa.export.probe import Probe, golden_probe, knowledge_vectors
-from mamba3_jepa.export.safetensors_file import write_safetensors
-from mamba3_jepa.export.settings import DtypeName
+from mamba3_jepa.files.safetensors_file import write_safetensors
 from mamba3_jepa.models.generation import GenerationConfig, generate
+from mamba3_jepa.models.key_map import COMPONENTS, Component
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
 from mamba3_jepa.models.pooling import masked_mean
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import DtypeName
 
 GOLDEN_FORMAT = "mamba3-jepa-golden"
 GOLDEN_NAMES = (*COMPONENTS, "images", "tokens")  # of the files, without .safetensors

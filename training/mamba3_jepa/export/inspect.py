@@ -9,9 +9,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from mamba3_jepa.checkpoint import load_checkpoint
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.reader import opened
+from mamba3_jepa.files.checkpoint import load_checkpoint
 
 
 def inspect_file(path: Path) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, models
 
 from mamba3_jepa.config import AngnConfig, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
-from mamba3_jepa.export.key_map import COMPONENTS, Component, exported_tensors, key_map
 from mamba3_jepa.export.mapping_guide import GUIDE
 from mamba3_jepa.export.mapping_text import HEADING, MEANINGS, TITLES
 from mamba3_jepa.export.writer import stored_dtype
+from mamba3_jepa.models.key_map import COMPONENTS, Component, exported_tensors, key_map
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 

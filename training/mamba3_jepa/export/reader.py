@@ -15,17 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mamba3_jepa.checkpoint import add_missing_floor
 from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.contract import FORMAT, READABLE_VERSIONS
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.export.contract import FORMAT, READABLE_VERSIONS
-from mamba3_jepa.export.key_map import model_tensors, phase_components
-from mamba3_jepa.export.settings import DtypeName
 from mamba3_jepa.export.writer import stored_dtype
-from mamba3_jepa.models.state import load_state
+from mamba3_jepa.files.checkpoint import add_missing_floor
+from mamba3_jepa.models.key_map import model_tensors, phase_components
+from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import DtypeName
 
 _KEYS = ("format", "format_version", "phase", "dtype", "files", "tokenizer", "model")
 _KEYS_SINCE_2 = ("constants", "classify", "memory", "answers")

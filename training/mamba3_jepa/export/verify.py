@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.probe import Probe, knowledge_vectors, scene_probe
-from mamba3_jepa.export.settings import DtypeName
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import DtypeName
 
 # Rounding a weight to nearest changes it by at most u of itself: 2^-11 in float16, 2^-8 in bfloat16. The roundings are
 # independent, so one matrix product moves its result by about u / sqrt(3) of its size, and n pre-norm layers of two

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.contract import FORMAT, FORMAT_VERSION
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.export.contract import FORMAT, FORMAT_VERSION
-from mamba3_jepa.export.key_map import exported_tensors
-from mamba3_jepa.export.safetensors_file import write_safetensors
-from mamba3_jepa.export.settings import DtypeName
+from mamba3_jepa.files.safetensors_file import write_safetensors
+from mamba3_jepa.models.key_map import exported_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.export import DtypeName
 
 
 def file_metadata(component: str, config: ModelConfig, *, phase: int, dtype: DtypeName) -> dict[str, str]:

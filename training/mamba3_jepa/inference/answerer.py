@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
-from mamba3_jepa.export.contract import CLASS_TEMPERATURE
 from mamba3_jepa.inference.memory import KnowledgeMemory
-from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.inference import GenerationConfig
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
 from mamba3_jepa.data.sample import OnBadSample
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.export.safetensors_file import write_safetensors
-from mamba3_jepa.inference.texts import read_lines
-from mamba3_jepa.jsonfile import write_json
+from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.files.safetensors_file import write_safetensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 logger = logging.getLogger(__name__)

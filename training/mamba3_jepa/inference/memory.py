@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mamba3_jepa.contract import MEMORY_FORMAT, MEMORY_FORMAT_VERSION
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
-from mamba3_jepa.export.contract import MEMORY_FORMAT, MEMORY_FORMAT_VERSION
-from mamba3_jepa.export.key_map import exported_tensors
-from mamba3_jepa.export.safetensors_file import dtype_name, write_safetensors
-from mamba3_jepa.inference.texts import read_lines
+from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.files.safetensors_file import dtype_name, write_safetensors
+from mamba3_jepa.models.key_map import exported_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 _TENSOR = "embeddings"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.device import checked_device
-from mamba3_jepa.inference.command_settings import ModelSettings
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.inference import ModelSettings
 
 
 def open_model(settings: ModelSettings) -> tuple[Mamba3Jepa, Checkpoint]:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.inference.settings import GenerationConfig
 from mamba3_jepa.models.scan import Mamba3State
 from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.inference import GenerationConfig
 
 __all__ = ["Generated", "GenerationConfig", "generate"]
 

@@ -17,7 +17,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.state import load_state
+from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit_checkpoint import read_vision_checkpoint
 
 # Side, in patches, of the square grid in which a position id t * G^2 + row * G + column is read. V-JEPA 2 has

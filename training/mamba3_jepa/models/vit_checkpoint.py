@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.state import shorten
+from mamba3_jepa.models.state_dict import shorten
 
 if TYPE_CHECKING:
     from mamba3_jepa.models.vit import VisionEncoder

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.images import load_image, normalize, to_pixels, upright
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.models.angn import Angn
 from mamba3_jepa.models.predictor import Predictor, PredictorOutput
 from mamba3_jepa.models.recursion import Recursion
-from mamba3_jepa.models.state import load_state
+from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.models.y_encoder import YEncoder

@@ -27,9 +27,9 @@ from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.agent_data import AgentData, knowledge_text
 from mamba3_jepa.training.distributed import rank, world_size
-from mamba3_jepa.training.phase3_settings import Phase3Settings
 from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)

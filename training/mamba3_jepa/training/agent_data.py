@@ -17,8 +17,8 @@ from mamba3_jepa.data.confusion import ConfusionSource
 from mamba3_jepa.data.sample import OnBadSample, Sample
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
-from mamba3_jepa.training.settings import Precision
 
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
 

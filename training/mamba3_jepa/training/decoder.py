@@ -19,9 +19,9 @@ from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, score_tokens, sum_scores
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs
-from mamba3_jepa.training.settings import Phase2Settings
 from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 
 GENERATED_SAMPLES = 512  # of the validation samples so many are answered by generation

@@ -29,11 +29,11 @@ from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
 from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, cache_key, concatenate
 from mamba3_jepa.training.interrupt import Interrupted, StopSignal
 from mamba3_jepa.training.progress import CountReport
-from mamba3_jepa.training.settings import Precision
 
 logger = logging.getLogger(__name__)
 

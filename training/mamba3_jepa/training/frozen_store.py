@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.sample import OnBadSample, Source, file_state
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.jsonfile import write_json
+from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 FORMAT_VERSION = 1

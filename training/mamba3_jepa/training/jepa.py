@@ -22,10 +22,10 @@ from mamba3_jepa.data.sources import DataSplits, Source
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
+from mamba3_jepa.models.losses import info_nce
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.training import Phase1Settings
 from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, world_size
-from mamba3_jepa.training.losses import info_nce
-from mamba3_jepa.training.settings import Phase1Settings
 from mamba3_jepa.training.task import StepOutput, Validation
 
 logger = logging.getLogger(__name__)

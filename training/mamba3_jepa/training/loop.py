@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.state import load_state
+from mamba3_jepa.models.state_dict import load_state
+from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import all_gather_object, any_rank, rank, world_size
 from mamba3_jepa.training.interrupt import Interrupted, StopSignal
 from mamba3_jepa.training.optim import build_optimizer, learning_rate
 from mamba3_jepa.training.progress import ProgressReport
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.settings import TrainSettings
 from mamba3_jepa.training.task import Task
 
 logger = logging.getLogger(__name__)

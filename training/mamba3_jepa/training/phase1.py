@@ -18,12 +18,12 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
+from mamba3_jepa.settings.training import Phase1Settings, TrainSettings
 from mamba3_jepa.training.distributed import all_gather_object, rank
 from mamba3_jepa.training.jepa import JepaTask
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, spare_cores
-from mamba3_jepa.training.settings import Phase1Settings, TrainSettings
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ import numpy as np
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.sources import DataSplits, Source
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
+from mamba3_jepa.settings.training import Phase2Settings, TrainSettings
 from mamba3_jepa.training.decoder import DecoderTask
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.jepa import describe
@@ -24,7 +25,6 @@ from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase1 import compile_layers, demand_same, open_data
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, spare_cores
-from mamba3_jepa.training.settings import Phase2Settings, TrainSettings
 from mamba3_jepa.training.task import demand_one_batch
 
 logger = logging.getLogger(__name__)

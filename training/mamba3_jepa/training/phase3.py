@@ -13,7 +13,6 @@ import numpy as np
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
@@ -21,14 +20,15 @@ from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.writer import write_component
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
+from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.agent import AgentTask
 from mamba3_jepa.training.agent_data import AgentData, agent_data
 from mamba3_jepa.training.jepa import describe
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase1 import compile_layers, demand_same
 from mamba3_jepa.training.phase2 import warn_of_seen_samples
-from mamba3_jepa.training.phase3_settings import Phase3Settings
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, spare_cores
 from mamba3_jepa.training.task import demand_one_batch

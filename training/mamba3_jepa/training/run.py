@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 
 import mamba3_jepa
-from mamba3_jepa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.plots import plot_training
-from mamba3_jepa.jsonfile import write_json
-from mamba3_jepa.training.metrics_log import MetricsLog
-from mamba3_jepa.training.settings import TrainSettings
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.metrics_log import MetricsLog
+from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)

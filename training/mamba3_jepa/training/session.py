@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.training.settings import Precision, TrainSettings
+from mamba3_jepa.settings.training import Precision, TrainSettings
 
 _MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 

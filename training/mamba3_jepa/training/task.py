@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import world_size
-from mamba3_jepa.training.settings import TrainSettings
 
 
 class StepOutput(NamedTuple):

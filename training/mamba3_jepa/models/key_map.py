@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import BackboneConfig, ModelConfig
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.state import shorten
+from mamba3_jepa.models.state_dict import shorten
 
 Component = Literal["predictor", "y_encoder", "angn", "y_decoder", "recursion", "x_encoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)

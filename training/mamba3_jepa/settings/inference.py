@@ -1,21 +1,69 @@
-"""Settings of `mamba3-jepa ask`, `embed`, `search` and `classify`. Free of torch, so that --help answers at once."""
+"""Settings of the commands that use a trained model: `ask`, `embed`, `search`, `classify`, `evaluate`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.export.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
-from mamba3_jepa.inference.settings import GenerationConfig
 
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 _Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 _Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")]
 _Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]
+
+# Settings that only one method reads: set with another one they would silently do nothing.
+_BELONGS_TO = {
+    "temperature": "sample",
+    "top_k": "sample",
+    "top_p": "sample",
+    "beams": "beam",
+    "length_penalty": "beam",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How the Y-Decoder chooses its tokens."""
+
+    method: Literal["greedy", "sample", "beam"] = "greedy"
+    """greedy: the most probable token each time; sample: draw it; beam: search for the most probable answer."""
+    temperature: float = 1.0
+    """sample: divides the logits; below 1 the probable tokens get more probable, 0 is greedy."""
+    top_k: int | None = None
+    """sample: draw from the k most probable tokens only."""
+    top_p: float | None = None
+    """sample: draw from the fewest most probable tokens that have this probability together."""
+    beams: int = 4
+    """beam: unfinished answers kept at a time."""
+    length_penalty: float = 0.0
+    """beam: an answer's log-probability is divided by its number of tokens to this power; 0 prefers the most probable
+    answer, 1 the one with the best mean."""
+    max_tokens: int | None = None
+    """Stop after this many tokens, the end mark included; default: as long as the model's longest answers."""
+    seed: int = 0
+    """sample: the same seed draws the same answers."""
+
+    def __post_init__(self) -> None:
+        for name, is_right, rule in (
+            ("method", self.method in ("greedy", "sample", "beam"), "must be greedy, sample or beam"),
+            ("temperature", 0 <= self.temperature < float("inf"), "must be at least 0"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
+            ("beams", self.beams >= 1, "must be at least 1"),
+            ("length_penalty", abs(self.length_penalty) < float("inf"), "must be a number"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be at least 1"),
+        ):
+            if not is_right:
+                raise UserError(f"generation: {name} is {getattr(self, name)!r}, it {rule}")
+        for each in fields(self):
+            method = _BELONGS_TO.get(each.name, self.method)
+            if method != self.method and getattr(self, each.name) != each.default:
+                raise UserError(f"generation: {each.name} has no effect with {self.method}; choose method {method}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +198,59 @@ class ClassifySettings(ImageSettings):
             raise UserError(f"--temperature {self.temperature}: must be greater than 0")
         if self.template.count("{}") != 1:
             raise UserError(f"--template {self.template!r}: must contain {{}} once, where the label goes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What to measure, on which data."""
+
+    checkpoint: Path
+    """A checkpoint of any phase."""
+    data_dir: _Path = None
+    """Data directory; without it, synthetic scenes the model never saw."""
+    manifest: str | None = None
+    """A manifest in --data-dir, such as test.jsonl; default: the held-out validation split."""
+    scenes: Literal["val", "compositional"] = "val"
+    """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
+    samples: int = 100_000
+    """Measure on at most this many samples."""
+    batch_size: int = 64
+    """Samples per forward pass."""
+    workers: int = 0
+    """Data-loading processes."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """An unreadable image is an error, or is left out with a warning."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    labels: _Path = None
+    """Zero-shot classification among the lines of this text file, of the samples whose answer or caption is one."""
+    label_template: str = "{}"
+    """The text that stands for a label, such as "a photo of a {}"."""
+    skip_generation: bool = False
+    """Leave out the generated answers, which take the most time."""
+    output: _Path = None
+    """Write the numbers to this JSON file."""
+    contact_sheet: _Path = None
+    """Write a picture of some images with their nearest texts to this PNG file."""
+    answer_sheet: _Path = None
+    """Write a picture of some images with their generated answers to this PNG file."""
+    answers_plot: _Path = None
+    """Write a bar chart of the answers by question type to this PNG file."""
+    generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
+
+    def check(self) -> None:
+        """Raise UserError for contradictory or impossible settings."""
+        for name in ("samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers}: must not be negative")
+        if self.label_template.count("{}") != 1:
+            raise UserError(f"--label-template {self.label_template!r}: must contain {{}} once, where the label goes")
+        if self.manifest is not None and self.data_dir is None:
+            raise UserError(f"--manifest {self.manifest} is looked for in --data-dir; give that too")
+        if self.skip_generation and self.answer_sheet is not None:
+            raise UserError("--answer-sheet shows generated answers; it cannot go with --skip-generation")
 
 
 def at_least_one(**values: int) -> None:

@@ -1,4 +1,4 @@
-"""Settings of `mamba3-jepa export`. Free of torch, so that --help answers at once."""
+"""Settings of `mamba3-jepa export` and `inspect`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,193 @@
+"""Settings of `mamba3-jepa bench ...`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mamba3_jepa.config import PresetName
+from mamba3_jepa.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBenchmarkSettings:
+    """Time one Mamba-3 layer, forward and backward, beside its own two linear maps and other
+    implementations."""
+
+    d_model: int = 1024
+    """Width of the layer."""
+    d_state: int = 128
+    """State size per head."""
+    headdim: int = 64
+    """Size of a head."""
+    batch: int = 2
+    """Sequences at a time."""
+    length: int = 320
+    """Tokens per sequence."""
+    chunk_size: int = 64
+    """Tokens per chunk at most."""
+    threads: int = 2
+    """CPU threads of torch."""
+    rounds: int = 9
+    """Rounds; in each every candidate runs once, and the median over the rounds counts."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    bfloat16: bool = False
+    """Run under bfloat16 autocast, which on CUDA lets mamba-ssm's fused kernels in; float32 otherwise."""
+    compiled: bool = True
+    """Also time the layer under torch.compile."""
+    sequential: bool = True
+    """Also time the token-by-token reference (slow)."""
+    packages: bool = True
+    """Also time mamba-ssm (CUDA only), mamba3-ssm and mamba3-jax, those of them that are installed."""
+    scaling_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    """Lengths at which to measure time and peak memory of one sequence; none leaves that out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBenchmarkSettings:
+    """What `mamba3-jepa bench data` measures."""
+
+    preset: PresetName = "mini"
+    """Model whose image size, token limits and training step are used."""
+    batch_size: int = 64
+    """Samples per batch."""
+    workers: tuple[int, ...] = (0, 1, 2)
+    """Numbers of data-loading processes to compare."""
+    jpeg_size: int = 256
+    """Side of the JPEG files, in pixels."""
+    n_images: int = 512
+    """Number of JPEG files."""
+    seconds: float = 4.0
+    """Time spent on each measurement of the loader alone."""
+    steps: int = 20
+    """Training steps in each measurement of the waiting time; 0 leaves it out."""
+
+    def check(self) -> None:
+        """Raises UserError for values that cannot be measured."""
+        if min(self.batch_size, self.n_images, self.jpeg_size // 16) < 1 or self.seconds <= 0:
+            raise UserError("bench data: --batch-size, --n-images, --jpeg-size (>= 16) and --seconds must be positive")
+        if self.steps < 0 or not self.workers or min(self.workers) < 0:
+            raise UserError("bench data: --steps and --workers must not be negative")
+        if self.n_images < self.batch_size:
+            raise UserError(f"bench data: --n-images {self.n_images} is less than one batch of {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeBenchmarkSettings:
+    """Time the Y-Decoder token by token, near the beginning of a text and far into it."""
+
+    preset: PresetName = "small"
+    """Model size; the weights are random, which changes nothing about the time."""
+    batch: int = 1
+    """Sequences at a time."""
+    early: int = 20
+    """Position of the early token."""
+    late: int = 2000
+    """Position of the late token."""
+    window: int = 32
+    """Tokens to time around each position."""
+    rounds: int = 15
+    """Rounds; in each both windows run, and the medians over the rounds count."""
+    full_forward: bool = True
+    """Also time what a model without a state would do: run all tokens so far again for the next one (slow)."""
+    threads: int = 2
+    """CPU threads of torch."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBenchmarkSettings:
+    """Time phase 2 with the frozen model's outputs from the disk, and with that model run in every step."""
+
+    preset: PresetName = "mini"
+    """Model size; the weights are random, which changes nothing about the time."""
+    batches: int = 24
+    """Batches to time; each way takes one in turn, so that a busy machine slows all alike."""
+    batch_size: int | None = None
+    """Samples per batch; default: that of phase 2 for this preset."""
+    epoch_samples: int = 24_000
+    """Samples of the epoch that the times are extrapolated to."""
+    threads: int = 2
+    """CPU threads of torch."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot be measured."""
+        for name in ("batches", "batch_size", "epoch_samples", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"bench cache: --{name.replace('_', '-')} {value}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParitySettings:
+    """Train a small Mamba-3 stack on the parity of short bit strings, with rotation and without; test it on
+    long ones."""
+
+    n_layers: int = 1
+    """Layers of the stack."""
+    d_model: int = 32
+    """Width."""
+    d_state: int = 4
+    """State size per head; 4 leaves one rotating pair, which cannot fit short strings with several slow turns."""
+    headdim: int = 64
+    """Size of a head; 64 makes it one head."""
+    a_activation: Literal["heavy_tail", "softplus"] = "softplus"
+    """How the decay rate is made; softplus comes close to zero soon, where a state lasts."""
+    initial_decay_logit: float = 8.0
+    """How far below zero the argument of the activation starts, on average."""
+    dt_min: float = 0.5
+    """Smallest initial step size; the language default, at most 0.1, turns the state by a tenth of pi at
+    most."""
+    dt_max: float = 1.5
+    """Largest initial step size."""
+    train_length: int = 40
+    """Longest string in training."""
+    test_lengths: tuple[int, ...] = (16, 40, 64, 128, 256, 512)
+    """Lengths of the strings to test on."""
+    test_strings: int = 2048
+    """Fresh random strings per test length."""
+    steps: int = 1000
+    """Training steps."""
+    batch_size: int = 128
+    """Strings per step."""
+    lr: float = 5e-3
+    """Highest learning rate of Adam."""
+    warm_up: int = 50
+    """Steps of warm-up."""
+    seed: int = 0
+    """Decides weights and strings."""
+    threads: int = 2
+    """CPU threads of torch."""
+    output_dir: Path = Path("outputs/parity")
+    """Where parity.png and parity.json go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RustBenchmarkSettings:
+    """Time the Rust crate and PyTorch on the same weights, in turns."""
+
+    command: Path = Path("../rust/target/release/kore-vljepa")
+    """The Rust command; `make rust` builds it."""
+    preset: PresetName = "small"
+    """Model size; the weights are random, which changes nothing about the time."""
+    rounds: int = 5
+    """Rounds; in each both run, in turns as to which goes first, and the medians over the rounds count."""
+    threads: int = 2
+    """CPU threads of both."""
+    question_tokens: int = 16
+    """Tokens of the question that the predictor reads behind the image."""
+    folder: Path | None = None
+    """Where to keep the exported weights (several GiB at small), for another time; default: a temporary folder."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot be measured."""
+        for name in ("rounds", "threads", "question_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"bench rust: --{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if not self.command.is_file():
+            raise UserError(f"bench rust: {self.command}: there is no such command; `make rust` builds it")
