@@ -28,7 +28,7 @@ from mamba3_jepa.data.sample import source_texts
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.device import checked_device
-from mamba3_jepa.evaluation.decoding import score_tokens
+from mamba3_jepa.models.losses import score_tokens
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.bench import CacheBenchmarkSettings
 from mamba3_jepa.settings.training import Phase2Settings

@@ -8,42 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.models.generation import generate
+from mamba3_jepa.models.losses import score_tokens
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
-
-_IGNORED = -100  # no token
-
-
-class TokenScores(NamedTuple):
-    """Sums over the valid tokens of a batch: negative log-likelihood (nats, differentiable), how many had the
-    highest logit, and how many there are."""
-
-    nll: Tensor
-    right: Tensor
-    tokens: Tensor
-
-
-def score_tokens(decoder: YDecoder, embedding: Tensor, ids: Tensor, mask: Tensor) -> TokenScores:
-    """Teacher forcing: every token after bos, up to and including eos, is predicted from those before it.
-
-    Args:
-        embedding: (B, E).
-        ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
-    """
-    valid = mask[:, 1:]
-    logits = decoder(embedding, ids[:, :-1])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    expected = ids[:, 1:].masked_fill(~valid, _IGNORED)
-    nll = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), ignore_index=_IGNORED, reduction="sum")
-    return TokenScores(nll, (logits.argmax(-1) == expected).sum(), valid.sum())
 
 
 @dataclass(frozen=True, kw_only=True)

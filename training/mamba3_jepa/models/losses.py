@@ -1,4 +1,7 @@
-"""Training losses. Letters: G batch (over all ranks), E embedding width."""
+"""The losses of the three phases.
+
+Letters: B samples, G batch over all ranks, E embedding width, La tokens of the longest answer.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mamba3_jepa.models.y_decoder import YDecoder
+
+_IGNORED = -100  # no token
 
 
 class InfoNce(NamedTuple):
@@ -40,3 +47,38 @@ def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: T
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
     return InfoNce(loss, accuracy)
+
+
+class TokenScores(NamedTuple):
+    """Sums over the valid tokens of a batch: negative log-likelihood (nats, differentiable), how many had the
+    highest logit, and how many there are."""
+
+    nll: Tensor
+    right: Tensor
+    tokens: Tensor
+
+
+def score_tokens(decoder: YDecoder, embedding: Tensor, ids: Tensor, mask: Tensor) -> TokenScores:
+    """Teacher forcing: every token after bos, up to and including eos, is predicted from those before it.
+
+    Args:
+        embedding: (B, E).
+        ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
+    """
+    valid = mask[:, 1:]
+    logits = decoder(embedding, ids[:, :-1])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    expected = ids[:, 1:].masked_fill(~valid, _IGNORED)
+    nll = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), ignore_index=_IGNORED, reduction="sum")
+    return TokenScores(nll, (logits.argmax(-1) == expected).sum(), valid.sum())
+
+
+def confusion_loss(logits: Tensor, confused: Tensor) -> Tensor:
+    """Phase 3: binary cross-entropy, a scalar in nats, of the confusion monitor's logits (B,) and labels (B,) bool."""
+    return F.binary_cross_entropy_with_logits(logits.float(), confused.float())
+
+
+def injection_error(predicted: Tensor, target: Tensor, injected: Tensor) -> Tensor:
+    """Phase 3: squared error (B,), mean over E, of embeddings (B, E) predicted with knowledge; zero where `injected`
+    (B,) bool is False."""
+    return (predicted - target).float().square().mean(dim=-1) * injected

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,47 +22,13 @@ from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import all_gather_object, any_rank, rank, world_size
 from mamba3_jepa.training.interrupt import Interrupted, StopSignal
-from mamba3_jepa.training.optim import build_optimizer, learning_rate
+from mamba3_jepa.training.optim import build_optimizer
 from mamba3_jepa.training.progress import ProgressReport
 from mamba3_jepa.training.run import Run
+from mamba3_jepa.training.schedule import Position, Schedule, learning_rate
 from mamba3_jepa.training.task import Task
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class Position:
-    """Where the run stands: optimizer steps done, and micro-batches consumed in the current epoch."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best_score: float = float("-inf")
-
-
-@dataclass(kw_only=True)
-class Schedule:
-    """How long the run is, in optimizer steps."""
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-
-    @staticmethod
-    def of(task: Task, settings: TrainSettings) -> Schedule:
-        steps_per_epoch = task.batches_per_epoch // settings.grad_accum
-        if steps_per_epoch == 0:
-            raise UserError(
-                f"one optimizer step needs {settings.grad_accum} batches of {settings.batch_size} "
-                f"on each of {world_size()} process(es), but an epoch has only {task.batches_per_epoch}: "
-                "lower --batch-size or --grad-accum, or give more data"
-            )
-        total = steps_per_epoch * (settings.epochs or 1)
-        total = min(total, settings.max_steps or total)
-        warmup = settings.warmup_steps
-        if warmup is None:
-            warmup = min(2000, max(1, total // 20))
-        return Schedule(steps_per_epoch=steps_per_epoch, total_steps=total, warmup_steps=warmup)
 
 
 def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator) -> None:

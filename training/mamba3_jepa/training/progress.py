@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-if TYPE_CHECKING:
-    from mamba3_jepa.training.loop import Position, Schedule
+from mamba3_jepa.training.schedule import Position, Schedule
 
 logger = logging.getLogger(__name__)
 
