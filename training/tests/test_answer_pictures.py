@@ -56,7 +56,7 @@ def test_answer_sheet_refuses_nothing_unequal_lists_and_a_bad_path(tmp_path: Pat
         with pytest.raises(ValueError, match="equally many"):
             answer_sheet(*lists, tmp_path / "sheet.png")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the answer sheet"):
+    with pytest.raises(UserError, match="cannot write"):
         answer_sheet([None], [None], ["a"], ["a"], tmp_path / "file" / "sheet.png")
 
 
@@ -88,5 +88,5 @@ def test_chart_of_nothing_and_a_bad_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no question type"):
         plot_answers_by_type({}, tmp_path / "a.png")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the plot"):
+    with pytest.raises(UserError, match="cannot write"):
         plot_answers_by_type({"a": (1.0, 1)}, tmp_path / "file" / "a.png")

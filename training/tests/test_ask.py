@@ -335,11 +335,15 @@ def test_ask_with_bad_input(
     checkpoints: dict[int, Path], images: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     fake, empty, short, words, text = (tmp_path / name for name in ("a.png", "b.txt", "c.npy", "d.json", "e.npy"))
+    claims, header, square = (tmp_path / name for name in ("f.npy", "g.npy", "h.npy"))
     fake.write_text("this is no image")
     empty.write_text("\n")
     np.save(short, np.zeros(3))
     words.write_text('["red"]')
     text.write_text("not numpy")
+    claims.write_bytes(short.read_bytes().replace(b"(3,), }              ", b"(1000000000000000,), }"))
+    header.write_bytes(short.read_bytes().replace(b"(3,), }", b"(3,, } "))
+    np.save(square, np.zeros((3, 3)))
     model, image = ["--checkpoint", str(checkpoints[3])], ["--image", str(images["red"])]
     for arguments, message in (
         (["--checkpoint", str(tmp_path / "nowhere.pt"), *image, "x?"], "no checkpoint at"),
@@ -355,6 +359,9 @@ def test_ask_with_bad_input(
         ([*model, *image, "x?", "--knowledge-vector", str(words)], "not a knowledge vector"),
         ([*model, *image, "x?", "--knowledge-vector", str(text)], "not a knowledge vector"),
         ([*model, *image, "x?", "--knowledge-vector", str(tmp_path / "nowhere.npy")], "cannot read"),
+        ([*model, *image, "x?", "--knowledge-vector", str(claims)], "f.npy: not a knowledge vector (its header claims"),
+        ([*model, *image, "x?", "--knowledge-vector", str(header)], "g.npy: not a knowledge vector"),
+        ([*model, *image, "x?", "--knowledge-vector", str(square)], "its shape is (3, 3)"),
         ([*model, *image, "x?", "--knowledge", "a", "--knowledge-vector", str(short)], "exclude each other"),
         ([*model, *image, "x?", "--save-memory", "m.safetensors"], "needs a --memory"),
         ([*model, *image, "x?", "--beams", "3"], "beams has no effect with greedy"),

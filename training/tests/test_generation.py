@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.generation import Generated, _Beam, generate, sample_tokens
+from mamba3_jepa.models.generation import Generated, _Beam, _score, generate, sample_tokens
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
@@ -195,6 +195,16 @@ def test_a_beam_cut_off_by_the_limit_gives_the_best_beginning(embedding: Tensor)
         assert sum(answer.log_probs) == pytest.approx(max(t for i, t in totals.items() if EOS not in i), abs=1e-4)
 
 
+def test_an_extreme_length_penalty_is_no_exception(decoder: YDecoder, embedding: Tensor) -> None:
+    """Powers beyond a float are infinite, and those below it 0, as everywhere in floating point."""
+    for length, penalty, expected in ((2, 1e300, -0.0), (1, 1e300, -3.0), (2, -1e300, -math.inf), (2, 2.0, -0.75)):
+        assert _score(-3.0, length, penalty) == expected
+    assert math.isnan(_score(0.0, 2, -1e300))
+    for penalty in (1e300, -1e300):
+        for answer in speak(decoder, embedding, method="beam", beams=3, length_penalty=penalty):
+            assert len(answer.log_probs) == len(answer.ids) + answer.finished
+
+
 def test_an_answer_that_ends_takes_a_beam_for_good() -> None:
     beam = _Beam(width=3)
     beam.advance([(-1.0, 0, 7, -1.0), (-1.5, 0, EOS, -1.5), (-2.0, 0, 8, -2.0), (-2.5, 0, 9, -2.5)], EOS, 0.0)
@@ -259,14 +269,17 @@ def test_sampling_follows_the_distribution(temperature: float, top_k: int | None
 
 def test_sampling_at_the_ends_of_the_interval_and_with_extreme_logits() -> None:
     logits = torch.tensor([[0.0, 1000.0, -torch.inf, 999.0, 0.0]]).expand(3, -1)
-    for config in (GenerationConfig(method="sample", temperature=1e-30), GenerationConfig(method="sample", top_k=1)):
+    for settings in ({"temperature": 1e-30}, {"temperature": 5e-324}, {"top_k": 1}):
+        config = GenerationConfig(method="sample", **settings)
         assert sample_tokens(logits, torch.tensor([0.0, 0.5, 1.0]), config).tolist() == [1, 1, 1]
     assert sample_tokens(logits, torch.tensor([0.0, 0.5, 1.0]), GenerationConfig(method="sample")).tolist() == [1, 1, 3]
+    flat = frequencies(torch.tensor([0.0, 50.0, -50.0, 1.0]), GenerationConfig(method="sample", temperature=1e300))
+    torch.testing.assert_close(flat, torch.full((4,), 0.25), atol=2e-4, rtol=0)
 
 
 def test_a_temperature_towards_zero_is_greedy(decoder: YDecoder, embedding: Tensor) -> None:
     greedy = speak(decoder, embedding)
-    for temperature in (0.0, 1e-6):
+    for temperature in (0.0, 1e-6, 1e-40, 1e-46, 5e-324):  # float32 cannot divide by the last ones
         assert same(speak(decoder, embedding, method="sample", temperature=temperature), greedy)
     assert same(speak(decoder, embedding, method="sample", top_k=1), greedy)
 

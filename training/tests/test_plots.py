@@ -120,5 +120,5 @@ def test_contact_sheet_refuses_nothing_and_unequal_lists(tmp_path):
     with pytest.raises(ValueError, match="equally many"):
         contact_sheet([None], [None, None], ["a"], [[]], tmp_path / "s.png")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="contact sheet"):
+    with pytest.raises(UserError, match="cannot write"):
         contact_sheet([None], [None], ["a"], [[]], tmp_path / "file" / "s.png")

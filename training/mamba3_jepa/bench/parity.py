@@ -8,7 +8,6 @@ angle rows of in_proj held at zero) is trained beside it in the same way.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.models.mamba3 import Mamba3, RMSNorm
 from mamba3_jepa.settings.bench import ParitySettings
 
@@ -160,7 +160,8 @@ def write_results(results: list[ParityResult], settings: ParitySettings) -> tupl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    from mamba3_jepa.evaluation.plots import save_figure
+
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -174,6 +175,6 @@ def write_results(results: list[ParityResult], settings: ParitySettings) -> tupl
     axes.minorticks_off()
     axes.legend()
     plot, numbers = settings.output_dir / "parity.png", settings.output_dir / "parity.json"
-    figure.savefig(plot, dpi=150)
-    numbers.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    save_figure(figure, plot)
+    write_json(numbers, [asdict(result) for result in results])
     return plot, numbers

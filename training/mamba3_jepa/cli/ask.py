@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
+import os
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
+from numpy.lib import format as npy
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -22,6 +24,9 @@ from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.settings.inference import AskSettings
+
+# The third version is for names of fields, which a row of numbers has not.
+_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def run_ask(settings: AskSettings) -> None:
@@ -63,14 +68,10 @@ def _knowledge(settings: AskSettings) -> Knowledge | None:
 def _read_vector(path: Path) -> list[float]:
     expected = "expected a .npy file with one row of numbers, or a JSON list of numbers"
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-            values = array.tolist() if isinstance(array, np.ndarray) and array.ndim == 1 else None
-        else:
-            values = json.loads(path.read_text(encoding="utf-8"))
+        values = _read_npy(path) if path.suffix == ".npy" else json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the knowledge vector: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, RecursionError) as error:
+    except (ValueError, RecursionError, TokenError) as error:  # the last from headers that are no Python
         raise UserError(f"{path}: not a knowledge vector ({error}); {expected}") from error
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         raise UserError(f"{path}: not a knowledge vector; {expected}")
@@ -78,6 +79,21 @@ def _read_vector(path: Path) -> list[float]:
         return [float(value) for value in values]
     except OverflowError as error:
         raise UserError(f"{path}: a number of the knowledge vector is too large") from error
+
+
+def _read_npy(path: Path) -> list[float]:
+    """One row of numbers. The size of the file is compared with what its header claims before memory is taken."""
+    with path.open("rb") as file:
+        version = npy.read_magic(file)
+        if version not in _NPY_HEADERS:
+            raise ValueError(f"its format is {version}")
+        shape, _, dtype = _NPY_HEADERS[version](file)
+        if len(shape) != 1 or dtype.kind not in "fiu":
+            raise ValueError(f"its shape is {shape}, its type {dtype}")
+        present = os.fstat(file.fileno()).st_size - file.tell()
+        if not 0 <= shape[0] * dtype.itemsize <= present:
+            raise ValueError(f"its header claims {shape[0]} numbers, but {present} bytes follow")
+        return np.fromfile(file, dtype, shape[0]).tolist()
 
 
 def _known_answers(settings: AskSettings, checkpoint: Checkpoint) -> list[str]:

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.plots import BLUE, INK, ORANGE
+from mamba3_jepa.evaluation.plots import BLUE, INK, ORANGE, save_figure
 
 ByType = Mapping[str, tuple[float, int]]
 
@@ -78,7 +77,7 @@ def plot_answers_by_type(
     if len(series) > 1:
         handles = [Patch(color=color, label=name) for name, _, color in series]
         figure.legend(handles=handles, loc="outside upper right", fontsize=9, frameon=False, ncols=2, labelcolor=INK)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _pooled(shares: ByType, kinds: list[str]) -> float | None:
@@ -87,12 +86,3 @@ def _pooled(shares: ByType, kinds: list[str]) -> float | None:
         return None
     questions = sum(shares[kind][1] for kind in kinds)
     return sum(shares[kind][0] * shares[kind][1] for kind in kinds) / questions
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format="png")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the plot: {error.strerror or error}") from error
-    return path

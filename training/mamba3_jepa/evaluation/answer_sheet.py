@@ -35,7 +35,7 @@ def answer_sheet(
     if not images or len({len(images), len(questions), len(expected), len(generated)}) != 1:
         raise ValueError("an answer sheet needs equally many images, questions, expected and generated texts")
     cards = [_rows(*texts) for texts in zip(questions, expected, generated, strict=True)]
-    return draw_cards(images, cards, Path(path), "the answer sheet")
+    return draw_cards(images, cards, Path(path))
 
 
 def _rows(question: str | None, expected: str, generated: str) -> list[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.whole_file import whole_file
 
 # Everything is in pixels of the PNG, which is drawn at twice the size it is meant to be seen at.
 _CARD, _IMAGE, _PAD, _GAP, _MARGIN = 620, 572, 24, 28, 36
@@ -38,13 +38,12 @@ class Row:
     indent: int = 0
 
 
-def draw_cards(images: Sequence[Image.Image | None], cards: Sequence[Sequence[Row]], path: Path, what: str) -> Path:
+def draw_cards(images: Sequence[Image.Image | None], cards: Sequence[Sequence[Row]], path: Path) -> Path:
     """Write the PNG `path` with one card for each of the N samples, at most four in a row.
 
     Args:
         images: N pictures of any size and mode; None is drawn as a grey box that says so.
         cards: for each sample the lines of text, from top to bottom.
-        what: what the page is, for the message when it cannot be written.
 
     Raises:
         UserError: the file cannot be written.
@@ -64,7 +63,9 @@ def draw_cards(images: Sequence[Image.Image | None], cards: Sequence[Sequence[Ro
             left = _MARGIN + column * (_CARD + _GAP)
             _draw_card(sheet, left, top, height, images[number], cards[number])
         top += height + _GAP
-    return _save(sheet, path, what)
+    with whole_file(path) as file:
+        sheet.save(file, format="PNG")
+    return path
 
 
 def text_rows(
@@ -181,12 +182,3 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic, and the marks."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
-
-
-def _save(sheet: Image.Image, path: Path, what: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write {what}: {error.strerror or error}") from error
-    return path

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mamba3_jepa.config import NO_FLOOR
-from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
-from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
+from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, save_figure
 
 _COLORS = {
     "clear": BLUE,
@@ -75,7 +74,7 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
     axes.set_ylim(0, 1.08)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
-    return _save(figure, folder / "injection.png")
+    return save_figure(figure, folder / "injection.png")
 
 
 def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:
@@ -103,7 +102,7 @@ def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:
     shown = f"dashed: the floor, {floor.floor:.2f}" if floor.floor > NO_FLOOR else "no floor"
     panels[-1].set_xlabel(f"cosine to the predicted embedding; {shown}", fontsize=9, color=_FAINT)
     figure.suptitle("What a memory finds", x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
-    return _save(figure, folder / "memory_floor.png")
+    return save_figure(figure, folder / "memory_floor.png")
 
 
 def _histograms(report: ConfusionReport, path: Path) -> Path:
@@ -123,7 +122,7 @@ def _histograms(report: ConfusionReport, path: Path) -> Path:
             axes.set_xticklabels([])
     rows[-1].set_xlabel(f"P(confused); dashed: the threshold, {threshold:.2f}", fontsize=9, color=_FAINT)
     figure.suptitle("Confusion scores by kind", x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _roc(report: ConfusionReport, path: Path) -> Path:
@@ -138,7 +137,7 @@ def _roc(report: ConfusionReport, path: Path) -> Path:
         )  # fmt: skip
     _square(axes)
     axes.legend(loc="lower right", fontsize=9, frameon=False, labelcolor=INK)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _reliability(report: ConfusionReport, path: Path) -> Path:
@@ -156,7 +155,7 @@ def _reliability(report: ConfusionReport, path: Path) -> Path:
         axes.scatter(scores, shares, s=[20 + 400 * each.count / total for each in bins], color=BLUE, alpha=0.75)
         _square(axes)
     panels[0].annotate("size: samples in the bin", (0.03, 0.95), fontsize=8, color=_FAINT)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _figure(n_panels: int, size: tuple[float, float], columns: int | None = None) -> tuple[Figure, list[Axes]]:
@@ -189,12 +188,3 @@ def _square(axes: Axes) -> None:
 
 def _name(kind: str) -> str:
     return _LABELS.get(kind, kind)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the plot: {error.strerror or error}") from error
-    return path

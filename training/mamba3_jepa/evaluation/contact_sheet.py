@@ -32,7 +32,7 @@ def contact_sheet(
     if not images or len({len(images), len(questions), len(expected), len(retrieved)}) != 1:
         raise ValueError("a contact sheet needs equally many images, questions, expected and retrieved texts")
     cards = [_rows(*texts) for texts in zip(questions, expected, retrieved, strict=True)]
-    return draw_cards(images, cards, Path(path), "the contact sheet")
+    return draw_cards(images, cards, Path(path))
 
 
 def _rows(question: str | None, expected: str, retrieved: Sequence[tuple[str, float]]) -> list[Row]:

@@ -15,8 +15,8 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.metrics_log import read_metrics
+from mamba3_jepa.files.whole_file import whole_file
 
 # Okabe & Ito's palette: distinct for colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
@@ -97,11 +97,17 @@ def _draw(panels: Sequence[Panel], metrics: Metrics, path: Path) -> Path:
         left, right = axes.dataLim.intervalx
         if left == right:  # a single step
             axes.set_xlim(left - 1, left + 1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the plot: {error.strerror or error}") from error
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG through `whole_file`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 

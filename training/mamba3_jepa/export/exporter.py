@@ -254,8 +254,9 @@ def _publish(staging: Path, output: Path, names: list[str], stale: list[str]) ->
         aside.mkdir()
         for name in [*reversed(names), *stale]:
             target = output / name
-            if target.is_dir():
-                raise UserError(f"{target} is a folder where a file is to go; remove it or choose another --output")
+            if target.exists() and not target.is_file():
+                what = "a folder" if target.is_dir() else "not a file,"
+                raise UserError(f"{target} is {what} where a file is to go; remove it or choose another --output")
             if os.path.lexists(target):
                 kept = aside / str(len(moved))
                 os.replace(target, kept)

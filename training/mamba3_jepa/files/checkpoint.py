@@ -7,7 +7,6 @@ configuration, the tokenizer, where the data came from, the validation metrics, 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import zipfile
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import NO_FLOOR, ModelConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.whole_file import whole_file
 
 FORMAT_VERSION = 1
 _REQUIRED = ("format_version", "phase", "config", "model", "tokenizer", "data", "metrics", "run", "trainer")
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`: a temporary file beside it, flushed to the disk, then renamed.
+    """Write `checkpoint` to `path` through `whole_file`.
 
     Raises:
         UserError: the file cannot be written (disk full, no permission); what was at `path` is unchanged.
@@ -61,23 +61,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     values: dict[str, Any] = {name: getattr(checkpoint, name) for name in _REQUIRED[1:] if name != "config"}
     values["format_version"] = FORMAT_VERSION
     values["config"] = asdict(checkpoint.config)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with whole_file(path) as file:
             torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:
         raise UserError(
             f"could not write checkpoint {path}: {_write_failure(error)}. "
             "Whatever was there before is unchanged; free some space or choose another --output-dir."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None) -> Checkpoint:
@@ -143,16 +134,6 @@ def _read(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename durable; a no-op where directories cannot be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _write_failure(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.whole_file import whole_file
 
 _RESERVED = ("step", "epoch", "time")
 
@@ -55,16 +56,8 @@ class MetricsLog:
         if not self.path.exists():
             return
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"{self.path}: cannot rewrite the metrics: {error.strerror or error}") from error
+        with whole_file(self.path) as file:
+            file.writelines((json.dumps(record, allow_nan=False) + "\n").encode() for record in kept)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

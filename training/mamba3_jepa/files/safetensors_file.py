@@ -6,9 +6,7 @@ enough to be written here (https://github.com/huggingface/safetensors#format). R
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.whole_file import whole_file
 
 _ALIGNMENT = 8
 _DTYPES = {
@@ -31,7 +29,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` to a temporary file beside `path`, flush it to the disk, rename it; makes the folder if need be.
+    """Write `tensors` to `path` through `whole_file`.
 
     Wide types come first, then by name, so that every tensor is aligned.
 
@@ -39,23 +37,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         UserError: the file cannot be written; what was at `path` is unchanged.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(_header(order, tensors, metadata))
-                for name in order:
-                    content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                    file.write(content.numpy().data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with whole_file(path) as file:
+        file.write(_header(order, tensors, metadata))
+        for name in order:
+            content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(content.numpy().data)
 
 
 def _header(order: list[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

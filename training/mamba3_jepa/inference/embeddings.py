@@ -23,6 +23,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.safetensors_file import write_safetensors
+from mamba3_jepa.files.whole_file import whole_file
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 logger = logging.getLogger(__name__)
@@ -130,14 +131,7 @@ def write_embeddings(path: Path, groups: Mapping[str, NamedEmbeddings]) -> list[
 
 
 def _write_npy(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                np.save(file, array, allow_pickle=False)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    array = np.ascontiguousarray(array)
+    with whole_file(path) as file:  # not np.save, which cannot write to a pipe
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)

@@ -71,4 +71,4 @@ def search_sheet(text: str, found: Sequence[tuple[str, float]], path: Path) -> P
             text_rows(f"{number}. {text}", bold=True, max_lines=2)
             + text_rows(Path(name).name, score=cosine, max_lines=2, space_above=6)
         )
-    return draw_cards(cards, rows, path, "the images found")
+    return draw_cards(cards, rows, path)

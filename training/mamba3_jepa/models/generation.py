@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
 __all__ = ["Generated", "GenerationConfig", "generate"]
+
+_FLOAT = torch.finfo(torch.float32)
 
 T = TypeVar("T")
 State = list[Mamba3State]
@@ -139,7 +142,8 @@ def sample_tokens(logits: Tensor, u: Tensor, config: GenerationConfig) -> Tensor
     """
     # Sorted stably: among equal tokens the first is the most probable, as for argmax.
     sorted_logits, tokens = logits.float().sort(dim=-1, descending=True, stable=True)
-    scaled = (sorted_logits - sorted_logits[:, :1]) / config.temperature
+    temperature = min(max(config.temperature, _FLOAT.tiny), _FLOAT.max)  # one that float32 can divide by
+    scaled = (sorted_logits - sorted_logits[:, :1]) / temperature
     if config.top_k is not None:
         scaled = scaled[:, : config.top_k]
     probability = scaled.softmax(-1)
@@ -200,7 +204,7 @@ class _Beam:
 
     def finish(self, answer: Generated, penalty: float) -> None:
         """Keep the answer if it is the best so far."""
-        score = sum(answer.log_probs) / len(answer.log_probs) ** penalty
+        score = _score(sum(answer.log_probs), len(answer.log_probs), penalty)
         if score > self.best_score or not self.best.log_probs:
             self.best, self.best_score = answer, score
 
@@ -211,7 +215,13 @@ class _Beam:
         if not self.totals or not self.width:
             return False
         lengths = (len(self.trace) + 1, limit)
-        return any(self.totals[0] / length**penalty > self.best_score for length in lengths)
+        return any(_score(self.totals[0], length, penalty) > self.best_score for length in lengths)
+
+
+def _score(total: float, length: int, penalty: float) -> float:
+    """total / length^penalty as IEEE 754 has it: a power may be infinite or 0, where Python's own raise exceptions."""
+    with np.errstate(all="ignore"):
+        return float(np.float64(total) / np.float64(length) ** penalty)
 
 
 def _beam_search(

@@ -5,10 +5,8 @@ Shapes: n samples of one part, E embedding width, D width of the pooled state.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,6 +23,7 @@ from torch import Tensor
 from mamba3_jepa.data.sample import OnBadSample, Source, file_state
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.whole_file import whole_file
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 FORMAT_VERSION = 1
@@ -130,22 +129,14 @@ class PartStore:
             "n_truncated": str(part.n_truncated),
         }
         path = self._path(number)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        content = save(tensors, metadata)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(save(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
+            with whole_file(path) as file:
+                file.write(content)
+        except UserError as error:
             raise UserError(
-                f"cannot write frozen outputs to {path}: {error.strerror}; free some space, or choose another "
-                "folder with --cache-dir"
+                f"{error}; free some space, or choose another folder for frozen outputs with --cache-dir"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def read(self, number: int) -> Part:
         """Part `number`; its tensors are memory-mapped.

@@ -1,0 +1,87 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from mamba3_jepa.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open for writing, in binary, what is to be at `path`.
+
+    It is written to a temporary file beside `path`, flushed to the disk, and renamed when the block ends well. Makes
+    the folder if need be. A symbolic link stays one: what it leads to is replaced. A pipe, a character device and the
+    program's own output are written to directly, since a rename would put a file in their place.
+
+    Raises:
+        UserError: it cannot be written; what was at `path` is unchanged, and nothing is left beside it.
+    """
+    try:
+        with _opened(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    found = _stat(path)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        if not (stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+            raise OSError("it is a folder" if stat.S_ISDIR(found.st_mode) else "what is there is not a file")
+        with open(path, "wb") as file:
+            yield file
+        return
+    own = None if found is None else _own_output(found)
+    if own is not None:
+        with os.fdopen(os.dup(own), "wb") as file:  # opened anew it would have a position of its own
+            yield cast(BinaryIO, file)
+        return
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """What is at `path`, or where it leads; None where there is nothing yet."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _own_output(found: os.stat_result) -> int | None:
+    """The descriptor, 1 or 2, whose output goes into this file, as /dev/stdout of `command > file` does."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it may be closed
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; a no-op where directories cannot be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
