@@ -14,12 +14,12 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.training.jepa import JepaObjective
+from mamba3_jepa.training.phase1 import Phase1Objective
 
 GLOBAL_BATCH = 12
 
 
-def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[JepaObjective, Batch]:
+def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[Phase1Objective, Batch]:
     """The same model on every rank, and the rank's share of one batch in which texts repeat."""
     source = SceneSource("train", n_scenes=8, image_size=32)
     indices = source.indices("target")
@@ -30,7 +30,7 @@ def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[JepaObj
         angn=type(config.angn)(enabled=angn),
     )
     torch.manual_seed(0)
-    objective = JepaObjective(Mamba3Jepa(config, tokenizer)).double()  # so that only the mathematics can differ
+    objective = Phase1Objective(Mamba3Jepa(config, tokenizer)).double()  # so that only the mathematics can differ
     objective.model.x_encoder.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     loader = build_loader(
         source, indices, tokenizer, config, GLOBAL_BATCH // world_size,

@@ -30,7 +30,7 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import GenerationConfig
 from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training import frozen
-from mamba3_jepa.training.decoder import DecoderTask
+from mamba3_jepa.training.phase2 import Phase2Task
 from mamba3_jepa.training.frozen import frozen_outputs
 
 PHASE1 = ["--tiny", "--synthetic-scenes", "8", "--val-samples", "12", "--batch-size", "8", "--max-steps", "2",
@@ -105,7 +105,7 @@ def test_batches_differ_between_epochs_and_seeds(change):
 # --- the loss ---
 
 
-def build_task(batch_size: int) -> DecoderTask:
+def build_task(batch_size: int) -> Phase2Task:
     """In float64, so that only the mathematics can differ; the same on every rank."""
     source = SceneSource("train", n_scenes=8, image_size=32)
     tokenizer = TextTokenizer.train(source_texts(source, range(len(source))), 400)
@@ -118,10 +118,10 @@ def build_task(batch_size: int) -> DecoderTask:
     model.y_decoder.double()
     indices = source.indices("target")
     data = DataSplits(train=source, train_indices=indices, val=source, val_indices=indices)
-    return DecoderTask(model, outputs, outputs, data, Phase2Settings(batch_size=batch_size), {})
+    return Phase2Task(model, outputs, outputs, data, Phase2Settings(batch_size=batch_size), {})
 
 
-def step_gradients(task: DecoderTask, n_micro_batches: int, wrapped=None) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
+def step_gradients(task: Phase2Task, n_micro_batches: int, wrapped=None) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
     """Gradients of one step, accumulated as the loop does."""
     objective = wrapped or task.objective
     batches = [batch for batch, _ in zip(task.batches(0, skip=0), range(n_micro_batches), strict=False)]
@@ -130,7 +130,7 @@ def step_gradients(task: DecoderTask, n_micro_batches: int, wrapped=None) -> dic
     return {name: p.grad for name, p in task.objective.named_parameters()}
 
 
-def independent_gradients(task: DecoderTask, rows: list[int]) -> dict[str, torch.Tensor]:
+def independent_gradients(task: Phase2Task, rows: list[int]) -> dict[str, torch.Tensor]:
     """One sample at a time, token by token through `step`, divided by the number of tokens of all of them."""
     decoder, loss, n_tokens = task.decoder, torch.zeros((), dtype=torch.float64), 0
     decoder.zero_grad()
@@ -318,7 +318,7 @@ def test_stopped_and_resumed_gives_the_same_bits(phase1, finished, tmp_path, mon
     own = tmp_path / "phase1.pt"
     own.write_bytes(phase1.read_bytes())
     cache = str(finished.parent / "frozen_outputs")
-    batch = DecoderTask.batch
+    batch = Phase2Task.batch
     seen: list[int] = []
 
     def stopping(self, block):  # type: ignore[no-untyped-def]
@@ -328,7 +328,7 @@ def test_stopped_and_resumed_gives_the_same_bits(phase1, finished, tmp_path, mon
         return batch(self, block)
 
     with monkeypatch.context() as patched:
-        patched.setattr(DecoderTask, "batch", stopping)
+        patched.setattr(Phase2Task, "batch", stopping)
         assert train(own, tmp_path / "run", "--cache-dir", cache) == 128 + signal.SIGTERM
     own.unlink()
     assert load_checkpoint(tmp_path / "run" / "phase2_last.pt").trainer["position"]["step"] == 6

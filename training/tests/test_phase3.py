@@ -32,8 +32,8 @@ from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import ConfusionKind, Phase3Settings
 from mamba3_jepa.training import frozen
-from mamba3_jepa.training.agent import AgentBatch, AgentObjective, AgentTask
-from mamba3_jepa.training.agent_data import agent_data, given_knowledge
+from mamba3_jepa.training.phase3 import Phase3Batch, Phase3Objective, Phase3Task
+from mamba3_jepa.training.phase3_data import phase3_data, given_knowledge
 
 SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "--batch-size", "30", "--epochs", "30",
          "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip
@@ -93,11 +93,11 @@ def model_with_recursion(phase2: Path, **recursion: int) -> Mamba3Jepa:
     return model
 
 
-def random_batch(n: int, injected: list[bool]) -> AgentBatch:
+def random_batch(n: int, injected: list[bool]) -> Phase3Batch:
     torch.manual_seed(2)
     mask = torch.tensor(injected)
     unit = torch.nn.functional.normalize(torch.randn(2, n, 32), dim=-1) * mask[:, None]
-    return AgentBatch(
+    return Phase3Batch(
         pooled=torch.randn(n, 64), confused=torch.arange(n) % 2 == 0, knowledge=unit[0], target=unit[1], injected=mask
     )
 
@@ -109,7 +109,7 @@ def test_the_loss_is_confusion_and_weighted_injection(phase2: Path) -> None:
     with torch.no_grad():
         recursion.injector.projection.weight.normal_()
     batch = random_batch(5, [True, False, True, True, False])
-    output = AgentObjective(recursion, model.predictor, 0.7)(batch)
+    output = Phase3Objective(recursion, model.predictor, 0.7)(batch)
     confusion, injection = 0.0, 0.0
     for i in range(5):
         p = float(torch.sigmoid(recursion.confusion_probe(batch.pooled[i : i + 1]).double()).detach())
@@ -129,13 +129,13 @@ def test_halves_of_a_batch_average_to_the_whole(phase2: Path, injected: list[boo
     """Whatever the halves hold; and every weight always has a gradient, as data parallelism expects."""
     model = model_with_recursion(phase2)
     assert model.recursion is not None
-    objective = AgentObjective(model.recursion, model.predictor, 1.0).double()
+    objective = Phase3Objective(model.recursion, model.predictor, 1.0).double()
     whole = random_batch(8, injected)
     parameters = list(model.recursion.parameters())
 
     def gradients(rows: slice) -> list[torch.Tensor]:
         values = {name: value[rows] for name, value in vars(whole).items()}
-        batch = AgentBatch(**{k: v.double() if v.is_floating_point() else v for k, v in values.items()})
+        batch = Phase3Batch(**{k: v.double() if v.is_floating_point() else v for k, v in values.items()})
         return list(torch.autograd.grad(objective(batch).loss, parameters, allow_unused=False))
 
     for full, first, second in zip(*map(gradients, (slice(0, 8), slice(0, 4), slice(4, 8))), strict=True):
@@ -145,7 +145,7 @@ def test_halves_of_a_batch_average_to_the_whole(phase2: Path, injected: list[boo
 def test_training_mode_does_not_reach_the_frozen_predictor(phase2: Path) -> None:
     model = model_with_recursion(phase2)
     assert model.recursion is not None
-    objective = AgentObjective(model.recursion, model.predictor, 1.0)
+    objective = Phase3Objective(model.recursion, model.predictor, 1.0)
     objective.train()
     assert model.recursion.training
     assert not any(module.training for module in model.predictor.modules())
@@ -156,7 +156,7 @@ def test_training_mode_does_not_reach_the_frozen_predictor(phase2: Path) -> None
 def test_the_states_are_those_of_the_frozen_model(phase2: Path) -> None:
     model = model_with_recursion(phase2)
     source = ConfusionSource(SceneSource("train", n_scenes=4, image_size=32), range(12))
-    data = agent_data(model, source, np.arange(len(source)), cache_dir=None)
+    data = phase3_data(model, source, np.arange(len(source)), cache_dir=None)
     samples = [source.sample(i) for i in range(len(source))]
     for i, sample in enumerate(samples):
         predicted = model.embed([None if sample.image is None else sample.image()], [sample.question])
@@ -190,7 +190,7 @@ def test_given_knowledge_comes_before_the_answer(phase2: Path, tmp_path: Path) -
     vector = [0.5] * 32
     folder = write_manifest(tmp_path / "data", ["a red thing", vector, None])
     source = ConfusionSource(ManifestSource(folder), range(12), made_kinds=[])
-    data = agent_data(model, source, np.arange(12), cache_dir=None)
+    data = phase3_data(model, source, np.arange(12), cache_dir=None)
     knowledge, known = data.knowledge(torch.arange(12))
     assert bool(known.all())
     text = model.embed_text(["a red thing"])[0]
@@ -342,8 +342,8 @@ def test_knowledge_texts_make_the_memory_and_vectors_do_not(phase2: Path, tmp_pa
         ("vectors", [[0.5] * 32, [0.25] * 32], 0),
     ):
         source = ConfusionSource(ManifestSource(write_manifest(tmp_path / name, knowledge)), range(12), made_kinds=[])
-        data = agent_data(model, source, np.arange(12), cache_dir=None)
-        task = AgentTask(model, data, data, Phase3Settings(batch_size=4), {})
+        data = phase3_data(model, source, np.arange(12), cache_dir=None)
+        task = Phase3Task(model, data, data, Phase3Settings(batch_size=4), {})
         metrics = task.validate(torch.device("cpu")).metrics
         assert metrics["val/memory_wrong_lookups"] == n_lookups, name
         assert model.recursion is not None
@@ -359,7 +359,7 @@ def test_stopped_and_resumed_gives_the_same_bits(
     any more."""
     own = Path(shutil.copy(phase2, tmp_path / "phase2_best.pt"))
     settings = ["--cache-dir", str(finished.parent / "frozen_outputs"), "--phase2-checkpoint"]
-    make, made = AgentTask.batch, []
+    make, made = Phase3Task.batch, []
 
     def stopping(data, rows):  # type: ignore[no-untyped-def]
         made.append(rows)
@@ -372,7 +372,7 @@ def test_stopped_and_resumed_gives_the_same_bits(
 
     monkeypatch.setattr(frozen._Pass, "_compute", never)
     with monkeypatch.context() as patch:
-        patch.setattr(AgentTask, "batch", staticmethod(stopping))
+        patch.setattr(Phase3Task, "batch", staticmethod(stopping))
         assert train_again(tmp_path / "run", *settings, str(own)) == 128 + signal.SIGTERM
     stopped = load_checkpoint(tmp_path / "run" / "phase3_last.pt").trainer
     assert stopped is not None

@@ -125,9 +125,9 @@ def phase1_step(config: ModelConfig, tokenizer: TextTokenizer) -> Callable[[Batc
     import torch
 
     from mamba3_jepa.models.vljepa import Mamba3Jepa
-    from mamba3_jepa.training.jepa import JepaObjective
+    from mamba3_jepa.training.phase1 import Phase1Objective
 
-    objective = JepaObjective(Mamba3Jepa(config, tokenizer))
+    objective = Phase1Objective(Mamba3Jepa(config, tokenizer))
     objective.train()
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-4)
 

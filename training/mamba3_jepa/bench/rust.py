@@ -29,7 +29,7 @@ from mamba3_jepa.config import PresetName, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
-from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, save_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.bench import RustBenchmarkSettings
 from mamba3_jepa.settings.export import DtypeName, ExportSettings
@@ -199,7 +199,7 @@ def _export(
         words_model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[-1])
         tokenizer = TextTokenizer(Tokenizer(words_model))
         model = Mamba3Jepa(config, tokenizer, with_decoder=True, with_recursion=True)
-        data = {"source": "random weights", "synthetic": True, "answers": ["word3", "word4"]}
+        data = DataRecord(source="random weights", synthetic=True, answers=["word3", "word4"])
         save_checkpoint(
             checkpoint,
             Checkpoint(

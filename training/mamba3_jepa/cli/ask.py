@@ -99,7 +99,7 @@ def _read_npy(path: Path) -> list[float]:
 def _known_answers(settings: AskSettings, checkpoint: Checkpoint) -> list[str]:
     if settings.answers is not None:
         return read_lines(settings.answers, "answer")
-    return list(checkpoint.data.get("answers", []))
+    return checkpoint.data.answers
 
 
 def _values(question: str, answer: Answer) -> dict[str, object]:

@@ -45,9 +45,9 @@ def train_decoder(settings: Annotated[Phase2Settings, tyro.conf.arg(name="")]) -
 
     Without --data-dir it trains on synthetic scenes (coloured shapes with captions and questions).
     """
-    from mamba3_jepa.training.phase2 import train_decoder as train
+    from mamba3_jepa.training.phase2 import train_phase2
 
-    train(settings)
+    train_phase2(settings)
 
 
 @app.command(name="train-agent")
@@ -57,9 +57,9 @@ def train_agent(settings: Annotated[Phase3Settings, tyro.conf.arg(name="")]) -> 
     Without --data-dir it trains on synthetic scenes (coloured shapes with captions and questions). Confused samples
     are made from the data: mismatched pairs, unanswerable questions, corrupted images.
     """
-    from mamba3_jepa.training.phase3 import train_agent as train
+    from mamba3_jepa.training.phase3 import train_phase3
 
-    train(settings)
+    train_phase3(settings)
 
 
 @app.command

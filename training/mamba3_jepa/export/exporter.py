@@ -165,8 +165,8 @@ def _config(
         "constants": _constants(model, phase),
         "classify": {"temperature": CLASS_TEMPERATURE, "template": CLASS_TEMPLATE},
         "memory": {"format": MEMORY_FORMAT, "format_version": MEMORY_FORMAT_VERSION},
-        "answers": list(checkpoint.data.get("answers", [])),
-        "data": {name: checkpoint.data[name] for name in ("source", "synthetic") if name in checkpoint.data},
+        "answers": checkpoint.data.answers,
+        "data": {name: value for name, value in checkpoint.data.to_dict().items() if name in ("source", "synthetic")},
         "metrics": {name: value if math.isfinite(value) else None for name, value in checkpoint.metrics.items()},
     }  # fmt: skip
     if "y_decoder" in phase_components(config, phase):

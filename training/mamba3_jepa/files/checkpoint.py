@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 
 from mamba3_jepa.config import NO_FLOOR, ModelConfig
@@ -26,6 +29,62 @@ _REQUIRED = ("format_version", "phase", "config", "model", "tokenizer", "data", 
 _TYPES = {"phase": int, "config": dict, "model": dict, "tokenizer": str, "data": dict, "metrics": dict, "run": dict}
 
 
+@pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class DataRecord:
+    """Where the data of a phase came from.
+
+    Attributes:
+        source: the data's name; synthetic: whether nothing of it is real.
+        train_samples, val_samples: how many of each there were.
+        fingerprint: changes when the data does.
+        answers: the most frequent answers, or captions where there are no questions, most frequent first.
+        confusion: training samples of each kind of confusion, in phase 3.
+        earlier: what the phase before was trained on; its answers are not repeated.
+    """
+
+    source: str | None = None
+    synthetic: bool | None = None
+    train_samples: int | None = None
+    val_samples: int | None = None
+    fingerprint: str | None = None
+    answers: list[str] = field(default_factory=list)
+    confusion: dict[str, int] = field(default_factory=dict)
+    earlier: DataRecord | None = None
+
+    def without_answers(self) -> DataRecord:
+        """A copy without `answers`."""
+        return replace(self, answers=[])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; what is not known is left out."""
+        values = {name: value for name, value in vars(self).items() if value not in (None, [], {})}
+        return values | ({} if self.earlier is None else {"earlier": self.earlier.to_dict()})
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], source: str) -> DataRecord:
+        """The inverse of `to_dict`; `source` names the file in messages.
+
+        Raises:
+            UserError: a field is unknown, or has the wrong type.
+        """
+        try:
+            return _DATA_RECORD.validate_python(_with_earlier(values))
+        except ValidationError as error:
+            field_name = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(f"{source} is damaged: its data: {field_name}: {error.errors()[0]['msg']}") from error
+
+
+_DATA_RECORD = TypeAdapter(DataRecord)
+
+
+def _with_earlier(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Phase 2 once called `earlier` "phase1"."""
+    renamed = {"earlier" if name == "phase1" else name: value for name, value in values.items()}
+    if isinstance(earlier := renamed.get("earlier"), Mapping):
+        renamed["earlier"] = _with_earlier(earlier)
+    return renamed
+
+
 @dataclass(kw_only=True)
 class Checkpoint:
     """What a checkpoint file holds.
@@ -35,7 +94,7 @@ class Checkpoint:
         config: shape and meaning of the weights.
         model: state dict of `Mamba3Jepa`.
         tokenizer: the tokenizer as JSON.
-        data: provenance of the training data (`synthetic`, `source`, sample counts).
+        data: where the training data came from.
         metrics: validation metrics at the moment of saving.
         run: settings of the run that wrote the file.
         trainer: state of the training loop (optimizer, step, data position, RNG), or None when only the weights
@@ -46,7 +105,7 @@ class Checkpoint:
     config: ModelConfig
     model: dict[str, Tensor]
     tokenizer: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: DataRecord = field(default_factory=DataRecord)
     metrics: dict[str, float] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] | None = None
@@ -60,7 +119,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     values: dict[str, Any] = {name: getattr(checkpoint, name) for name in _REQUIRED[1:] if name != "config"}
     values["format_version"] = FORMAT_VERSION
-    values["config"] = asdict(checkpoint.config)
+    values["config"], values["data"] = checkpoint.config.to_dict(), checkpoint.data.to_dict()
     try:
         with whole_file(path) as file:
             torch.save(values, file)
@@ -103,6 +162,7 @@ def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None
             raise UserError(f"{path} is damaged: its {name} is a {type(values[name]).__name__}, not a {kind.__name__}")
     config = ModelConfig.from_dict(values["config"], source=str(path))
     fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
+    fields["data"] = DataRecord.from_dict(values["data"], source=str(path))
     add_missing_floor(fields["model"])
     return Checkpoint(config=config, **fields)
 

@@ -1,36 +1,50 @@
-"""Phase 1 from settings to checkpoints: opens the data, builds or restores the model, trains."""
+"""Phase 1: the predictor, the Y-Encoder and the gates learn by contrast; the X-Encoder stays frozen.
+
+Letters: B local batch, G global batch, E embedding width.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from torch import nn
 
 from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import normalize
-from mamba3_jepa.data.loader import build_loader
-from mamba3_jepa.data.sources import DataSplits, open_splits, source_texts
+from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
+from mamba3_jepa.data.sources import DataSplits, Source, source_texts
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.mamba3 import Mamba3
+from mamba3_jepa.evaluation.showcase import write_contact_sheet
+from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
+from mamba3_jepa.models.losses import info_nce
 from mamba3_jepa.models.vit import VisionEncoder
-from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
-from mamba3_jepa.settings.training import Phase1Settings, TrainSettings
-from mamba3_jepa.training.distributed import all_gather_object, rank
-from mamba3_jepa.training.jepa import JepaTask
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.settings.training import Phase1Settings
+from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator, spare_cores
+from mamba3_jepa.training.session import build_accelerator
+from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_sizes, workers
+from mamba3_jepa.training.task import StepOutput, Validation
 
 logger = logging.getLogger(__name__)
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
+
 # Enough visual tokens for a stable covariance, from few images of a large X-Encoder, which are dear.
 _TOKENS_PER_DIMENSION, _MIN_WHITENING_IMAGES, _WHITENING_BATCH = 8, 32, 32
-
-_SCENES_PER_VALIDATION_SAMPLE = 3  # one caption and two questions of each scene
 
 
 def train_phase1(settings: Phase1Settings) -> None:
@@ -43,7 +57,7 @@ def train_phase1(settings: Phase1Settings) -> None:
     settings = settings.resolved()
     _demand_vit(settings)
     accelerator = build_accelerator(settings)
-    settings = dataclasses.replace(settings, workers=spare_cores() if settings.workers is None else settings.workers)
+    settings = dataclasses.replace(settings, workers=workers(settings))
     config = settings.model_config()
     x_encoder = _load_vit(settings)
     if x_encoder is not None:
@@ -60,13 +74,12 @@ def train_phase1(settings: Phase1Settings) -> None:
     if settings.compile:
         compile_layers(model)
     if run.is_main:
-        counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(model).items())
-        logger.info("parameters: %s", counts)
+        say_sizes(model)
         logger.info(
             "data: %s, %d training and %d validation samples",
             data.train.name, len(data.train_indices), len(data.val_indices),
         )  # fmt: skip
-    fit(JepaTask(model, data, settings), settings, run, accelerator)
+    fit(Phase1Task(model, data, settings), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
@@ -92,13 +105,6 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
         model.predictor.whiten_vision(torch.cat(tokens).flatten(0, 1))
 
 
-def compile_layers(model: torch.nn.Module) -> None:
-    """Compile each Mamba-3 layer in place; names in the state dict stay."""
-    for module in model.modules():
-        if isinstance(module, Mamba3):
-            module.compile()
-
-
 def _demand_vit(settings: Phase1Settings) -> None:
     if settings.preset == "small" and settings.vit_checkpoint is None and not settings.random_vit:
         raise UserError(
@@ -114,19 +120,6 @@ def _load_vit(settings: Phase1Settings) -> VisionEncoder | None:
     return VisionEncoder.from_checkpoint(settings.vit_checkpoint)
 
 
-def open_data(settings: TrainSettings, config: ModelConfig) -> DataSplits:
-    """Training and validation samples with a target, for any phase."""
-    return open_splits(
-        settings.data_dir,
-        image_size=config.vision.image_size,
-        seed=settings.seed,
-        val_fraction=settings.val_fraction,
-        n_scenes=settings.synthetic_scenes or 1,
-        n_val_scenes=max(2, min(256, (settings.val_samples or 1) // _SCENES_PER_VALIDATION_SAMPLE)),
-        on_bad_sample=settings.on_bad_sample,
-    )
-
-
 def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, run: Run) -> TextTokenizer:
     """The run's own when it is resumed, the given file, or one trained on the training texts (by one process)."""
     if run.resumed is not None:
@@ -140,15 +133,132 @@ def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, 
     return TextTokenizer.from_json(all_gather_object(trained)[0])
 
 
-def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
-    """A continued run must see the model and the data it was started with."""
-    if run.resumed is None:
-        return
-    if run.resumed.config != config:
-        raise UserError(f"cannot resume {run.last_path}: it was made with another model configuration")
-    if run.resumed.data.get("fingerprint") != data.fingerprint:
-        raise UserError(
-            f"cannot resume {run.last_path}: the data has changed since ({data.train.name}, "
-            f"{len(data.train_indices)} training samples; it was {run.resumed.data.get('source')}, "
-            f"{run.resumed.data.get('train_samples')}). Start a new run in another --output-dir."
+class Phase1Objective(nn.Module):
+    """Symmetric InfoNCE between predicted and target embeddings over the batches of all ranks.
+
+    Every rank computes the loss of the whole global batch, with gradients through the gathered embeddings;
+    averaging the parameter gradients over ranks then gives the gradient of one process with the global batch.
+    """
+
+    def __init__(self, model: Mamba3Jepa, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.model = model
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Loss of one batch, with the scalars worth logging."""
+        model = self.model
+        visual_tokens = model.encode_images(normalize(batch.pixels), batch.has_image)
+        predicted = model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask).embedding
+        target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
+        temperature = self.log_temperature.exp()
+        contrast = info_nce(all_gather(predicted), all_gather(target), all_gather(batch.target_hash), temperature)
+        loss = contrast.loss
+        logged = {
+            "info_nce": contrast.loss.detach(),
+            "accuracy": contrast.accuracy,
+            "temperature": temperature.detach(),
+            "skipped_samples": torch.tensor(float(len(batch.bad))),
+            "truncated_texts": torch.tensor(float(batch.n_truncated)),
+        }
+        if model.angn is not None:
+            penalty = model.angn.sparsity_penalty()
+            loss = loss + model.config.angn.sparsity_weight * penalty
+            logged["gate_sparsity"] = penalty.detach()
+            activity = model.angn.activity()
+            logged |= {f"gate_activity_{layer}": value for layer, value in enumerate(activity)}
+        return StepOutput(loss, logged)
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature within [0.01, 1]."""
+        self.log_temperature.clamp_(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+
+
+class Phase1Task:
+    """Phase 1 as the loop sees it (see `training.task.Task`)."""
+
+    phase = 1
+
+    def __init__(self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
+        self.model, self.config, self.data, self.settings = model, model.config, data, settings
+        self.objective = Phase1Objective(model, settings.temperature)
+        self.loader = self._loader(data.train, data.train_indices, training=True)
+        self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
+        self.batches_per_epoch = len(self.loader)
+        self._collected: Collected | None = None
+        self._record = data_record(data)
+
+    def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
+        settings = self.settings
+        return build_loader(
+            source,
+            indices,
+            self.model.tokenizer,
+            self.config,
+            settings.batch_size or 1,
+            shuffle=training,
+            seed=settings.seed,
+            rank=rank(),
+            world_size=world_size(),
+            drop_last=training,
+            workers=(settings.workers or 0) if training else 0,
+            on_bad_sample=settings.on_bad_sample,
         )
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        """This process's batches of `epoch`, without the first `skip`; at the end, says what was left out or cut."""
+        settings = self.settings
+        self.loader.set_epoch(epoch, skip)
+        bad: list[str] = []
+        truncated = 0
+        try:
+            for batch in self.loader:
+                bad += batch.bad
+                truncated += batch.n_truncated
+                moved = shift(batch.pixels, batch.index[batch.has_image], settings.image_shift, settings.seed, epoch)
+                yield dataclasses.replace(batch, pixels=moved)
+        finally:
+            if bad:
+                logger.warning("epoch %d: %d bad samples skipped, the first: %s", epoch + 1, len(bad), bad[0])
+            if truncated:
+                logger.warning("epoch %d: %d texts longer than the token limit were cut", epoch + 1, truncated)
+
+    def weights(self, batches: Sequence[Batch]) -> list[float]:
+        """Micro-batches count alike: each is a contrast of its own."""
+        return [1 / len(batches)] * len(batches)
+
+    def after_step(self) -> None:
+        """Clamp the temperature."""
+        self.objective.clamp_temperature()
+
+    def validate(self, device: torch.device) -> Validation:
+        """Retrieval, answers and the health of the embeddings on the held-out samples, each rank doing its share."""
+        mine = collect(self.model, self.val_loader, device)
+        if self.model.angn is not None:
+            self.model.angn.reset_context()  # its moving average is for inference, not for what was measured here
+        self._collected = everyone = merge(all_gather_object(mine))
+        report = evaluate(everyone)
+        metrics = report.metrics()
+        metrics["val/loss"] = self._loss(everyone)
+        # How often the model is right, whatever it was asked: what "best" means.
+        right = [metrics[name] for name in ("val/image_to_text_r1", "val/answer_accuracy") if name in metrics]
+        return Validation(metrics=metrics, score=sum(right) / len(right), warnings=list(report.warnings))
+
+    def _loss(self, collected: Collected) -> float:
+        """InfoNCE over the held-out samples, in batches as large as those of training."""
+        size = (self.settings.batch_size or 1) * world_size()
+        keys = torch.tensor([target_hash(text) for text in collected.texts])
+        temperature = self.objective.log_temperature.detach().exp().cpu()
+        chunks = zip(collected.predicted.split(size), collected.target.split(size), keys.split(size), strict=True)
+        total = sum(float(info_nce(p, t, k, temperature).loss) * len(k) for p, t, k in chunks)
+        return total / len(keys)
+
+    def illustrate(self, folder: Path) -> None:
+        """contact_sheet.png: the nearest texts for a few validation samples."""
+        if self._collected is not None:
+            write_contact_sheet(self._collected, self.data.val, folder / "contact_sheet.png")
+
+    def checkpoint_fields(self) -> dict[str, Any]:
+        """The tokenizer, where the data came from, and its most frequent answers."""
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}

@@ -1,38 +1,57 @@
-"""Phase 2 from settings to checkpoints: takes phase 1's model, computes what its frozen part gives, trains the
-Y-Decoder on it."""
+"""Phase 2: the Y-Decoder learns to say the answer whose embedding is predicted; everything before it is frozen.
+
+Letters: B local batch, G global batch, E embedding width, La tokens of an answer.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from mamba3_jepa.data.answers import common_answers
+from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.sources import DataSplits, Source
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
-from mamba3_jepa.settings.training import Phase2Settings, TrainSettings
-from mamba3_jepa.training.decoder import DecoderTask
+from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
+from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
+from mamba3_jepa.files.checkpoint import DataRecord
+from mamba3_jepa.models.losses import score_tokens
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.models.y_decoder import YDecoder
+from mamba3_jepa.settings.training import Phase2Settings
+from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
-from mamba3_jepa.training.jepa import describe
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.phase1 import compile_layers, demand_same, open_data
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator, spare_cores
-from mamba3_jepa.training.task import demand_one_batch
+from mamba3_jepa.training.session import build_accelerator
+from mamba3_jepa.training.start import (
+    compile_layers,
+    data_record,
+    demand_same,
+    open_data,
+    say_sizes,
+    starting_point,
+    warn_of_seen_samples,
+    workers,
+)
+from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)
 
+GENERATED_SAMPLES = 512  # of the validation samples so many are answered by generation
+_SCORED_TOGETHER = 256
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
 
 
-def train_decoder(settings: Phase2Settings) -> None:
+def train_phase2(settings: Phase2Settings) -> None:
     """Train as `settings` say; leaves checkpoints, metrics and plots in the output directory.
 
     A resumed run goes on with the weights it was started with, whatever has become of the phase 1 checkpoint.
@@ -42,11 +61,7 @@ def train_decoder(settings: Phase2Settings) -> None:
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
     """
     settings.check()
-    last = settings.output_dir / "phase2_last.pt"
-    if settings.resume and last.exists():
-        start, start_path = load_checkpoint(last, phase=2), last
-    else:
-        start, start_path = load_phase1(settings.phase1_checkpoint), settings.phase1_checkpoint
+    start, start_path = starting_point(settings, phase=2, earlier=settings.phase1_checkpoint)
     settings = settings.resolved(start.config.preset)
     accelerator = build_accelerator(settings)
     data = open_data(settings, start.config)
@@ -64,55 +79,13 @@ def train_decoder(settings: Phase2Settings) -> None:
     train = _outputs(model, data.train, data.train_indices, settings)
     val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), settings)
     if run.is_main:
-        _say(model, data, train, val)
-    provenance = describe(data) | {"phase1": origin(start), "answers": _answers(start, data)}
-    fit(DecoderTask(model, train, val, data, settings, provenance), settings, run, accelerator)
+        say_sizes(model, trained="y_decoder")
+        logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
+    record = data_record(data, start=start, phase=2)
+    fit(Phase2Task(model, train, val, data, settings, record), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
-
-
-def load_phase1(path: Path) -> Checkpoint:
-    """The checkpoint of phase 1 that phase 2 starts from.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is of another phase; says what to give instead.
-    """
-    if not path.exists():
-        raise UserError(
-            f"no checkpoint at {path}: train phase 1 first (train_jepa.py), or name one, --phase1-checkpoint"
-        )
-    checkpoint = load_checkpoint(path)
-    if checkpoint.phase == 2:
-        raise UserError(
-            f"{path} is a phase 2 checkpoint; phase 2 starts from one of phase 1, such as "
-            "checkpoints/phase1/phase1_best.pt. To go on with a phase 2 run that was left, repeat its command with "
-            "--resume"
-        )
-    if checkpoint.phase != 1:
-        raise UserError(
-            f"{path} is a phase {checkpoint.phase} checkpoint; phase 2 starts from one of phase 1, such as "
-            "checkpoints/phase1/phase1_best.pt"
-        )
-    return checkpoint
-
-
-def warn_of_seen_samples(start: Checkpoint, data: DataSplits, settings: TrainSettings) -> None:
-    """Say so if part of what is held out now was trained on by the phase before."""
-    before = start.run.get("val_fraction", settings.val_fraction)
-    if data.train.name == start.data.get("source") and not data.synthetic and before < settings.val_fraction:
-        logger.warning(
-            "--val-fraction %g: the phase before held out only %g of the same data, so it has seen part of what "
-            "validates this one; the numbers will look too good. Give --val-fraction %g.",
-            settings.val_fraction, before, before,
-        )  # fmt: skip
-
-
-def origin(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an earlier phase was trained on, for the checkpoint of the next one."""
-    if checkpoint.phase != 1:  # a resumed run: it has been written down already
-        return dict(checkpoint.data.get("phase1", {}))
-    return {name: value for name, value in checkpoint.data.items() if name != "answers"}
 
 
 def _outputs(model: Mamba3Jepa, source: Source, indices: NDArray[np.int64], settings: Phase2Settings) -> FrozenOutputs:
@@ -122,21 +95,172 @@ def _outputs(model: Mamba3Jepa, source: Source, indices: NDArray[np.int64], sett
         indices,
         cache_dir=settings.cache_dir,
         batch_size=_FROZEN_BATCH,
-        workers=spare_cores() if settings.workers is None else settings.workers,
+        workers=workers(settings),
         on_bad_sample=settings.on_bad_sample,
         precision=settings.precision,
     )
 
 
-def _answers(start: Checkpoint, data: DataSplits) -> list[str]:
-    """The most frequent answers of the training data, from the checkpoint where it has seen the same data."""
-    known = start.data.get("answers")
-    if known is not None and start.data.get("fingerprint") == data.fingerprint:
-        return list(known)
-    return common_answers(data.train, data.train_indices)
+@dataclass(frozen=True, kw_only=True)
+class Phase2Batch:
+    """One rank's share of one global batch.
+
+    embedding: (B, E); ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
+    n_tokens: tokens to predict here; n_global_tokens: in the whole global batch, over all ranks.
+    """
+
+    embedding: Tensor
+    ids: Tensor
+    mask: Tensor
+    n_tokens: int
+    n_global_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def to(self, device: torch.device | str) -> Phase2Batch:
+        """A copy with all tensors on `device`."""
+        return Phase2Batch(
+            embedding=self.embedding.to(device, non_blocking=True),
+            ids=self.ids.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            n_tokens=self.n_tokens,
+            n_global_tokens=self.n_global_tokens,
+        )
 
 
-def _say(model: Mamba3Jepa, data: DataSplits, train: FrozenOutputs, val: FrozenOutputs) -> None:
-    counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(model).items())
-    logger.info("parameters: %s; only y_decoder trains", counts)
-    logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
+class Phase2Objective(nn.Module):
+    """Cross-entropy of the next token, over the valid tokens of the answers."""
+
+    def __init__(self, decoder: YDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, batch: Phase2Batch) -> StepOutput:
+        """Mean loss per token of this batch."""
+        scores = score_tokens(self.decoder, batch.embedding, batch.ids, batch.mask)
+        loss = scores.nll / scores.tokens
+        return StepOutput(loss, {"token_accuracy": scores.right / scores.tokens})
+
+
+class Phase2Task:
+    """Phase 2 as the loop sees it (see `training.task.Task`)."""
+
+    phase = 2
+
+    def __init__(
+        self,
+        model: Mamba3Jepa,
+        train: FrozenOutputs,
+        val: FrozenOutputs,
+        data: DataSplits,
+        settings: Phase2Settings,
+        record: DataRecord,
+    ) -> None:
+        """`train`, `val`: the frozen model's outputs on samples of `data` with a target; `record`: what the
+        checkpoint says about the data."""
+        if model.y_decoder is None:
+            raise ValueError("the model has no Y-Decoder to train")
+        self.model, self.config, self.decoder = model, model.config, model.y_decoder
+        self.train, self.val, self.data, self.settings = train, val, data, settings
+        self.objective = Phase2Objective(self.decoder)
+        self._record = record
+        self._lengths: NDArray[np.int64] = train.target_lengths.numpy()
+        self._global_size = (settings.batch_size or 1) * world_size()
+        demand_one_batch(data.train.name, len(train), settings)
+        self.batches_per_epoch = len(train) // self._global_size
+        self._asked = self._questions()
+        self._answers: Answers | None = None
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Phase2Batch]:
+        """This process's batches of `epoch`, without the first `skip`."""
+        plan = length_batches(self._lengths, self._global_size, seed=self.settings.seed, epoch=epoch)
+        for block in plan[skip:]:
+            yield self.batch(block)
+
+    def batch(self, block: NDArray[np.int64]) -> Phase2Batch:
+        """This rank's share of the global batch of rows `block` (G,)."""
+        mine = block[rank() :: world_size()]  # rows lie sorted by length: every rank gets some of all
+        rows = torch.from_numpy(mine)
+        ids, mask = self.train.targets(rows)
+        return Phase2Batch(
+            embedding=self.train.embedding[rows],
+            ids=ids,
+            mask=mask,
+            n_tokens=int((self._lengths[mine] - 1).sum()),
+            n_global_tokens=int((self._lengths[block] - 1).sum()),
+        )
+
+    def weights(self, batches: Sequence[Phase2Batch]) -> list[float]:
+        """Every token of the step counts alike, whichever rank and micro-batch it is in; gradients are averaged
+        over ranks afterwards."""
+        total = sum(batch.n_global_tokens for batch in batches)
+        return [batch.n_tokens * world_size() / total for batch in batches]
+
+    def after_step(self) -> None:
+        """Nothing to keep in place."""
+
+    def validate(self, device: torch.device) -> Validation:
+        """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share."""
+        was_training = self.decoder.training
+        self.decoder.eval()
+        tokens = TokenReport.of(all_gather_object(sum_scores(self.decoder, self._val_batches(), device)))
+        self._answers, unfinished = self._generate(device)
+        self.decoder.train(was_training)
+        metrics = {
+            "val/loss": tokens.loss,
+            "val/perplexity": tokens.perplexity,
+            "val/token_accuracy": tokens.accuracy,
+            **self._answers.metrics().metrics("val"),
+            "val/unfinished": unfinished,
+        }
+        # The best answers; where two checkpoints answer alike, the one with the lower loss. One more right answer
+        # outweighs any loss.
+        tie = min(tokens.loss, 10.0) / 10 / (2 * GENERATED_SAMPLES)
+        return Validation(metrics=metrics, score=metrics["val/exact_match"] - tie)
+
+    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """This rank's validation samples, in batches of similar length."""
+        order = self.val.target_lengths.argsort(stable=True)[rank() :: world_size()]
+        for rows in order.split(_SCORED_TOGETHER):
+            yield self.val.embedding[rows], *self.val.targets(rows)
+
+    def _questions(self) -> Answers:
+        """The samples to answer by generation, with nothing generated yet."""
+        rows = torch.from_numpy(spread(np.arange(len(self.val)), GENERATED_SAMPLES))
+        index = self.val.index[rows].tolist()
+        samples = [self.data.val.sample(i) for i in index]
+        expected = [sample.target or "" for sample in samples]
+        questions = [sample.question for sample in samples]
+        self._rows = rows
+        return Answers(
+            index=index,
+            questions=questions,
+            expected=expected,
+            generated=[],
+            nearest=nearest_texts(self.val.embedding[rows], self.val.target_embedding[rows], expected, questions),
+        )
+
+    def _generate(self, device: torch.device) -> tuple[Answers, float]:
+        """The answers, and the share of them that did not come to an end."""
+        said = generate_texts(
+            self.decoder,
+            self.model.tokenizer,
+            self.val.embedding[self._rows[rank() :: world_size()]],
+            max_tokens=self.config.max_answer_tokens - 1,  # bos is given
+            device=device,
+        )
+        generated: list[tuple[str, bool]] = [("", False)] * len(self._rows)
+        for number, share in enumerate(all_gather_object(said)):
+            generated[number :: world_size()] = share
+        answers = Answers(**vars(self._asked) | {"generated": [text for text, _ in generated]})
+        return answers, sum(not finished for _, finished in generated) / len(generated)
+
+    def illustrate(self, folder: Path) -> None:
+        """answer_sheet.png: a few validation samples and what was said; plots/answers_by_type.png."""
+        if self._answers is not None:
+            write_answer_pictures(self._answers, self.data.val, folder)
+
+    def checkpoint_fields(self) -> dict[str, Any]:
+        """The tokenizer, and where the data came from."""
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}

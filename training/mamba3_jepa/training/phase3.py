@@ -1,44 +1,69 @@
-"""Phase 3 from settings to checkpoints: takes phase 2's model, makes confusion from the data, trains the confusion
-monitor and the state injector on the frozen model's pooled states, and exports them."""
+"""Phase 3: the confusion monitor and the state injector learn on the frozen model's pooled states.
+
+Letters: N samples, B local batch, D width of the pooled state, E embedding width, K length of a knowledge vector.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
-from mamba3_jepa.data.sources import DataSplits, open_splits
+from mamba3_jepa.data.loader import BatchPlan
+from mamba3_jepa.data.sample import Sample
+from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
+from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection, plot_memory_floor
+from mamba3_jepa.evaluation.injection import InjectionReport, InjectionSamples, InjectionTrial, gallery
+from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
+from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.export.writer import write_component
-from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
+from mamba3_jepa.files.checkpoint import DataRecord
+from mamba3_jepa.models.losses import confusion_loss, injection_error
+from mamba3_jepa.models.predictor import Predictor
+from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
-from mamba3_jepa.training.agent import AgentTask
-from mamba3_jepa.training.agent_data import AgentData, agent_data
-from mamba3_jepa.training.jepa import describe
+from mamba3_jepa.training.distributed import rank, world_size
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.phase1 import compile_layers, demand_same
-from mamba3_jepa.training.phase2 import warn_of_seen_samples
+from mamba3_jepa.training.phase3_data import Phase3Data, knowledge_text, phase3_data
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator, spare_cores
-from mamba3_jepa.training.task import demand_one_batch
+from mamba3_jepa.training.session import build_accelerator
+from mamba3_jepa.training.start import (
+    compile_layers,
+    data_record,
+    demand_same,
+    open_data,
+    say_sizes,
+    starting_point,
+    warn_of_seen_samples,
+    workers,
+)
+from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)
 
-_VAL_SAMPLES_PER_SCENE = 5  # a caption and two questions, and each question once more as one that confuses
+_TOGETHER = 4096  # validation samples computed at once
+_VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = (
+    5,
+    512,
+)  # of synthetic data: a caption and two questions, and each question once more as one that confuses
 
 
-def train_agent(settings: Phase3Settings) -> None:
+def train_phase3(settings: Phase3Settings) -> None:
     """Train as `settings` say; leaves checkpoints, recursion.safetensors, metrics and plots in the output directory.
 
     A resumed run goes on with the weights it was started with, whatever has become of the phase 2 checkpoint.
@@ -48,15 +73,14 @@ def train_agent(settings: Phase3Settings) -> None:
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
     """
     settings.check()
-    last = settings.output_dir / "phase3_last.pt"
-    if settings.resume and last.exists():
-        start, start_path = load_checkpoint(last, phase=3), last
-    else:
-        start, start_path = load_phase2(settings.phase2_checkpoint), settings.phase2_checkpoint
+    start, start_path = starting_point(settings, phase=3, earlier=settings.phase2_checkpoint)
     settings = settings.resolved(start.config.preset)
     config = _with_knowledge_dim(start.config, settings)
     accelerator = build_accelerator(settings)
-    data = _open_data(settings, config)
+    # All samples there are: questions without an answer are learnt from too, if they are labelled.
+    data = open_data(
+        settings, config, kind="all", val_samples_per_scene=_VAL_SAMPLES_PER_SCENE, max_val_scenes=_MAX_VAL_SCENES
+    )
     run = Run(settings, phase=3, accelerator=accelerator)
     demand_same(run, config, data)
     model = Mamba3Jepa.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
@@ -69,17 +93,13 @@ def train_agent(settings: Phase3Settings) -> None:
         compile_layers(model)
     train, train_rows = _confusion(data, "train", settings, config.query_prompt)
     val, val_rows = _confusion(data, "val", settings, config.query_prompt)
-    provenance = describe(data) | {
-        "confusion": _counts(train),
-        "earlier": _earlier(start),
-        "answers": start.data.get("answers") or common_answers(data.train, data.train_indices),
-    }
+    record = data_record(data, start=start, phase=3, confusion=_counts(train))
     demand_one_batch(train.name, len(train_rows), settings)
     train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
     val_data = _outputs(model, val, val_rows, settings, demand_vectors=False)
     if run.is_main:
         _say(model, train, train_data, val_data)
-    fit(AgentTask(model, train_data, val_data, settings, provenance), settings, run, accelerator)
+    fit(Phase3Task(model, train_data, val_data, settings, record), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
         exported = export_recursion(run.best_path, settings.output_dir)
@@ -97,48 +117,10 @@ def export_recursion(checkpoint: Path, folder: Path) -> Path:
     return path
 
 
-def load_phase2(path: Path) -> Checkpoint:
-    """The checkpoint of phase 2 that phase 3 starts from.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is of another phase; says what to give instead.
-    """
-    if not path.exists():
-        raise UserError(
-            f"no checkpoint at {path}: train phase 2 first (train_decoder.py), or name one, --phase2-checkpoint"
-        )
-    checkpoint = load_checkpoint(path)
-    if checkpoint.phase == 2:
-        return checkpoint
-    advice = (
-        "train the decoder on it first (train_decoder.py --phase1-checkpoint)"
-        if checkpoint.phase == 1
-        else "to go on with a phase 3 run that was left, repeat its command with --resume"
-    )
-    raise UserError(
-        f"{path} is a phase {checkpoint.phase} checkpoint; phase 3 starts from one of phase 2, such as "
-        f"checkpoints/phase2/phase2_best.pt: {advice}"
-    )
-
-
 def _with_knowledge_dim(config: ModelConfig, settings: Phase3Settings) -> ModelConfig:
     if settings.knowledge_dim is None:
         return config
     return config.replace(recursion=dataclasses.replace(config.recursion, knowledge_dim=settings.knowledge_dim))
-
-
-def _open_data(settings: Phase3Settings, config: ModelConfig) -> DataSplits:
-    """All samples there are: phase 3 learns from questions without answer too, if they are labelled."""
-    return open_splits(
-        settings.data_dir,
-        image_size=config.vision.image_size,
-        seed=settings.seed,
-        val_fraction=settings.val_fraction,
-        n_scenes=settings.synthetic_scenes or 1,
-        n_val_scenes=max(2, min(512, (settings.val_samples or 1) // _VAL_SAMPLES_PER_SCENE)),
-        kind="all",
-        on_bad_sample=settings.on_bad_sample,
-    )
 
 
 def _confusion(
@@ -165,13 +147,13 @@ def _outputs(
     rows: NDArray[np.int64],
     settings: Phase3Settings,
     demand_vectors: bool,
-) -> AgentData:
-    return agent_data(
+) -> Phase3Data:
+    return phase3_data(
         model,
         source,
         rows,
         cache_dir=settings.cache_dir,
-        workers=spare_cores() if settings.workers is None else settings.workers,
+        workers=workers(settings),
         on_bad_sample=settings.on_bad_sample,
         precision=settings.precision,
         demand_vectors=demand_vectors,
@@ -183,15 +165,237 @@ def _counts(source: ConfusionSource) -> dict[str, int]:
     return dict(Counter(CONFUSION_KINDS[kind] for kind in source.kinds.tolist()))
 
 
-def _earlier(start: Checkpoint) -> dict[str, Any]:
-    """What the phases before were trained on."""
-    if start.phase == 3:  # a resumed run: it has been written down already
-        return dict(start.data.get("earlier", {}))
-    return {name: value for name, value in start.data.items() if name != "answers"}
-
-
-def _say(model: Mamba3Jepa, source: ConfusionSource, train: AgentData, val: AgentData) -> None:
-    counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(model).items())
-    logger.info("parameters: %s; only recursion trains", counts)
+def _say(model: Mamba3Jepa, source: ConfusionSource, train: Phase3Data, val: Phase3Data) -> None:
+    say_sizes(model, trained="recursion")
     kinds = ", ".join(f"{name} {count:,}" for name, count in _counts(source).items())
     logger.info("data: %s, %d training (%s) and %d validation samples", source.name, len(train), kinds, len(val))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase3Batch:
+    """One rank's share of one global batch.
+
+    pooled: (B, D) states of the frozen model; confused: (B,) bool; knowledge: (B, K) and target: (B, E), zeros where
+    `injected` (B,) bool is False.
+    """
+
+    pooled: Tensor
+    confused: Tensor
+    knowledge: Tensor
+    target: Tensor
+    injected: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def to(self, device: torch.device | str) -> Phase3Batch:
+        """A copy with all tensors on `device`."""
+        return Phase3Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+class Phase3Objective(nn.Module):
+    """Binary cross-entropy of the confusion monitor, and the squared error of the embedding predicted from h + W k.
+
+    Both are means over all samples of the batch, one without knowledge counting as an error of zero: batches of equal
+    size then weigh alike, over micro-batches and ranks.
+    """
+
+    def __init__(self, recursion: Recursion, predictor: Predictor, injection_weight: float) -> None:
+        """`predictor` is frozen: only its head is used, and gradients pass through it."""
+        super().__init__()
+        self.recursion, self.predictor = recursion, predictor
+        self.injection_weight = injection_weight
+
+    def train(self, mode: bool = True) -> Phase3Objective:
+        """As ever, but what is frozen stays in eval mode."""
+        super().train(mode)
+        self.predictor.eval()
+        return self
+
+    def forward(self, batch: Phase3Batch) -> StepOutput:
+        """Loss of one batch, with the scalars worth logging."""
+        logits = self.recursion.confusion_probe(batch.pooled).float()
+        confusion = confusion_loss(logits, batch.confused)
+        # Where nothing is injected the knowledge is zero: every sample takes part, so every weight has a gradient.
+        predicted = self.predictor.embed(self.recursion.injector(batch.pooled, batch.knowledge))
+        error = injection_error(predicted, batch.target, batch.injected)
+        loss = confusion + self.injection_weight * error.sum() / len(batch)
+        logged = {
+            "confusion_loss": confusion.detach(),
+            "injection_loss": error.detach().sum() / batch.injected.sum().clamp(min=1),
+            "confusion_accuracy": ((logits.detach() > 0) == batch.confused).float().mean(),
+        }
+        return StepOutput(loss, logged)
+
+
+class Phase3Task:
+    """Phase 3 as the loop sees it (see `training.task.Task`)."""
+
+    phase = 3
+
+    def __init__(
+        self,
+        model: Mamba3Jepa,
+        train: Phase3Data,
+        val: Phase3Data,
+        settings: Phase3Settings,
+        record: DataRecord,
+    ) -> None:
+        """`record`: what the checkpoint says about the data.
+
+        Raises:
+            UserError: there is not one batch.
+        """
+        if model.recursion is None:
+            raise ValueError("the model has no recursion to train")
+        self.model, self.config, self.settings = model, model.config, settings
+        self.train, self.val = train, val
+        self.recursion = model.recursion
+        self.objective = Phase3Objective(model.recursion, model.predictor, settings.injection_weight)
+        self._record = record
+        demand_one_batch(train.source.name, len(train), settings)
+        size = settings.batch_size or 1
+        self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
+        self.batches_per_epoch = len(self._plan)
+        self._read_validation()
+        self._confusion: ConfusionReport | None = None
+        self._injection: InjectionReport | None = None
+
+    def _read_validation(self) -> None:
+        """Texts of the validation samples, and the confused ones among them that have a right answer."""
+        val = self.val
+        samples = [val.source.sample(i) for i in val.frozen.index.tolist()]
+        self._questions = [sample.question for sample in samples]
+        self._kinds = [CONFUSION_KINDS[kind] for kind in val.source.kinds[val.frozen.index.numpy()]]
+        self._memory_floor = _memory_floor(val, samples)
+        rows = torch.arange(len(val))
+        knowledge, usable = val.knowledge(rows)
+        chosen = rows[usable & val.confused]
+        with_target = rows[val.frozen.has_target].tolist()
+        texts, embeddings, is_answer = gallery(
+            [samples[i].target or "" for i in with_target],
+            val.frozen.target_embedding[rows[val.frozen.has_target]],
+            [self._questions[i] for i in with_target],
+        )
+        self._trial = None
+        if len(chosen):
+            self._trial = InjectionTrial(
+                InjectionSamples(
+                    pooled=val.frozen.pooled[chosen],
+                    knowledge=knowledge[chosen],
+                    expected=[samples[i].target or "" for i in chosen.tolist()],
+                    questions=[self._questions[i] for i in chosen.tolist()],
+                    kinds=[self._kinds[i] for i in chosen.tolist()],
+                    texts=texts,
+                    text_embeddings=embeddings,
+                    text_is_answer=is_answer,
+                )
+            )
+            if rank() == 0 and self._trial.n_without_wrong:
+                logger.warning(
+                    "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one has both "
+                    "another knowledge and another answer",
+                    self._trial.n_without_wrong, len(chosen),
+                )  # fmt: skip
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Phase3Batch]:
+        """This process's batches of `epoch`, without the first `skip`."""
+        self._plan.set_epoch(epoch, skip)
+        for rows in self._plan:
+            yield self.batch(self.train, torch.tensor(rows, dtype=torch.int64))
+
+    @staticmethod
+    def batch(data: Phase3Data, rows: Tensor) -> Phase3Batch:
+        """Rows (B,) int64 of some data."""
+        knowledge, injected = data.knowledge(rows)
+        return Phase3Batch(
+            pooled=data.frozen.pooled[rows],
+            confused=data.confused[rows],
+            knowledge=knowledge,
+            target=data.frozen.target_embedding[rows],
+            injected=injected,
+        )
+
+    def weights(self, batches: Sequence[Phase3Batch]) -> list[float]:
+        """All batches have the same size, and so the same weight."""
+        return [1 / len(batches)] * len(batches)
+
+    def after_step(self) -> None:
+        """Nothing to keep in place."""
+
+    @torch.no_grad()
+    def validate(self, device: torch.device) -> Validation:
+        """Confusion by kind, with threshold and temperature chosen anew and stored, and what injection does; the
+        memory's floor is stored too.
+
+        Every rank computes everything: it is little, as the frozen model's outputs are known.
+        """
+        losses, logits = self._losses(device)
+        report = evaluate_confusion(logits, self.val.confused, self._kinds, self._questions)
+        probe = self.recursion.confusion_probe
+        probe.threshold.fill_(report.calibration.threshold)
+        probe.temperature.fill_(report.calibration.temperature)
+        self.recursion.memory_floor.fill_(self._memory_floor.floor)
+        metrics = losses | report.metrics("val") | self._memory_floor.metrics("val")
+        warnings = []
+        parts = []
+        if report.rocs:
+            parts.append(sum(curve.auroc for curve in report.rocs.values()) / len(report.rocs))
+        else:
+            warnings.append(
+                "validation needs both clear and confused samples to measure the confusion monitor and to choose its "
+                "threshold: raise --val-fraction or --val-samples, or give more data"
+            )
+        self._confusion, self._injection = report, None
+        if self._trial is not None:
+            self._injection = self._trial.run(self.model, device)
+            metrics |= self._injection.metrics("val")
+            parts.append(self._injection.retrieved.after)
+        # How well confusion is noticed and how often knowledge helps; without either, at least the loss.
+        return Validation(metrics=metrics, score=sum(parts) if parts else -losses["val/loss"], warnings=warnings)
+
+    def _losses(self, device: torch.device) -> tuple[dict[str, float], Tensor]:
+        """The objective over the validation samples, and the monitor's logits (N,)."""
+        totals = {"loss": 0.0, "confusion_loss": 0.0, "injection_loss": 0.0}
+        n_injected = 0
+        logits = []
+        for rows in torch.arange(len(self.val)).split(_TOGETHER):
+            batch = self.batch(self.val, rows).to(device)
+            output = self.objective(batch)
+            injected = int(batch.injected.sum())
+            totals["loss"] += float(output.loss) * len(rows)
+            totals["confusion_loss"] += float(output.logged["confusion_loss"]) * len(rows)
+            totals["injection_loss"] += float(output.logged["injection_loss"]) * injected
+            n_injected += injected
+            logits.append(self.recursion.confusion_probe(batch.pooled).float().cpu())
+        counts = {"loss": len(self.val), "confusion_loss": len(self.val), "injection_loss": max(1, n_injected)}
+        return {f"val/{name}": total / counts[name] for name, total in totals.items()}, torch.cat(logits)
+
+    def illustrate(self, folder: Path) -> None:
+        """plots/confusion_*.png, plots/injection.png and plots/memory_floor.png of the last validation."""
+        if len(self._memory_floor.right):
+            plot_memory_floor(self._memory_floor, folder / "plots")
+        if self._confusion is not None:
+            plot_confusion(self._confusion, folder / "plots")
+        if self._injection is not None:
+            plot_injection(self._injection, folder / "plots")
+
+    def checkpoint_fields(self) -> dict[str, Any]:
+        """The tokenizer, and where the data came from."""
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}
+
+
+def _memory_floor(val: Phase3Data, samples: list[Sample]) -> MemoryFloor:
+    """Chosen on lookups in a memory of all knowledge texts of the N validation samples; they are the same at every
+    validation, since everything before the recursion is frozen. Vectors are not looked up."""
+    knowledge, usable = val.knowledge(torch.arange(len(val)))
+    texts = {row: knowledge_text(samples[row]) for row in usable.nonzero().squeeze(1).tolist()}
+    known = {row: text for row, text in texts.items() if text is not None and val.answers_are_knowledge}
+    if not known:
+        return MemoryFloor.none()
+    labels, first = distinct(list(known.values()))
+    rows = torch.tensor(list(known))
+    confused = val.confused[rows]
+    return choose_memory_floor(
+        val.frozen.embedding[rows[confused]], torch.tensor(labels)[confused], knowledge[rows[first]]
+    )

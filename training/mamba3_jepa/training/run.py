@@ -19,6 +19,7 @@ from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_check
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.settings.training import TrainSettings
+from mamba3_jepa.training.schedule import Position
 from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)
@@ -101,11 +102,10 @@ class Run:
 
     def _write_config(self, task: Task) -> None:
         """config.json: everything that decides the run, resolved, and the versions it ran on."""
-        data = task.checkpoint_fields()["data"]
         values = {
             "settings": self._settings.to_dict(),
             "model": task.config.to_dict(),
-            "data": {name: value for name, value in data.items() if name != "answers"},  # they are many
+            "data": task.checkpoint_fields()["data"].without_answers().to_dict(),  # they are many
             "processes": self._accelerator.num_processes,
             "device": str(self._accelerator.device),
             "versions": {
@@ -116,7 +116,7 @@ class Run:
         }
         write_json(self.folder / "config.json", values)
 
-    def log(self, position: Any, metrics: dict[str, float]) -> None:
+    def log(self, position: Position, metrics: dict[str, float]) -> None:
         """Append to metrics.jsonl and to the trackers that were asked for."""
         if self.is_main:
             self._metrics.append(step=position.step, epoch=position.epoch + 1, metrics=metrics)
@@ -128,7 +128,7 @@ class Run:
         if self.is_main:
             self._metrics.truncate_after(step)
 
-    def report(self, validation: Validation, position: Any, better: bool) -> None:
+    def report(self, validation: Validation, position: Position, better: bool) -> None:
         """Say the validation result in one line, and its warnings in theirs."""
         shown = "  ".join(
             f"{name.removeprefix('val/')} {value:.4g}"

@@ -32,7 +32,7 @@ class GivenKnowledge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentData:
+class Phase3Data:
     """N samples of a `ConfusionSource` with what the frozen model makes of them.
 
     confused: (N,) bool. own: (N,) int64, each sample's row in `given`, -1 where it has none. Such a sample is told its
@@ -65,7 +65,7 @@ class AgentData:
         return vectors * known.unsqueeze(1), known
 
 
-def agent_data(
+def phase3_data(
     model: Mamba3Jepa,
     source: ConfusionSource,
     indices: NDArray[np.int64],
@@ -75,7 +75,7 @@ def agent_data(
     on_bad_sample: OnBadSample = "error",
     precision: Precision = "fp32",
     demand_vectors: bool = True,
-) -> AgentData:
+) -> Phase3Data:
     """Everything about some samples of `source`; the frozen model's part comes from `cache_dir` as far as it is there.
 
     Raises:
@@ -96,7 +96,7 @@ def agent_data(
     )
     place = torch.full((len(source),), -1, dtype=torch.int64)
     place[given.index] = torch.arange(len(given.index))
-    return AgentData(
+    return Phase3Data(
         source=source,
         frozen=frozen,
         confused=torch.from_numpy(source.confused)[frozen.index],
