@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mamba3_jepa.checkpoint import add_missing_floor
+from mamba3_jepa.checkpoint import add_missing_floor, check_recursion_scalars
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -90,6 +90,7 @@ def load_exported(
     if x_encoder is not None:
         state |= {f"x_encoder.{name}": tensor for name, tensor in x_encoder.state_dict().items()}
     load_state(model, state, source=str(folder))
+    model.source = str(folder)
     return model.eval().to(device)
 
 
@@ -136,7 +137,8 @@ def read_component(folder: Path, component: str, exported: ExportedConfig) -> di
     """The tensors of one component under the names of the model's state dict.
 
     Raises:
-        UserError: the file is missing, damaged, of another model or format, or differs from what was exported.
+        UserError: the file is missing, damaged, of another model or format, differs from what was exported, or has a
+            temperature, threshold or floor that cannot be one.
     """
     path = folder / f"{component}.safetensors"
     with opened(path) as file:
@@ -145,6 +147,7 @@ def read_component(folder: Path, component: str, exported: ExportedConfig) -> di
     if exported.format_version == 1:
         add_missing_floor(tensors)  # its key is the same in files and models
     named = model_tensors(tensors, component, exported.config, source=str(path))
+    check_recursion_scalars(named, source=str(path))
     for key, tensor in tensors.items():
         expected = stored_dtype(key, tensor.dim(), exported.dtype)
         if tensor.dtype != expected:
