@@ -30,8 +30,8 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import GenerationConfig
 from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training import frozen
-from mamba3_jepa.training.phase2 import Phase2Task
 from mamba3_jepa.training.frozen import frozen_outputs
+from mamba3_jepa.training.phase2 import Phase2Task
 
 PHASE1 = ["--tiny", "--synthetic-scenes", "8", "--val-samples", "12", "--batch-size", "8", "--max-steps", "2",
           "--workers", "0"]  # fmt: skip

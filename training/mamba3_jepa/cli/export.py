@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
+from mamba3_jepa.files.json_file import finite_or_null, to_json
 from mamba3_jepa.settings.export import ExportSettings, InspectSettings
 
 _WIDEST = 100  # of a value on the screen; --json shows it whole
@@ -47,7 +47,7 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     found = inspect_file(settings.file)
     console = Console()
     if settings.json:
-        console.print(json.dumps(found, indent=2), soft_wrap=True, highlight=False, markup=False)
+        console.print(to_json(finite_or_null(found)), soft_wrap=True, highlight=False, markup=False)
         return
     heading = f"{found['file']}: {found['kind']}, {found['bytes']:,} bytes"
     if found["kind"] == "checkpoint":

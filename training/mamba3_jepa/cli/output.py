@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,10 +10,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mamba3_jepa.files.json_file import to_json
+
 
 def write_out(values: Any) -> None:
-    """JSON to the standard output, unwrapped and uncoloured, for other programs to read."""
-    sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """JSON to the standard output, unwrapped and uncoloured, for other programs to read.
+
+    Raises:
+        UserError: a number is not finite.
+    """
+    sys.stdout.write(to_json(values, ensure_ascii=False) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

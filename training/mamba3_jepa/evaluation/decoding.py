@@ -62,9 +62,10 @@ def generate_texts(
     device: torch.device | str,
     config: GenerationConfig | None = None,
     batch_size: int = 256,
+    source: str = "the model",
 ) -> list[tuple[str, bool]]:
     """What the decoder says of embeddings (N, E), greedily unless `config` says otherwise, and whether it came to
-    an end within `max_tokens`."""
+    an end within `max_tokens`; `source` names the model in messages."""
     texts = []
     for rows in _slices(len(embedding), batch_size):
         answers = generate(
@@ -75,6 +76,7 @@ def generate_texts(
             config=config or GenerationConfig(),
             max_tokens=max_tokens,
             rows=range(len(embedding))[rows],
+            source=source,
         )
         texts += [(tokenizer.decode(answer.ids), answer.finished) for answer in answers]
     return texts

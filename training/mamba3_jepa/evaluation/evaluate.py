@@ -26,8 +26,9 @@ from mamba3_jepa.evaluation.retrieval import label_recall
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, ValidationReport, collect, evaluate
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.json_file import finite_or_null, write_json
 from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import EvaluateSettings
 
@@ -89,7 +90,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     """Run the model over the data and write what was asked for.
 
     Raises:
-        UserError: the settings, the checkpoint, the data or the device cannot be used.
+        UserError: the settings, the checkpoint, the data or the device cannot be used, or an embedding is not finite.
     """
     settings.check()
     labels = None if settings.labels is None else read_lines(settings.labels, "label")
@@ -114,6 +115,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         on_bad_sample=settings.on_bad_sample,
     )
     collected = collect(model, loader, model.device)
+    for what, embeddings in (("predicted", collected.predicted), ("target", collected.target)):
+        demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
     answers, unfinished = _answers(model, collected, settings)
     report = EvaluationReport(
         data=source.name,
@@ -150,6 +153,7 @@ def _zero_shot(
     model: Mamba3Jepa, collected: Collected, labels: Sequence[str], settings: EvaluateSettings
 ) -> ZeroShotReport:
     embeddings = model.embed_text([settings.label_template.replace("{}", label) for label in labels]).cpu()
+    demand_finite(embeddings, model, "the embedding of the label", labels)
     report = zero_shot(collected.predicted, collected.texts, labels, embeddings)
     if report is None:
         raise UserError(
@@ -171,6 +175,7 @@ def _answers(model: Mamba3Jepa, collected: Collected, settings: EvaluateSettings
             device=model.device,
             config=settings.generation,
             batch_size=settings.batch_size,
+            source=model.source,
         )
     answers = Answers(
         index=collected.index.tolist(),
@@ -191,7 +196,8 @@ def _write(
         raise UserError(f"--answers-plot: {report.data} has no questions to draw")
     if settings.output is not None:
         values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
-        write_json(settings.output, values | report.metrics() | {"by_type": report.by_type()})
+        values |= report.metrics() | {"by_type": report.by_type()}
+        write_json(settings.output, finite_or_null(values))  # the uniformity of a single text is NaN
     if settings.contact_sheet is not None:
         write_contact_sheet(collected, source, settings.contact_sheet)
     if settings.answer_sheet is not None:

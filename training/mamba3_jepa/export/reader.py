@@ -20,7 +20,7 @@ from mamba3_jepa.contract import FORMAT, READABLE_VERSIONS
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.writer import stored_dtype
-from mamba3_jepa.files.checkpoint import add_missing_floor
+from mamba3_jepa.files.checkpoint import add_missing_floor, check_recursion_scalars
 from mamba3_jepa.models.key_map import model_tensors, phase_components
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit import VisionEncoder
@@ -90,6 +90,7 @@ def load_exported(
     if x_encoder is not None:
         state |= {f"x_encoder.{name}": tensor for name, tensor in x_encoder.state_dict().items()}
     load_state(model, state, source=str(folder))
+    model.source = str(folder)
     return model.eval().to(device)
 
 
@@ -136,7 +137,8 @@ def read_component(folder: Path, component: str, exported: ExportedConfig) -> di
     """The tensors of one component under the names of the model's state dict.
 
     Raises:
-        UserError: the file is missing, damaged, of another model or format, or differs from what was exported.
+        UserError: the file is missing, damaged, of another model or format, differs from what was exported, or has a
+            temperature, threshold or floor that cannot be one.
     """
     path = folder / f"{component}.safetensors"
     with opened(path) as file:
@@ -145,6 +147,7 @@ def read_component(folder: Path, component: str, exported: ExportedConfig) -> di
     if exported.format_version == 1:
         add_missing_floor(tensors)  # its key is the same in files and models
     named = model_tensors(tensors, component, exported.config, source=str(path))
+    check_recursion_scalars(named, source=str(path))
     for key, tensor in tensors.items():
         expected = stored_dtype(key, tensor.dim(), exported.dtype)
         if tensor.dtype != expected:

@@ -7,6 +7,7 @@ configuration, the tokenizer, where the data came from, the validation metrics, 
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
@@ -164,6 +165,7 @@ def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None
     fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
     fields["data"] = DataRecord.from_dict(values["data"], source=str(path))
     add_missing_floor(fields["model"])
+    check_recursion_scalars(fields["model"], source=str(path))
     return Checkpoint(config=config, **fields)
 
 
@@ -171,6 +173,22 @@ def add_missing_floor(state: dict[str, Tensor]) -> None:
     """Give a model's state with a recursion part from before there was a `memory_floor` the value it acts as."""
     if any(name.startswith("recursion.") for name in state):
         state.setdefault("recursion.memory_floor", torch.tensor(NO_FLOOR))
+
+
+def check_recursion_scalars(state: dict[str, Tensor], source: str) -> None:
+    """Demand that the numbers which decide about confusion are finite in float32, and the temperature above 0.
+
+    Raises:
+        UserError: one is not; names it and `source`.
+    """
+    for name in ("confusion_probe.temperature", "confusion_probe.threshold", "memory_floor"):
+        tensor = state.get(key := f"recursion.{name}")
+        if tensor is None or tensor.ndim != 0:  # loading says so
+            continue
+        value, positive = float(tensor.float()), name.endswith("temperature")
+        if not math.isfinite(value) or (positive and value <= 0):
+            rule = "a finite number above 0" if positive else "a finite number"
+            raise UserError(f"{source}: {key} is {value}, expected {rule}: the file is damaged, or its training failed")
 
 
 def _read(path: Path) -> Any:

@@ -19,6 +19,8 @@ from torch import Tensor
 from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.inference.embeddings import embed_texts
+from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.generation import generate
@@ -101,7 +103,7 @@ class Answerer:
         self.model, self.memory, self.smooth, self.top = model, memory, smooth, top
         self.generation = GenerationConfig() if generation is None else generation
         self._known = list(dict.fromkeys(known_answers or []))
-        self._known_embeddings = model.embed_text(self._known).cpu() if self._known else None
+        self._known_embeddings = embed_texts(model, self._known).embeddings if self._known else None
         self._smoothed: Tensor | None = None
         self._turns = 0
 
@@ -129,12 +131,14 @@ class Answerer:
             knowledge: a text, or a vector (K,), that is injected in every turn, confused or not.
 
         Raises:
-            UserError: an empty question, an image that cannot be read, knowledge that does not fit the model.
+            UserError: an empty question, an image that cannot be read, knowledge that does not fit the model, an
+                embedding or a score that is not finite.
         """
         vector = None if knowledge is None else self._vector(knowledge)
         embedding, pooled = self.model.observe(images, questions, batch_size)
+        self._demand_finite(embedding, "the embedding predicted", questions)
         warnings = [self._warnings(question) for question in questions]
-        scores, smoothed, confused = self._judge(pooled)
+        scores, smoothed, confused = self._judge(pooled, questions)
         used: dict[int, str] = {}
         if vector is not None:
             embedding = self._inject(pooled, vector.expand(len(pooled), -1))
@@ -143,6 +147,7 @@ class Answerer:
         if used:
             rows = list(used)
             embedding[rows] = self._inject(pooled[rows], self.model.embed_text(list(used.values())))
+        self._demand_finite(embedding, "the embedding with the knowledge", questions)
         nearest = self._nearest(embedding)
         texts, confidence = self._say(embedding, batch_size)
         self._turns += len(questions)
@@ -160,13 +165,20 @@ class Answerer:
             for i in range(len(questions))
         ]
 
-    def _judge(self, pooled: Tensor) -> tuple[list[float | None], list[float | None], list[bool | None]]:
+    def _demand_finite(self, values: Tensor, what: str, questions: Sequence[str | None]) -> None:
+        asked = [question or self.model.config.query_prompt for question in questions]
+        demand_finite(values, self.model, f"{what} for", asked)
+
+    def _judge(
+        self, pooled: Tensor, questions: Sequence[str | None]
+    ) -> tuple[list[float | None], list[float | None], list[bool | None]]:
         """Per turn: the score, its moving average, and whether the model is confused; None without recursion."""
         recursion = self.model.recursion
         if recursion is None:
             return [None] * len(pooled), [None] * len(pooled), [None] * len(pooled)
         probe = recursion.confusion_probe
         scores = probe.score(pooled)
+        self._demand_finite(scores, "the confusion", questions)
         smoothed = []
         for score in scores:
             self._smoothed = probe.smooth(score, self._smoothed)
@@ -210,6 +222,7 @@ class Answerer:
                 config=self.generation,
                 max_tokens=model.config.max_answer_tokens - 1,
                 rows=range(self._turns + start, self._turns + min(start + batch_size, len(embedding))),
+                source=model.source,
             )
         ]
         confidence = [math.exp(sum(answer.log_probs) / len(answer.log_probs)) for answer in answers]

@@ -24,6 +24,7 @@ from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.safetensors_file import write_safetensors
 from mamba3_jepa.files.whole_file import whole_file
+from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def embed_images(
     """Predicted embeddings of images, all asked the same question (None: the prompt for describing them).
 
     Raises:
-        UserError: an image cannot be read, or, with "skip", none of them can.
+        UserError: an image cannot be read, or, with "skip", none of them can; an embedding is not finite.
     """
     names: list[str] = []
     embeddings: list[Tensor] = []
@@ -93,7 +94,8 @@ def embed_images(
                     raise
                 bad.append(str(error))
         if images:
-            embeddings.append(model.embed(images, [question] * len(images), batch_size).cpu())
+            embedded = model.embed(images, [question] * len(images), batch_size).cpu()
+            embeddings.append(demand_finite(embedded, model, "the embedding of", names[-len(images) :]))
     if bad:
         logger.warning("%d of %d images left out, the first: %s", len(bad), len(paths), bad[0])
     if not embeddings:
@@ -102,8 +104,14 @@ def embed_images(
 
 
 def embed_texts(model: Mamba3Jepa, texts: Sequence[str], batch_size: int = 64) -> NamedEmbeddings:
-    """Target embeddings of texts, as the Y-Encoder gives them to answers and captions."""
-    return NamedEmbeddings(names=list(texts), embeddings=model.embed_text(texts, batch_size).cpu())
+    """Target embeddings of texts, as the Y-Encoder gives them to answers and captions.
+
+    Raises:
+        UserError: no text, or an empty one; an embedding is not finite.
+    """
+    embedded = model.embed_text(texts, batch_size).cpu()
+    demand_finite(embedded, model, "the embedding of the text", texts)
+    return NamedEmbeddings(names=list(texts), embeddings=embedded)
 
 
 def write_embeddings(path: Path, groups: Mapping[str, NamedEmbeddings]) -> list[Path]:

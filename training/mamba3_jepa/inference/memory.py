@@ -19,6 +19,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.safetensors_file import dtype_name, write_safetensors
+from mamba3_jepa.inference.embeddings import embed_texts
 from mamba3_jepa.models.key_map import exported_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -44,10 +45,10 @@ class KnowledgeMemory:
         """Embed texts; of equal ones the first is kept.
 
         Raises:
-            UserError: no text, or an empty one.
+            UserError: no text, or an empty one; an embedding is not finite.
         """
         texts = list(dict.fromkeys(texts))
-        return cls(texts, model.embed_text(texts), encoder_digest(model))
+        return cls(texts, embed_texts(model, texts).embeddings, encoder_digest(model))
 
     @classmethod
     def open(cls, path: str | Path, model: Mamba3Jepa) -> KnowledgeMemory:

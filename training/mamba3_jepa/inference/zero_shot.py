@@ -16,7 +16,7 @@ from mamba3_jepa.data.images import load_image
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.cards import draw_cards, text_rows
 from mamba3_jepa.evaluation.retrieval import top_texts
-from mamba3_jepa.inference.embeddings import NamedEmbeddings
+from mamba3_jepa.inference.embeddings import NamedEmbeddings, embed_texts
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 MAX_CARDS = 24
@@ -24,13 +24,16 @@ MAX_CARDS = 24
 
 def search_images(model: Mamba3Jepa, text: str, images: NamedEmbeddings, k: int) -> list[tuple[str, float]]:
     """The k images whose predicted embeddings are nearest to a text's, with their cosines, nearest first."""
-    return top_texts(model.embed_text([text]).cpu(), images.embeddings, images.names, k)[0]
+    return top_texts(embed_texts(model, [text]).embeddings, images.embeddings, images.names, k)[0]
 
 
 def class_probabilities(embeddings: Tensor, label_embeddings: Tensor, temperature: float) -> Tensor:
-    """(B, E) and (L, E) -> (B, L): softmax over the labels of cosine / temperature, in float32."""
+    """(B, E) and (L, E) -> (B, L): softmax over the labels of cosine / temperature, in float32.
+
+    The greatest cosine is subtracted before the division, which a tiny temperature makes infinite.
+    """
     cosines = F.normalize(embeddings.float(), dim=-1) @ F.normalize(label_embeddings.float(), dim=-1).T
-    return (cosines / temperature).softmax(dim=-1)
+    return ((cosines - cosines.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
 
 
 def classify(
@@ -49,7 +52,7 @@ def classify(
     labels = list(dict.fromkeys(label.strip() for label in labels))
     if len(labels) < 2 or "" in labels:
         raise UserError(f"expected at least two different labels, none of them empty, found {labels}")
-    embedded = model.embed_text([template.replace("{}", label) for label in labels]).cpu()
+    embedded = embed_texts(model, [template.replace("{}", label) for label in labels]).embeddings
     probabilities, order = class_probabilities(images.embeddings, embedded, temperature).sort(descending=True)
     return [
         [(labels[i], probability) for i, probability in zip(row_order, row, strict=True)]

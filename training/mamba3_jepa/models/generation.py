@@ -59,6 +59,7 @@ def generate(
     config: GenerationConfig,
     max_tokens: int,
     rows: Sequence[int] | None = None,
+    source: str = "the model",
 ) -> list[Generated]:
     """Let the decoder speak each of B embeddings (B, E).
 
@@ -69,6 +70,7 @@ def generate(
             trained on answers of at most `max_answer_tokens` (bos and eos included) never saw more than one fewer.
         rows: B numbers; sampling draws from a random stream of its own for each (`config.seed`, number). Default:
             the positions in the batch.
+        source: names the model in messages.
 
     Raises:
         UserError: the decoder's outputs are not finite.
@@ -90,7 +92,7 @@ def generate(
     else:
         answers = _one_each(decoder, embedding, bos_id, eos_id, _choice(config, rows), limit)
     if any(math.isnan(log_prob) for answer in answers for log_prob in answer.log_probs):
-        raise UserError("the Y-Decoder's outputs are not finite: its weights or the embeddings are damaged")
+        raise UserError(f"{source}: the Y-Decoder's outputs are not finite: its weights or the embeddings are damaged")
     return answers
 
 

@@ -41,6 +41,7 @@ class Mamba3Jepa(nn.Module):
         with_recursion: also build the confusion monitor and the state injector (phase 3 trains them).
 
     Attributes:
+        source: the file or folder that the weights came from, for messages.
         angn: None unless `config.angn.enabled`.
         y_decoder: None until there is one.
         recursion: None until there is one.
@@ -64,7 +65,7 @@ class Mamba3Jepa(nn.Module):
             )
         if x_encoder is not None and x_encoder.config != config.vision:
             raise UserError(f"the X-Encoder is {x_encoder.config}, the model configuration says {config.vision}")
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.source = config, tokenizer, "the model"
         d_model, query_dim = config.predictor.d_model, config.y_encoder.d_model
         self.x_encoder = VisionEncoder(config.vision) if x_encoder is None else x_encoder
         self.predictor = Predictor(config.predictor, config.vision.hidden_size, query_dim, embed_dim=config.embed_dim)
@@ -97,6 +98,7 @@ class Mamba3Jepa(nn.Module):
             with_recursion=any(name.startswith("recursion.") for name in checkpoint.model),
         )
         load_state(model, checkpoint.model, source=source)
+        model.source = source
         return model.eval().to(device)
 
     def add_decoder(self) -> YDecoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import c_float
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -194,8 +195,8 @@ class ClassifySettings(ImageSettings):
     def check(self) -> None:
         """Raise UserError for impossible settings."""
         at_least_one(top=self.top, batch_size=self.batch_size)
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"--temperature {self.temperature}: must be greater than 0")
+        if not 0 < c_float(self.temperature).value < float("inf"):
+            raise UserError(f"--temperature {self.temperature}: must be finite and greater than 0, in float32")
         if self.template.count("{}") != 1:
             raise UserError(f"--template {self.template!r}: must contain {{}} once, where the label goes")
 
