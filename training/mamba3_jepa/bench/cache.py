@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mamba3_jepa.bench.hardware import hardware
 from mamba3_jepa.config import preset
-from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import source_texts
@@ -170,9 +169,7 @@ def _computed(model: Mamba3Jepa, source: SceneSource, indices: NDArray[np.int64]
         source, indices, model.tokenizer, model.config, len(indices), shuffle=False, seed=0, drop_last=False
     )
     batch = next(iter(loader)).to(model.device)
-    visual_tokens = model.encode_images(normalize(batch.pixels), batch.has_image)
-    predicted = model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask)
-    return predicted.embedding, batch.target_ids, batch.target_mask
+    return model(*batch.inputs()).embedding, batch.target_ids, batch.target_mask
 
 
 def _training_step(model: Mamba3Jepa) -> Step:

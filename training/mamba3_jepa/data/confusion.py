@@ -102,14 +102,15 @@ class ConfusionSource:
         if kind == _MISMATCHED:
             donor = self._source.sample(int(self._donor[i]))
             meta = {**sample.meta, "image_of": donor.meta.get("origin")}
-            return dataclasses.replace(sample, image=donor.image, meta=meta)
+            return dataclasses.replace(sample, image=donor.image, picture=donor.picture, meta=meta)
         if kind == _UNANSWERABLE:
-            return dataclasses.replace(sample, image=None)
+            return dataclasses.replace(sample, image=None, picture=None)
         if kind == _CORRUPTED and sample.image is not None:
             dice = stable_hash(f"corrupted/{self._seed}/{int(self._base[i])}")
             name = list(CORRUPTIONS)[dice % len(CORRUPTIONS)]
             meta = {**sample.meta, "corruption": name}
-            return dataclasses.replace(sample, image=partial(_corrupted, sample.image, name, dice), meta=meta)
+            image = partial(_corrupted, sample.image, name, dice)
+            return dataclasses.replace(sample, image=image, picture=None, meta=meta)
         return sample
 
     def group(self, i: int) -> str:

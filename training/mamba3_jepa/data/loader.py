@@ -4,7 +4,8 @@ What a batch holds depends on (seed, epoch, position) alone, never on the number
 after any batch and continue as if it had not. Pixels cross process boundaries as uint8 and are normalised on
 the device that uses them.
 
-Shapes: B samples, Bi of them with image, S pixels, Lq and La tokens of the longest query and target.
+Shapes: B samples, Bi of them with image, P different pictures, S pixels, Lq and La tokens of the longest query and
+target.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.images import BadSampleError, to_pixels
+from mamba3_jepa.data.augment import shift
+from mamba3_jepa.data.images import BadSampleError, normalize, to_pixels
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.tokenizer import TextTokenizer
@@ -40,19 +43,20 @@ from mamba3_jepa.errors import UserError
 class Batch:
     """One rank's share of one global batch. It can be empty (B = 0), see `build_loader`.
 
-    pixels: (Bi, 3, S, S) uint8, of the samples with image, in their order.
+    pixels: (P, 3, S, S) uint8, each picture once; picture: (Bi,) int64, which of them each sample with image sees.
     has_image: (B,) bool.
     query_ids, query_mask: (B, Lq) int64 and bool; target_ids, target_mask: (B, La).
     target_hash: (B,) int64, equal for equal target texts.
     has_target: (B,) bool; False only where `build_loader` was told that targets are not needed. The target of
         such a sample is the empty text.
     index: (B,) int64, the samples' indices in the source.
-    questions, targets: the texts encoded; the question of an image-text pair is the query prompt.
+    questions, targets: the texts; None for the question of an image-text pair, of which the query prompt was encoded.
     n_truncated: how many of the 2B texts were cut to the token limit.
     bad: what was wrong with each sample that was left out.
     """
 
     pixels: Tensor
+    picture: Tensor
     has_image: Tensor
     query_ids: Tensor
     query_mask: Tensor
@@ -61,13 +65,17 @@ class Batch:
     target_hash: Tensor
     has_target: Tensor
     index: Tensor
-    questions: list[str]
+    questions: list[str | None]
     targets: list[str]
     n_truncated: int
     bad: list[str]
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `Network.forward` takes: normalised pixels, has_image, query_ids, query_mask, picture."""
+        return normalize(self.pixels), self.has_image, self.query_ids, self.query_mask, self.picture
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy with all tensors on `device`."""
@@ -104,6 +112,7 @@ def build_loader(
     workers: int = 0,
     on_bad_sample: OnBadSample = "error",
     demand_target: bool = True,
+    image_shift: int = 0,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -118,6 +127,7 @@ def build_loader(
         indices: samples of `source`; they must have a target unless `demand_target` is False.
         skip_batches: start after so many batches of the epoch, without decoding them.
         workers: processes that prepare batches; 0 prepares them where they are used.
+        image_shift: move each sample's image by up to so many pixels, see `augment.shift`.
 
     Raises:
         UserError: there is not one batch; while iterating, a sample that cannot be read.
@@ -135,7 +145,8 @@ def build_loader(
         np.asarray(indices, dtype=np.int64), batch_size, shuffle, seed, rank, world_size, drop_last=drop_last
     )
     plan.set_epoch(epoch, skip_batches)
-    return BatchLoader(plan, BatchMaker(source, tokenizer, config, on_bad_sample, demand_target), workers)
+    maker = BatchMaker(source, tokenizer, config, on_bad_sample, demand_target, image_shift=image_shift, seed=seed)
+    return BatchLoader(plan, maker, workers)
 
 
 class BatchPlan(Sampler[list[int]]):
@@ -160,7 +171,7 @@ class BatchPlan(Sampler[list[int]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
-        self._epoch, self._skip = epoch, skip_batches
+        self.epoch, self._skip = epoch, skip_batches
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._indices), self._global_size)
@@ -169,7 +180,7 @@ class BatchPlan(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = self._indices
         if self._shuffle:
-            order = np.random.default_rng([self._seed % 2**64, self._epoch]).permutation(order)
+            order = np.random.default_rng([self._seed % 2**64, self.epoch]).permutation(order)
         for k in range(self._skip, self._skip + len(self)):
             block = order[k * self._global_size : (k + 1) * self._global_size]
             yield np.array_split(block, self._world_size)[self._rank].tolist()
@@ -182,8 +193,21 @@ class _Failure:
     message: str
 
 
+class _InEpoch(Sampler[tuple[int, list[int]]]):
+    """The batches of a plan with their epoch, which worker processes are not told otherwise."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return ((self._plan.epoch, indices) for indices in self._plan)
+
+
 class BatchMaker(Dataset["Batch | _Failure"]):
-    """Turns the indices of one batch into the batch."""
+    """Turns an epoch and the indices of one of its batches into the batch."""
 
     def __init__(
         self,
@@ -192,21 +216,26 @@ class BatchMaker(Dataset["Batch | _Failure"]):
         config: ModelConfig,
         on_bad_sample: OnBadSample,
         demand_target: bool,
+        *,
+        image_shift: int,
+        seed: int,
     ) -> None:
         self._source, self._tokenizer, self._config = source, tokenizer, config
         self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
+        self._image_shift, self._seed = image_shift, seed
 
-    def __getitem__(self, indices: list[int]) -> Batch | _Failure:
+    def __getitem__(self, asked: tuple[int, list[int]]) -> Batch | _Failure:
         try:
-            return self._make(indices)
+            return self._make(*asked)
         except UserError as error:
             return _Failure(str(error))
 
-    def _make(self, indices: list[int]) -> Batch:
+    def _make(self, epoch: int, indices: list[int]) -> Batch:
         config, size = self._config, self._config.vision.image_size
         kept: list[int] = []
-        images: list[Tensor | None] = []
-        questions: list[str] = []
+        pictures = _Pictures(size)
+        has_image: list[bool] = []
+        questions: list[str | None] = []
         targets: list[str] = []
         has_target: list[bool] = []
         bad: list[str] = []
@@ -215,35 +244,66 @@ class BatchMaker(Dataset["Batch | _Failure"]):
                 sample = self._source.sample(i)
                 if sample.target is None and self._demand_target:
                     raise ValueError(f"sample {i} of {self._source.name} has no target")
-                image = None if sample.image is None else to_pixels(sample.image(), size)
+                if sample.image is not None:
+                    pictures.add(sample.image, sample.picture if not self._image_shift else None)
             except BadSampleError as error:
                 if not self._skip_bad:
                     raise
                 bad.append(str(error))
                 continue
             kept.append(i)
-            images.append(image)
-            questions.append(config.query_prompt if sample.question is None else sample.question)
+            has_image.append(sample.image is not None)
+            questions.append(sample.question)
             targets.append(sample.target or "")
             has_target.append(sample.target is not None)
-        pixels = [image for image in images if image is not None]
-        queries = self._tokenizer.encode(questions, config.max_query_tokens)
+        pixels, index = pictures.pixels(), torch.tensor(kept, dtype=torch.int64)
+        seeing = torch.tensor(has_image, dtype=torch.bool)
+        if self._image_shift:  # every sample has a picture of its own then
+            pixels = shift(pixels, index[seeing], self._image_shift, self._seed, epoch)
+        queries = [config.query_prompt if question is None else question for question in questions]
+        encoded = self._tokenizer.encode(queries, config.max_query_tokens)
         answers = self._tokenizer.encode(targets, config.max_answer_tokens)
         return Batch(
-            pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
-            has_image=torch.tensor([image is not None for image in images], dtype=torch.bool),
-            query_ids=queries.ids,
-            query_mask=queries.mask,
+            pixels=pixels,
+            picture=torch.tensor(pictures.seen, dtype=torch.int64),
+            has_image=seeing,
+            query_ids=encoded.ids,
+            query_mask=encoded.mask,
             target_ids=answers.ids,
             target_mask=answers.mask,
             target_hash=torch.tensor([target_hash(text) for text in targets], dtype=torch.int64),
             has_target=torch.tensor(has_target, dtype=torch.bool),
-            index=torch.tensor(kept, dtype=torch.int64),
+            index=index,
             questions=questions,
             targets=targets,
-            n_truncated=queries.n_truncated + answers.n_truncated,
+            n_truncated=encoded.n_truncated + answers.n_truncated,
             bad=bad,
         )
+
+
+class _Pictures:
+    """The different pictures of one batch, each decoded once. seen: for each image added, the number of its picture."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pixels: list[Tensor] = []
+        self._numbers: dict[str, int] = {}
+        self.seen: list[int] = []
+
+    def add(self, load: Callable[[], Image.Image], picture: str | None) -> None:
+        """`picture` tells it from others; None for one that is like no other."""
+        number = None if picture is None else self._numbers.get(picture)
+        if number is None:
+            number = len(self._pixels)
+            self._pixels.append(to_pixels(load(), self._size))
+            if picture is not None:
+                self._numbers[picture] = number
+        self.seen.append(number)
+
+    def pixels(self) -> Tensor:
+        """(P, 3, S, S) uint8."""
+        shape = (0, 3, self._size, self._size)
+        return torch.stack(self._pixels) if self._pixels else torch.empty(shape, dtype=torch.uint8)
 
 
 class BatchLoader:
@@ -266,7 +326,7 @@ class BatchLoader:
             }
         self._loader: DataLoader[Any] = DataLoader(
             maker,
-            sampler=plan,
+            sampler=_InEpoch(plan),
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,

@@ -25,6 +25,8 @@ class Sample:
     """One sample. Nothing is decoded until `image` is called.
 
     image: returns the decoded RGB image, or raises `BadSampleError`; None for a sample without image.
+    picture: tells its picture from the others of the source: samples that say the same see the same pixels; None where
+        that is not known.
     question: None for an image-text pair, whose query is then `ModelConfig.query_prompt`.
     target: the answer or the caption; None where there is none to learn from.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
@@ -32,6 +34,7 @@ class Sample:
     """
 
     image: Callable[[], Image.Image] | None
+    picture: str | None = None
     question: str | None = None
     target: str | None = None
     confused: bool | None = None

@@ -120,6 +120,7 @@ class SceneSource:
     def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None) -> Sample:
         return Sample(
             image=partial(draw_scene, scene, self.image_size),
+            picture=f"scene {index}",
             question=None if asked is None else asked.text,
             target=scene.caption if asked is None else asked.answer,
             confused=kind in ("unanswerable", "mismatched"),

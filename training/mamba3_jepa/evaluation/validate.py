@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.embedding_metrics import (
@@ -30,6 +29,7 @@ from mamba3_jepa.evaluation.retrieval import (
     nearest_answer,
     retrieval,
 )
+from mamba3_jepa.models.eval_mode import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 
@@ -40,7 +40,7 @@ class Collected:
     predicted: Tensor  # (N, E) L2-normalised
     target: Tensor  # (N, E) L2-normalised
     texts: list[str]  # N answers or captions
-    questions: list[str | None]  # N; None where the query was the fixed prompt
+    questions: list[str | None]  # N; None for captions
     index: Tensor  # (N,) int64, the samples' numbers in their source
     gate_activity: Tensor | None  # (n_layers,) mean over the samples; None without ANGN
 
@@ -114,24 +114,18 @@ def collect(
     activity = None if model.angn is None else torch.zeros(model.config.predictor.n_layers)
     texts: list[str] = []
     questions: list[str | None] = []
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with precision or nullcontext():
-            for batch in batches:
-                if len(batch) == 0:
-                    continue
-                batch = batch.to(device)
-                predicted.append(_predict(model, batch).float().cpu())
-                target.append(model.y_encoder(batch.target_ids, batch.target_mask).float().cpu())
-                texts += batch.targets
-                questions += [None if text == model.config.query_prompt else text for text in batch.questions]
-                index.append(batch.index.cpu())
-                if activity is not None and model.angn is not None:
-                    activity += model.angn.activity().float().cpu() * len(batch)
-    finally:
-        for module in in_training:
-            module.training = True
+    with eval_mode(model), precision or nullcontext():
+        for batch in batches:
+            if len(batch) == 0:
+                continue
+            batch = batch.to(device)
+            predicted.append(model(*batch.inputs()).embedding.float().cpu())
+            target.append(model.y_encoder(batch.target_ids, batch.target_mask).float().cpu())
+            texts += batch.targets
+            questions += batch.questions
+            index.append(batch.index.cpu())
+            if activity is not None and model.angn is not None:
+                activity += model.angn.activity().float().cpu() * len(batch)
     return Collected(
         predicted=torch.cat(predicted),
         target=torch.cat(target),
@@ -204,12 +198,6 @@ def evaluate(
         gate_activity=activity,
         warnings=tuple(warning for warning in warnings if warning is not None),
     )
-
-
-def _predict(model: Mamba3Jepa, batch: Batch) -> Tensor:
-    """(B, E) predicted embeddings of one batch."""
-    visual_tokens = model.encode_images(normalize(batch.pixels), batch.has_image)
-    return model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask).embedding
 
 
 def _answer(

@@ -176,8 +176,7 @@ def _angn(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
         lambda _, arguments, output: rows.append((arguments[1][0, :TRACED], output[0, :TRACED]))
     )
     try:
-        visual_tokens = model.encode_images(probe.pixels, probe.has_image)
-        model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask)
+        model(probe.pixels, probe.has_image, probe.query_ids, probe.query_mask)
     finally:
         handle.remove()
     _angn_activity(model, probe, golden)
@@ -193,8 +192,8 @@ def _angn_activity(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     rows: dict[str, list[Tensor]] = {"activity": [], "activity_ema": [], "context_reset_due": []}
     for samples in (slice(0, 2), slice(0, 1)):
         has_image = probe.has_image[samples]
-        visual_tokens = model.encode_images(probe.pixels[: int(has_image.sum())], has_image)
-        model.predict(visual_tokens, has_image, probe.query_ids[samples], probe.query_mask[samples])
+        pixels = probe.pixels[: int(has_image.sum())]
+        model(pixels, has_image, probe.query_ids[samples], probe.query_mask[samples])
         rows["activity"].append(model.angn.activity())
         rows["activity_ema"].append(model.angn.activity_ema())
         rows["context_reset_due"].append(torch.tensor(model.angn.context_reset_due()))
@@ -208,8 +207,7 @@ def _angn_activity(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
 def _y_decoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     assert model.y_decoder is not None
     add, decoder = golden.add, model.y_decoder
-    visual_tokens = model.encode_images(probe.pixels, probe.has_image)
-    predicted = model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask).embedding
+    predicted = model(probe.pixels, probe.has_image, probe.query_ids, probe.query_mask).embedding
     embedding = add("embedding", predicted, "(B, E) predicted embeddings, what the decoder speaks")
     prefix = add("prefix", decoder._prefix(embedding), "(B, prefix_tokens, D) embed_to_prefix(embedding), reshaped")
     length = int(probe.text_mask[0].sum()) - 1
@@ -254,8 +252,7 @@ def _answers(model: Mamba3Jepa, embedding: Tensor, golden: Golden) -> None:
 def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     assert model.recursion is not None
     add, monitor, injector = golden.add, model.recursion.confusion_probe, model.recursion.injector
-    visual_tokens = model.encode_images(probe.pixels, probe.has_image)
-    predicted = model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask)
+    predicted = model(probe.pixels, probe.has_image, probe.query_ids, probe.query_mask)
     pooled = add("pooled", predicted.pooled, "(B, D) pooled states of the predictor")
     add("normed", monitor.norm(pooled), "(B, D) LayerNorm with weight and bias, eps of config.json")
     add("logit", monitor(pooled), "(B,) linear(silu(hidden(normed)))")

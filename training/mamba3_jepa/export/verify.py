@@ -76,8 +76,7 @@ def _outputs(
     model: Mamba3Jepa, probe: Probe, given: dict[str, Tensor] | None, exported: Mamba3Jepa
 ) -> dict[str, Tensor]:
     """Outputs by name; where `given` holds a reference's outputs, later components start from those."""
-    visual_tokens = model.encode_images(probe.pixels, probe.has_image)
-    embedding, pooled = model.predict(visual_tokens, probe.has_image, probe.query_ids, probe.query_mask)
+    embedding, pooled = model(probe.pixels, probe.has_image, probe.query_ids, probe.query_mask)
     outputs = {
         "predicted embedding": embedding,
         "pooled state": pooled,

@@ -20,9 +20,9 @@ from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
 from mamba3_jepa.inference.embeddings import embed_texts
-from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.zero_shot import class_probabilities
+from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa

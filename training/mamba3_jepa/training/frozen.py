@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch, build_loader
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import distinct
+from mamba3_jepa.models.eval_mode import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
@@ -278,12 +277,9 @@ class _Pass:
         model = self.model
         device = model.device
         on_device = batch.to(device)
-        in_training = [module for module in model.modules() if module.training]
-        model.eval()
         dtype = _AUTOCAST.get(self._precision)
-        with nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
-            visual_tokens = self._visual_tokens(on_device, batch.pixels)
-            predicted = model.predict(visual_tokens, on_device.has_image, on_device.query_ids, on_device.query_mask)
+        with eval_mode(model), nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+            predicted = model(*on_device.inputs())
             labels, first = distinct(batch.targets)
             target = model.y_encoder(on_device.target_ids[first], on_device.target_mask[first])[labels]
         if not (predicted.embedding.isfinite().all() and predicted.pooled.isfinite().all()):
@@ -292,8 +288,6 @@ class _Pass:
             )
         if model.angn is not None:
             model.angn.reset_context()  # its moving average is for inference
-        for module in in_training:
-            module.training = True
         mask = batch.target_mask & batch.has_target.unsqueeze(1)
         return Part(
             index=batch.index,
@@ -306,17 +300,6 @@ class _Pass:
             bad=batch.bad,
             n_truncated=batch.n_truncated,
         )
-
-    def _visual_tokens(self, on_device: Batch, pixels: Tensor) -> Tensor:
-        """(B, Nv, D) visual tokens. Questions about one image often follow each other: it is encoded once."""
-        if not len(pixels):
-            return self.model.encode_images(normalize(on_device.pixels), on_device.has_image)
-        labels, first = distinct([blake2b(image.numpy().data).hexdigest() for image in pixels])
-        images = normalize(on_device.pixels[first])
-        tokens = self.model.encode_images(images, torch.ones(len(images), dtype=torch.bool, device=images.device))
-        visual_tokens = tokens.new_zeros(len(on_device), *tokens.shape[1:])
-        visual_tokens[on_device.has_image] = tokens[labels]
-        return visual_tokens
 
 
 def _obey(stop: StopSignal, complete: str) -> None:

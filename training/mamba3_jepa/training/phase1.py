@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
 from mamba3_jepa.data.sources import DataSplits, Source, source_texts
@@ -100,7 +99,11 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
         drop_last=False,
         on_bad_sample=settings.on_bad_sample,
     )
-    tokens = [model.x_encoder(normalize(batch.pixels.to(model.device))) for batch in loader if len(batch.pixels)]
+    tokens = [
+        model.x_encoder(normalize(batch.pixels.to(model.device)))[batch.picture]
+        for batch in loader
+        if len(batch.pixels)
+    ]
     if tokens:
         model.predictor.whiten_vision(torch.cat(tokens).flatten(0, 1))
 
@@ -148,8 +151,7 @@ class Phase1Objective(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
         model = self.model
-        visual_tokens = model.encode_images(normalize(batch.pixels), batch.has_image)
-        predicted = model.predict(visual_tokens, batch.has_image, batch.query_ids, batch.query_mask).embedding
+        predicted = model(*batch.inputs()).embedding
         target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
         temperature = self.log_temperature.exp()
         contrast = info_nce(all_gather(predicted), all_gather(target), all_gather(batch.target_hash), temperature)
@@ -202,13 +204,13 @@ class Phase1Task:
             rank=rank(),
             world_size=world_size(),
             drop_last=training,
+            image_shift=settings.image_shift if training else 0,
             workers=(settings.workers or 0) if training else 0,
             on_bad_sample=settings.on_bad_sample,
         )
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         """This process's batches of `epoch`, without the first `skip`; at the end, says what was left out or cut."""
-        settings = self.settings
         self.loader.set_epoch(epoch, skip)
         bad: list[str] = []
         truncated = 0
@@ -216,8 +218,7 @@ class Phase1Task:
             for batch in self.loader:
                 bad += batch.bad
                 truncated += batch.n_truncated
-                moved = shift(batch.pixels, batch.index[batch.has_image], settings.image_shift, settings.seed, epoch)
-                yield dataclasses.replace(batch, pixels=moved)
+                yield batch
         finally:
             if bad:
                 logger.warning("epoch %d: %d bad samples skipped, the first: %s", epoch + 1, len(bad), bad[0])

@@ -23,6 +23,7 @@ from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
 from mamba3_jepa.files.checkpoint import DataRecord
+from mamba3_jepa.models.eval_mode import eval_mode
 from mamba3_jepa.models.losses import score_tokens
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
@@ -202,11 +203,9 @@ class Phase2Task:
 
     def validate(self, device: torch.device) -> Validation:
         """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share."""
-        was_training = self.decoder.training
-        self.decoder.eval()
-        tokens = TokenReport.of(all_gather_object(sum_scores(self.decoder, self._val_batches(), device)))
-        self._answers, unfinished = self._generate(device)
-        self.decoder.train(was_training)
+        with eval_mode(self.decoder):
+            tokens = TokenReport.of(all_gather_object(sum_scores(self.decoder, self._val_batches(), device)))
+            self._answers, unfinished = self._generate(device)
         metrics = {
             "val/loss": tokens.loss,
             "val/perplexity": tokens.perplexity,
