@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import resource
 import runpy
 import shutil
@@ -465,6 +466,14 @@ def test_folders_that_cannot_be_written(checkpoints: dict[int, Path], tmp_path: 
         with pytest.raises(UserError, match=rf"cannot write to the export folder {output}"):
             export(checkpoints[1], output)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_no_file_stays(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a file, where a file is to go"):
+        export(checkpoints[1], tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_fifo()] == ["tokenizer.json"]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_full_disk_leaves_the_earlier_export(checkpoints: dict[int, Path], copy: Path, tmp_path: Path) -> None:

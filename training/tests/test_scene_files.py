@@ -31,3 +31,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
     assert main(["prepare", "scenes", "--output", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "elsewhere" / "scenes"
+    target.mkdir(parents=True)
+    link.symlink_to(target)
+    assert main(["prepare", "scenes", "--output", str(link), "--scenes", "1"]) == 0
+    assert link.is_symlink()
+    assert (target / "manifest.jsonl").is_file()
+    assert [path.name for path in target.parent.iterdir()] == ["scenes"]

@@ -193,6 +193,18 @@ def test_an_earlier_run_is_moved_aside(tmp_path: Path) -> None:
     assert (aside / "phase1_last.pt").read_bytes() == first
 
 
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    """Both runs go to where the link leads; there the earlier one is moved aside."""
+    link, disk = tmp_path / "run", tmp_path / "disk"
+    disk.mkdir()
+    link.symlink_to(disk / "there")
+    for _ in range(2):
+        assert train(link, "--max-steps", "1") == 0
+        assert link.is_symlink()
+        assert (disk / "there" / "phase1_last.pt").is_file()
+    assert len(list(disk.glob("there.*"))) == 1
+
+
 def test_accumulated_micro_batches_are_one_step(tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--grad-accum", "3") == 0
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]

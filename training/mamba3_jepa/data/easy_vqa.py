@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.wholefile import followed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ def prepare_easy_vqa(output_dir: str | Path) -> EasyVqaSummary:
     Raises:
         UserError: the package is not installed, `output_dir` holds something already, or cannot be written.
     """
-    output = Path(output_dir)
+    output = followed(Path(output_dir))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is not empty: choose another --output, or remove it")
     if importlib.util.find_spec("easy_vqa") is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.wholefile import followed
 
 
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
@@ -23,7 +24,7 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
     Raises:
         UserError: `output_dir` holds something already, or cannot be written.
     """
-    output = Path(output_dir)
+    output = followed(Path(output_dir))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is not empty: choose another --output, or remove it")
     source = SceneSource("val", n_scenes=n_scenes, seed=seed, image_size=image_size)

@@ -45,7 +45,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(os.dup(own), "wb") as file:  # opened anew it would have a position of its own
             yield cast(BinaryIO, file)
         return
-    target = Path(os.path.realpath(path))
+    target = followed(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -58,6 +58,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_directory(target.parent)
+
+
+def followed(path: Path) -> Path:
+    """Where a symbolic link leads, whether there is something yet or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _stat(path: Path) -> os.stat_result | None:

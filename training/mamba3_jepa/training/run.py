@@ -21,6 +21,7 @@ from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.schedule import Position
 from mamba3_jepa.training.task import Task, Validation
+from mamba3_jepa.wholefile import followed
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Run:
         Raises:
             UserError: the folder cannot be written, or the run there was made with other settings.
         """
-        self.folder = settings.output_dir
+        self.folder = followed(settings.output_dir)  # a link to a folder is neither moved aside nor replaced
         self.is_main = accelerator.is_main_process
         self.last_path = self.folder / f"phase{phase}_last.pt"
         self.best_path = self.folder / f"phase{phase}_best.pt"
