@@ -18,11 +18,11 @@ def checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: not available here; give cpu, cuda, cuda:1 or mps") from error
+        raise UserError(f"`device` {name}: not available here; give cpu, cuda, cuda:1 or mps") from error
     if device.type not in _TYPES:
-        raise UserError(f"--device {name}: give one of {', '.join(_TYPES)}")
+        raise UserError(f"`device` {name}: give one of {', '.join(_TYPES)}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here; cpu always is") from error
+        raise UserError(f"`device` {name}: not available here; cpu always is") from error
     return device

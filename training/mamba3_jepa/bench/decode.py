@@ -117,10 +117,10 @@ def _check(settings: DecodeBenchmarkSettings) -> None:
     if settings.early < settings.window // 2:
         raise UserError(
             f"bench decode: a window of {settings.window} tokens around token {settings.early} starts before the "
-            "text; choose a smaller --window or a later --early"
+            "text; choose a smaller `window` or a later `early`"
         )
     if settings.late <= settings.early:
-        raise UserError(f"bench decode: --late {settings.late} must come after --early {settings.early}")
+        raise UserError(f"bench decode: `late` {settings.late} must come after `early` {settings.early}")
 
 
 def _decoder(settings: DecodeBenchmarkSettings) -> tuple[YDecoder, Tensor]:

@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
+from mamba3_jepa.cli.flags import FlagFilter, with_flags
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.inference import (
     AskSettings,
@@ -114,7 +115,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     try:
         app.cli(prog=prog, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"error: {with_flags(str(error))}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
         return 2
     except PermissionError as error:
         Console(stderr=True).print(f"error: {error.filename}: permission denied", style="bold red", markup=False)
@@ -135,6 +138,7 @@ def _set_up_logging() -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.addFilter(FlagFilter())
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if main_process else logging.ERROR, handlers=[handler])
     for noisy in ("httpx", "torch.distributed", "matplotlib", "PIL"):

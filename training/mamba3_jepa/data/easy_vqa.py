@@ -38,7 +38,7 @@ def prepare_easy_vqa(output_dir: str | Path) -> EasyVqaSummary:
     """
     output = followed(Path(output_dir))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty: choose another --output, or remove it")
+        raise UserError(f"{output} exists and is not empty: choose another `output`, or remove it")
     if importlib.util.find_spec("easy_vqa") is None:
         raise UserError("the package easy-vqa, which carries the data, is not installed: pip install easy-vqa")
     import easy_vqa

@@ -145,7 +145,7 @@ class ManifestSource:
             if relative is not None and not (self._root / relative).is_file():
                 raise UserError(
                     f'{where}: field "{field}": there is no file {self._root / relative}; '
-                    "correct the path, or leave such records out with --on-bad-sample skip"
+                    "correct the path, or leave such records out with `on_bad_sample` skip"
                 )
 
 
@@ -185,7 +185,7 @@ class FolderSource:
             elif on_bad_sample == "error":
                 raise UserError(
                     f"{self._root / relative}: the image has no text file {Path(relative).stem}.txt beside "
-                    "it; add it, write a manifest.jsonl, or leave such images out with --on-bad-sample skip"
+                    "it; add it, write a manifest.jsonl, or leave such images out with `on_bad_sample` skip"
                 )
             else:
                 self.n_left_out += 1

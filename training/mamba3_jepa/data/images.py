@@ -42,7 +42,7 @@ _TO_UPRIGHT = {
 
 
 class BadSampleError(UserError):
-    """One sample cannot be read. `--on-bad-sample skip` leaves such samples out and counts them."""
+    """One sample cannot be read. `on_bad_sample skip` leaves such samples out and counts them."""
 
 
 def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:

@@ -136,7 +136,7 @@ def build_loader(
     if drop_last and len(indices) < global_size:
         ranks = f" ({batch_size} on each of {world_size} processes)" if world_size > 1 else ""
         raise UserError(
-            f"{source.name}: --batch-size: a batch of {global_size}{ranks} is larger than the {len(indices)} "
+            f"{source.name}: `batch_size`: a batch of {global_size}{ranks} is larger than the {len(indices)} "
             f"samples there are; use at most {len(indices) // world_size}, or give more data"
         )
     if not len(indices):
@@ -356,7 +356,7 @@ class BatchLoader:
             if self._workers and "DataLoader worker" in str(error):
                 raise UserError(
                     f"a data worker process died ({error}); the machine may be out of memory or of shared "
-                    "memory (/dev/shm): use fewer --workers, or --workers 0"
+                    "memory (/dev/shm): use fewer `workers`, or `workers` 0"
                 ) from error
             raise
 

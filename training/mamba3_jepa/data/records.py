@@ -168,7 +168,7 @@ def resolve_inside(root: Path, relative: str, where: str) -> Path:
     if not path.is_relative_to(root):
         raise UserError(
             f"{where}: {relative!r} leads out of the data directory to {path}; "
-            "copy the files in, or give the real directory as --data-dir"
+            "copy the files in, or give the real directory as `data_dir`"
         )
     return path
 

@@ -26,7 +26,7 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
     """
     output = followed(Path(output_dir))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty: choose another --output, or remove it")
+        raise UserError(f"{output} exists and is not empty: choose another `output`, or remove it")
     source = SceneSource("val", n_scenes=n_scenes, seed=seed, image_size=image_size)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ class ShardSource:
                 else:
                     raise UserError(
                         f"{path}: {image.name} has neither {key}.txt nor {key}.json beside it; "
-                        "rewrite the shard, or leave such images out with --on-bad-sample skip"
+                        "rewrite the shard, or leave such images out with `on_bad_sample` skip"
                     )
         if not keys:
             raise UserError(f"{self.name}: no image with a caption in {len(self._shards)} *.tar shards")

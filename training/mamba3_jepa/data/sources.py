@@ -68,7 +68,7 @@ def open_source(
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(f"--data-dir {root}: there is no such directory")
+        raise UserError(f"`data_dir` {root}: there is no such directory")
     source: ManifestSource | ShardSource | FolderSource
     if manifest is not None or (root / "manifest.jsonl").exists():
         return ManifestSource(root, manifest or "manifest.jsonl", on_bad_sample)
@@ -126,7 +126,7 @@ def open_splits(
         if not len(part):
             raise UserError(
                 f"{source.name}: none of {len(found)} samples falls to the {name} side of the split by "
-                f"hash: {way} --val-fraction (now {val_fraction}), give more data, or write a val.jsonl"
+                f"hash: {way} `val_fraction` (now {val_fraction}), give more data, or write a val.jsonl"
             )
     return DataSplits(train=source, train_indices=found[train_part], val=source, val_indices=found[val_part])
 
@@ -154,7 +154,7 @@ def usable(source: Source, kind: Kind = "target") -> NDArray[np.int64]:
 
 def _warn_synthetic(data_dir: str | Path | None) -> None:
     if data_dir is None:
-        logger.warning("no --data-dir: training on SYNTHETIC scenes (coloured shapes), not on real data")
+        logger.warning("no `data_dir`: training on SYNTHETIC scenes (coloured shapes), not on real data")
     else:
         logger.warning(
             "%s holds no manifest.jsonl, no *.tar shards and no image-text pairs (x.jpg + x.txt): training "

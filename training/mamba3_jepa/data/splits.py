@@ -34,7 +34,7 @@ def hash_split(groups: Iterable[str], val_fraction: float) -> tuple[NDArray[np.i
 def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`hash_split` for groups that are hashed already."""
     if not 0 <= val_fraction < 1:
-        raise UserError(f"--val-fraction {val_fraction}: expected a share from 0 up to, but not including, 1")
+        raise UserError(f"`val_fraction` {val_fraction}: expected a share from 0 up to, but not including, 1")
     held_out = hashes < np.uint64(int(val_fraction * 2**64))
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 

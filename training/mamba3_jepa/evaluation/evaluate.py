@@ -99,7 +99,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint), device)
     if settings.answer_sheet is not None and model.y_decoder is None:
         raise UserError(
-            f"--answer-sheet shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
+            f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
     source, indices = _open(settings, checkpoint)
     loader = build_loader(
@@ -193,7 +193,7 @@ def _write(
     """The files that were asked for."""
     nearest, path = report.nearest.by_type, settings.answers_plot
     if path is not None and not nearest:
-        raise UserError(f"--answers-plot: {report.data} has no questions to draw")
+        raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
         values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
         values |= report.metrics() | {"by_type": report.by_type()}

@@ -59,7 +59,7 @@ class ExportReport:
         files: the files of weights.
         golden: the golden files, if any.
         removed: files of an earlier export that were in the folder and do not belong to this one.
-        differences: what `--verify` found, if it was asked for.
+        differences: what `verify` found, if it was asked for.
     """
 
     files: list[ExportedFile]
@@ -123,7 +123,7 @@ def _phase(settings: ExportSettings, checkpoint: Checkpoint) -> int:
     if phase > checkpoint.phase:
         script = {2: "train_decoder.py", 3: "train_agent.py"}[phase]
         raise UserError(
-            f"{settings.checkpoint} is a phase {checkpoint.phase} checkpoint: --phase {phase} needs one of phase "
+            f"{settings.checkpoint} is a phase {checkpoint.phase} checkpoint: `phase` {phase} needs one of phase "
             f"{phase}, which {script} writes"
         )
     return phase
@@ -136,11 +136,11 @@ def _say_what_is_not_there(settings: ExportSettings, checkpoint: Checkpoint) -> 
         return
     if not checkpoint.config.vision.pretrained:
         logger.warning(
-            "this model's X-Encoder has random weights that are in no other file: without --x-encoder the exported "
+            "this model's X-Encoder has random weights that are in no other file: without `x_encoder` the exported "
             "weights cannot be used with images"
         )
     else:
-        logger.info("the X-Encoder is V-JEPA 2's own file and was not exported; --x-encoder writes it too")
+        logger.info("the X-Encoder is V-JEPA 2's own file and was not exported; `x_encoder` writes it too")
 
 
 def _config(
@@ -233,7 +233,7 @@ def _earlier_export(output: Path) -> list[str]:
     values = read_json(output / _CONFIG)
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("files"), dict):
         raise UserError(
-            f"{output} is not free for an export: its {_CONFIG} is not an export's; choose another --output"
+            f"{output} is not free for an export: its {_CONFIG} is not an export's; choose another `output`"
         )
     listed = [f"{component}.safetensors" for component in COMPONENTS if f"{component}.safetensors" in values["files"]]
     golden = [f"{_GOLDEN}/{name}.safetensors" for name in GOLDEN_NAMES]
@@ -255,7 +255,7 @@ def _publish(staging: Path, output: Path, names: list[str], stale: list[str]) ->
             target = output / name
             if target.exists() and not target.is_file():
                 what = "a folder" if target.is_dir() else "not a file,"
-                raise UserError(f"{target} is {what} where a file is to go; remove it or choose another --output")
+                raise UserError(f"{target} is {what} where a file is to go; remove it or choose another `output`")
             if os.path.lexists(target):
                 kept = aside / str(len(moved))
                 os.replace(target, kept)

@@ -71,7 +71,7 @@ def load_exported(
         if "x_encoder" not in exported.digests:
             raise UserError(
                 f"{folder} holds no x_encoder.safetensors: give load_exported the X-Encoder "
-                "(VisionEncoder.from_checkpoint reads V-JEPA 2's own file), or export with --x-encoder"
+                "(VisionEncoder.from_checkpoint reads V-JEPA 2's own file), or export with `x_encoder`"
             )
         components.append("x_encoder")
     state: dict[str, Tensor] = {}

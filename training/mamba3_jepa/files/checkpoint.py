@@ -127,7 +127,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     except (UserError, RuntimeError) as error:
         raise UserError(
             f"could not write checkpoint {path}: {_write_failure(error)}. "
-            "Whatever was there before is unchanged; free some space or choose another --output-dir."
+            "Whatever was there before is unchanged; free some space or choose another `output_dir`."
         ) from error
 
 

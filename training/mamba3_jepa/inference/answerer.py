@@ -96,7 +96,7 @@ class Answerer:
         if model.y_decoder is None and not known_answers:
             raise UserError(
                 "the model has no Y-Decoder yet (phase 2 trains it), so it can only choose among known answers, and "
-                "none are known: give --answers, a text file with one answer a line"
+                "none are known: give `answers`, a text file with one answer a line"
             )
         if memory is not None:
             _demand_text_knowledge(model, "a memory")

@@ -49,14 +49,14 @@ def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
     found = list(images)
     if image_dir is not None:
         if not image_dir.is_dir():
-            raise UserError(f"--image-dir {image_dir}: there is no such folder")
+            raise UserError(f"`image_dir` {image_dir}: there is no such folder")
         walked = [Path(folder) / name for folder, _, names in os.walk(image_dir) for name in names]
         inside = sorted(path for path in walked if path.suffix.lower() in IMAGE_SUFFIXES)
         if not inside:
-            raise UserError(f"--image-dir {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+            raise UserError(f"`image_dir` {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
         found += inside
     if not found:
-        raise UserError("no images: give --images or --image-dir")
+        raise UserError("no images: give `images` or `image_dir`")
     return found
 
 
@@ -132,7 +132,7 @@ def write_embeddings(path: Path, groups: Mapping[str, NamedEmbeddings]) -> list[
     ((name, group),) = groups.items()
     names_path = path.with_suffix(".json")
     if names_path.is_dir():
-        raise UserError(f"{names_path} is a folder where the names are to go; choose another --output")
+        raise UserError(f"{names_path} is a folder where the names are to go; choose another `output`")
     _write_npy(path, group.embeddings.numpy())
     write_json(names_path, {name: group.names})
     return [path, names_path]

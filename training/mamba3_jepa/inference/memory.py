@@ -93,12 +93,12 @@ class KnowledgeMemory:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot read it as a saved memory: {error}") from error
         if metadata.get("format") != MEMORY_FORMAT:
-            raise UserError(f"{path}: not a saved memory; make one with ask --save-memory")
+            raise UserError(f"{path}: not a saved memory; make one with ask `save_memory`")
         version = metadata.get("format_version")
         if version != MEMORY_FORMAT_VERSION:
             raise UserError(
                 f"{path}: a saved memory of format {version}, this version reads {MEMORY_FORMAT_VERSION}; make it "
-                "again from its texts: ask --memory TEXTS.txt --save-memory FILE"
+                "again from its texts: ask `memory` TEXTS.txt `save_memory` FILE"
             )
         if metadata.get("encoder") != encoder_digest(model):
             raise UserError(

@@ -66,7 +66,7 @@ class StateInjector(nn.Module):
         if knowledge.shape[-1] != expected:
             raise UserError(
                 f"knowledge vector of length {knowledge.shape[-1]}, but this model takes {expected} "
-                "(its knowledge_dim): embed a text with the model's own Y-Encoder, or train with that --knowledge-dim"
+                "(its knowledge_dim): embed a text with the model's own Y-Encoder, or train with that `knowledge_dim`"
             )
         return pooled + self.projection(knowledge)
 

@@ -284,7 +284,7 @@ class _Pass:
             target = model.y_encoder(on_device.target_ids[first], on_device.target_mask[first])[labels]
         if not (predicted.embedding.isfinite().all() and predicted.pooled.isfinite().all()):
             raise UserError(
-                "the frozen model's outputs are not finite: its checkpoint is damaged, or --precision too coarse"
+                "the frozen model's outputs are not finite: its checkpoint is damaged, or `precision` too coarse"
             )
         if model.angn is not None:
             model.angn.reset_context()  # its moving average is for inference

@@ -107,7 +107,7 @@ class PartStore:
         try:
             write_json(self.folder / "about.json", about)
         except UserError as error:
-            raise UserError(f"{error}; choose another folder for frozen outputs with --cache-dir") from error
+            raise UserError(f"{error}; choose another folder for frozen outputs with `cache_dir`") from error
 
     def exists(self, number: int) -> bool:
         """Whether there is a file for part `number`; it may be damaged."""
@@ -135,7 +135,7 @@ class PartStore:
                 file.write(content)
         except UserError as error:
             raise UserError(
-                f"{error}; free some space, or choose another folder for frozen outputs with --cache-dir"
+                f"{error}; free some space, or choose another folder for frozen outputs with `cache_dir`"
             ) from error
 
     def read(self, number: int) -> Part:

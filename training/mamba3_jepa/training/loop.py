@@ -68,7 +68,7 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
                     number = stop.received or 15
                     raise Interrupted(
                         f"stopped by request after step {position.step} of {schedule.total_steps}; "
-                        f"saved in {run.last_path}; the same command with --resume continues",
+                        f"saved in {run.last_path}; the same command with `resume` continues",
                         number,
                     )
                 if finished or epoch_ends:
@@ -145,7 +145,7 @@ class _State:
                 f"non-finite {what} ({float(value.detach())}) at step {self.position.step + 1} "
                 f"(epoch {self.position.epoch + 1}); "
                 f"the weights were not updated. Last checkpoint: {self.run.describe_last()}. "
-                "Try a lower --lr, a longer --warmup-steps or --precision fp32."
+                "Try a lower `lr`, a longer `warmup_steps` or `precision` fp32."
             )
 
     def evaluate(self) -> None:

@@ -111,9 +111,9 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
 def _demand_vit(settings: Phase1Settings) -> None:
     if settings.preset == "small" and settings.vit_checkpoint is None and not settings.random_vit:
         raise UserError(
-            "--preset small needs --vit-checkpoint, the weights of V-JEPA 2's ViT-L: Meta's vitl.pt (the link is in "
+            "`preset` small needs `vit_checkpoint`, the weights of V-JEPA 2's ViT-L: Meta's vitl.pt (the link is in "
             "the README of github.com/facebookresearch/vjepa2) or a local copy of the Hugging Face repository "
-            "facebook/vjepa2-vitl-fpc64-256. To try things without it: --preset mini, --tiny, or --random-vit."
+            "facebook/vjepa2-vitl-fpc64-256. To try things without it: `preset` mini, `tiny`, or `random_vit`."
         )
 
 

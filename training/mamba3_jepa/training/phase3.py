@@ -344,7 +344,7 @@ class Phase3Task:
         else:
             warnings.append(
                 "validation needs both clear and confused samples to measure the confusion monitor and to choose its "
-                "threshold: raise --val-fraction or --val-samples, or give more data"
+                "threshold: raise `val_fraction` or `val_samples`, or give more data"
             )
         self._confusion, self._injection = report, None
         if self._trial is not None:

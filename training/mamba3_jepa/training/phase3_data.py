@@ -126,7 +126,7 @@ def given_knowledge(
             if length != embed_dim:
                 raise UserError(
                     f'{_origin(sample)}: field "knowledge" is a text, which the Y-Encoder turns into {embed_dim} '
-                    f"numbers, but --knowledge-dim is {length}: leave --knowledge-dim out, or give only vectors of "
+                    f"numbers, but `knowledge_dim` is {length}: leave `knowledge_dim` out, or give only vectors of "
                     f"length {length}"
                 )
             texts.setdefault(sample.knowledge, []).append(row)
@@ -134,15 +134,15 @@ def given_knowledge(
             if len(sample.knowledge) != length:
                 raise UserError(
                     f'{_origin(sample)}: field "knowledge" is a vector of length {len(sample.knowledge)}, but this '
-                    f"model takes {length}: correct it, or give --knowledge-dim if all vectors have that length"
+                    f"model takes {length}: correct it, or give `knowledge_dim` if all vectors have that length"
                 )
             vectors[row] = torch.tensor(sample.knowledge, dtype=torch.float32)
             if not vectors[row].isfinite().all():
                 raise UserError(f'{_origin(sample)}: field "knowledge" holds a number too large for float32')
     if demand_vectors and length != embed_dim and not len(index):
         raise UserError(
-            f"--knowledge-dim {length}: {source.name} has no knowledge vectors, and what the Y-Encoder makes of its "
-            f"answers has length {embed_dim}; leave --knowledge-dim out"
+            f"`knowledge_dim` {length}: {source.name} has no knowledge vectors, and what the Y-Encoder makes of its "
+            f"answers has length {embed_dim}; leave `knowledge_dim` out"
         )
     if texts:
         for rows, embedding in zip(texts.values(), model.embed_text(list(texts)).cpu(), strict=True):

@@ -34,7 +34,7 @@ class Run:
     """
 
     def __init__(self, settings: TrainSettings, phase: int, accelerator: Accelerator) -> None:
-        """Find out what there is to continue, with `--resume`.
+        """Find out what there is to continue, with `resume`.
 
         Raises:
             UserError: the folder cannot be written, or the run there was made with other settings.
@@ -63,14 +63,14 @@ class Run:
             raise UserError(f"{self.last_path} holds weights only and cannot be continued")
         ours, theirs = self._settings.to_dict(), checkpoint.run
         changed = [
-            f"--{name.replace('_', '-')} {theirs.get(name)} -> {value}"
+            f"`{name}` {theirs.get(name)} -> {value}"
             for name, value in ours.items()
             if name not in TrainSettings.FREE_ON_RESUME and theirs.get(name) != value
         ]
         if changed:
             raise UserError(
                 f"cannot resume {self.last_path}: the settings differ ({'; '.join(changed)}). "
-                "Resume with the settings of the first run, or choose another --output-dir."
+                "Resume with the settings of the first run, or choose another `output_dir`."
             )
         stretched = [name for name in ("epochs", "max_steps") if theirs.get(name) != ours[name]]
         if stretched and self.is_main:
@@ -99,7 +99,7 @@ class Run:
             for leftover in self.folder.glob(".phase*.tmp"):  # of a save that was killed
                 leftover.unlink()
         except OSError as error:
-            raise UserError(f"cannot write into --output-dir {self.folder}: {error.strerror}") from error
+            raise UserError(f"cannot write into `output_dir` {self.folder}: {error.strerror}") from error
 
     def _write_config(self, task: Task) -> None:
         """config.json: everything that decides the run, resolved, and the versions it ran on."""
@@ -177,9 +177,9 @@ def _demand_writable(folder: Path, is_moved: bool) -> None:
         place = place.parent
     for needed in (place, place.parent) if is_moved else (place,):
         if not needed.is_dir():
-            raise UserError(f"cannot write into --output-dir {folder}: {needed} is not a directory")
+            raise UserError(f"cannot write into `output_dir` {folder}: {needed} is not a directory")
         if not os.access(needed, os.W_OK | os.X_OK):
-            raise UserError(f"cannot write into --output-dir {folder}: no permission to write into {needed}")
+            raise UserError(f"cannot write into `output_dir` {folder}: no permission to write into {needed}")
 
 
 def _holds_run(folder: Path) -> bool:

@@ -36,7 +36,7 @@ class Schedule:
             raise UserError(
                 f"one optimizer step needs {settings.grad_accum} batches of {settings.batch_size} "
                 f"on each of {world_size()} process(es), but an epoch has only {task.batches_per_epoch}: "
-                "lower --batch-size or --grad-accum, or give more data"
+                "lower `batch_size` or `grad_accum`, or give more data"
             )
         total = steps_per_epoch * (settings.epochs or 1)
         total = min(total, settings.max_steps or total)

@@ -23,9 +23,9 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
     trackers = [name for name in ("wandb", "tensorboard") if getattr(settings, name)]
     for name in trackers:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"--{name} needs the package {name}: pip install {name}")
+            raise UserError(f"`{name}` needs the package {name}: pip install {name}")
     if settings.precision == "fp16" and (settings.cpu or not torch.cuda.is_available()):
-        raise UserError("--precision fp16 needs a CUDA GPU; on this machine use bf16 or fp32")
+        raise UserError("`precision` fp16 needs a CUDA GPU; on this machine use bf16 or fp32")
     return Accelerator(
         mixed_precision=_MIXED_PRECISION[settings.precision],
         cpu=settings.cpu or not torch.cuda.is_available(),

@@ -78,5 +78,5 @@ def demand_one_batch(name: str, n_samples: int, settings: TrainSettings) -> None
     if n_samples < size:
         ranks = f" ({settings.batch_size} on each of {world_size()} processes)" if world_size() > 1 else ""
         raise UserError(
-            f"{name}: --batch-size: a batch of {size}{ranks} is larger than the {n_samples} samples there are"
+            f"{name}: `batch_size`: a batch of {size}{ranks} is larger than the {n_samples} samples there are"
         )

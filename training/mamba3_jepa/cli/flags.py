@@ -1,0 +1,36 @@
+"""Settings as the command line calls them: the library's messages name `val_fraction`, here it is --val-fraction."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+
+from mamba3_jepa.settings import bench, export, inference, training
+
+_NAMED = re.compile(r"`([a-z][a-z0-9_]*)`")
+_SETTINGS = {
+    field.name
+    for module in (bench, export, inference, training)
+    for value in vars(module).values()
+    if dataclasses.is_dataclass(value)
+    for field in dataclasses.fields(value)
+}
+
+
+def with_flags(message: str) -> str:
+    """The message with every setting in backticks written as its flag."""
+    return _NAMED.sub(lambda match: as_flag(match[1]) if match[1] in _SETTINGS else match[0], message)
+
+
+def as_flag(name: str) -> str:
+    """val_fraction -> --val-fraction."""
+    return "--" + name.replace("_", "-")
+
+
+class FlagFilter(logging.Filter):
+    """Lets every record pass, with flags in its message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = with_flags(record.getMessage()), ()
+        return True
