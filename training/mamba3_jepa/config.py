@@ -146,13 +146,29 @@ class ModelConfig:
         try:
             return _MODEL_CONFIG.validate_python(values)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
-            )
-            raise UserError(f"{source}: not a valid model configuration: {problems}") from error
+            raise _invalid(source, error) from error
+
+    @staticmethod
+    def from_json(text: str, source: str = "config") -> ModelConfig:
+        """`from_dict` for JSON, in which every value must have its type: no true for an int, no text for a number.
+
+        Raises:
+            UserError: as `from_dict`; sizes that do not go together.
+        """
+        try:
+            return _MODEL_CONFIG.validate_json(text, strict=True)
+        except ValidationError as error:
+            raise _invalid(source, error) from error
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
 
 
 _MODEL_CONFIG = TypeAdapter(ModelConfig)
+
+
+def _invalid(source: str, error: ValidationError) -> UserError:
+    problems = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+    return UserError(f"{source}: not a valid model configuration: {problems}")
 
 
 def _backbone(n_layers: int, d_model: int, d_state: int, headdim: int) -> BackboneConfig:

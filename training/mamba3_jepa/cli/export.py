@@ -13,7 +13,9 @@ from rich.text import Text
 
 from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
+from mamba3_jepa.config import preset
 from mamba3_jepa.files.json_file import finite_or_null, to_json
+from mamba3_jepa.overrides import flattened, keys, type_name
 from mamba3_jepa.settings.export import ExportSettings, InspectSettings
 
 _WIDEST = 100  # of a value on the screen; --json shows it whole
@@ -43,6 +45,10 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     from mamba3_jepa.device import checked_device
     from mamba3_jepa.export.inspect import inspect_file
 
+    settings.check()
+    if settings.file is None:
+        _show_preset(settings)
+        return
     checked_device(settings.device)
     found = inspect_file(settings.file)
     console = Console()
@@ -72,6 +78,22 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     console.print(output.table(("component", "numbers"), counts))
 
 
+def _show_preset(settings: InspectSettings) -> None:
+    """Every key of a model configuration with its value and type, as `model` of the training commands takes it."""
+    config = preset(settings.preset or "small").to_dict()
+    if settings.json:
+        output.write_out(config)
+        return
+    types = keys()
+    rows = [
+        (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in flattened(config).items()
+    ]
+    table = Table("key", "value", "takes", box=box.SIMPLE)
+    for key, value in rows:
+        table.add_row(key, Text("null" if value == "None" else value), type_name(types[key]))
+    Console().print(table)
+
+
 def _right(name: str) -> Column:
     return Column(name, justify="right")
 
@@ -79,15 +101,8 @@ def _right(name: str) -> Column:
 def _values(name: str, values: Mapping[str, Any]) -> Table:
     """A table of nested values, each under its dotted name."""
     table = Table(name, "", box=box.SIMPLE)
-    for key, value in _flattened(values):
+    for key, value in flattened(values).items():
         text = printable(f"{value:.6g}" if isinstance(value, float) else str(value))
         short = text if len(text) <= _WIDEST else f"{text[:_WIDEST]}... ({len(text):,} characters)"
         table.add_row(Text(printable(key)), Text(short))
     return table
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        rows += _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return rows

@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mamba3_jepa.config import PresetName
+from mamba3_jepa.errors import UserError
+
 DtypeName = Literal["float32", "float16", "bfloat16"]
 
 
@@ -35,9 +38,16 @@ class ExportSettings:
 class InspectSettings:
     """What to look into."""
 
-    file: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="FILE")]] = None
     """A checkpoint (.pt) or any safetensors file."""
+    preset: Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")] = None
+    """Instead of a file: every key of this model size, for --model of the training commands."""
     device: str = "cpu"
     """As in the other commands; it must be there, but a file is only read, nothing is computed."""
     json: bool = False
     """Print everything as JSON."""
+
+    def check(self) -> None:
+        """Raise UserError unless there is one thing to look into."""
+        if (self.file is None) == (self.preset is None):
+            raise UserError("name one thing to look into: a file, or --preset")

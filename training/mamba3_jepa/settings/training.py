@@ -11,6 +11,7 @@ import tyro
 
 from mamba3_jepa.config import ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -18,6 +19,7 @@ _Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 _Preset = Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")]
+_Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 _Settings = TypeVar("_Settings", bound="TrainSettings")
 
 
@@ -29,6 +31,11 @@ class TrainSettings:
     """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards. Without it: synthetic scenes."""
     output_dir: Path = Path("checkpoints")
     """Where checkpoints, metrics and plots go."""
+    model: _Assignments = ()
+    """Change the model key by key: predictor.n_layers=8 predictor.layer.is_mimo=true embed_dim=256. All keys:
+    mamba3-jepa inspect --preset mini. Stands above every other flag; a later phase changes only what it builds."""
+    model_config: _Path = None
+    """A JSON file with a whole model configuration, such as another run's config.json."""
     epochs: _Int = None
     """Passes over the training data."""
     max_steps: _Int = None
@@ -109,6 +116,19 @@ class TrainSettings:
         if not 0 < self.val_fraction < 1:
             raise UserError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
 
+    # What a later phase builds, and `model` may change there; the first builds everything.
+    BUILT: ClassVar[tuple[str, ...]] = ()
+
+    def changed(self, config: ModelConfig) -> ModelConfig:
+        """The configuration of an earlier phase's model with this phase's choices.
+
+        Raises:
+            UserError: an unknown key, one that an earlier phase decided, or a wrong type.
+        """
+        if self.model_config is not None:
+            config = with_file(config, self.model_config, self.BUILT)
+        return with_overrides(config, self.model, self.BUILT)
+
     def with_defaults(self: _Settings, values: dict[str, Any]) -> _Settings:
         """A copy in which `values` stand wherever the command line was silent, which is where a field is None.
 
@@ -172,35 +192,52 @@ class Phase1Settings(TrainSettings):
             UserError: contradictory or impossible settings.
         """
         self.check()
-        name: PresetName = "tiny" if self.tiny else self.preset or "small"
         if self.tiny and self.preset not in (None, "tiny"):
             raise UserError(f"--tiny and --preset {self.preset} contradict each other; give one of them")
+        name: PresetName | None = "tiny" if self.tiny else self.preset
+        base = self._base(name)
+        if name not in (None, base.preset):
+            raise UserError(f"--model-config {self.model_config} is a {base.preset} model, not {name}; leave that out")
+        name = base.preset
         if not 0.01 <= self.temperature <= 1:
             raise UserError(f"--temperature {self.temperature}: must lie between 0.01 and 1")
         if self.vit_checkpoint is not None and self.random_vit:
             raise UserError("--random-vit and --vit-checkpoint contradict each other; give one of them")
         if self.vit_checkpoint is not None and self.patch_size is not None:
             raise UserError("--patch-size is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
-        image_size = preset(name).vision.image_size
+        if self.vit_checkpoint is not None and any(each.startswith("vision.") for each in self.model):
+            raise UserError("--model vision.* is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
+        image_size = base.vision.image_size
         if self.patch_size is not None and (self.patch_size < 1 or image_size % self.patch_size):
             raise UserError(f"--patch-size {self.patch_size}: must divide the {image_size} pixels of --preset {name}")
         if not 0 <= self.image_shift < image_size:
             raise UserError(f"--image-shift {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
-    def model_config(self) -> ModelConfig:
-        """The preset with this run's choices; vision and vocabulary are settled when the files are read."""
-        config = preset(self.preset or "small")
-        angn = dataclasses.replace(
-            config.angn,
-            enabled=self.angn_enabled,
-            sparsity_weight=self.angn_sparsity_weight,
-            context_reset_threshold=self.angn_reset_threshold,
-        )
-        vision = config.vision
+    def build_config(self) -> ModelConfig:
+        """The model configuration with this run's choices; vision and vocabulary are settled when the files are read.
+
+        Raises:
+            UserError: an unknown key, a wrong type, or sizes that do not go together.
+        """
+        config = self._base(self.preset)
+        given: dict[str, Any] = {
+            "enabled": self.angn_enabled or None,
+            "sparsity_weight": self._unless_default("angn_sparsity_weight"),
+            "context_reset_threshold": self._unless_default("angn_reset_threshold"),
+        }
+        angn = dataclasses.replace(config.angn, **{name: value for name, value in given.items() if value is not None})
+        vision = dataclasses.replace(config.vision, pretrained=False)
         if self.patch_size is not None:
             vision = dataclasses.replace(vision, patch_size=self.patch_size)
-        return config.replace(vision=vision, angn=angn)
+        return with_overrides(config.replace(vision=vision, angn=angn), self.model)
+
+    def _base(self, name: PresetName | None) -> ModelConfig:
+        return preset(name or "small") if self.model_config is None else read_model_config(self.model_config)
+
+    def _unless_default(self, name: str) -> float | None:
+        value = getattr(self, name)
+        return None if value == type(self).__dataclass_fields__[name].default else value
 
 
 _PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -223,6 +260,8 @@ class Phase2Settings(TrainSettings):
     cache_dir: _Path = None
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""
+
+    BUILT: ClassVar[tuple[str, ...]] = ("y_decoder.", "prefix_tokens")
 
     def resolved(self, preset_name: PresetName) -> Phase2Settings:
         """A copy in which the checkpoint's preset has filled every value the command line left open.
@@ -270,6 +309,8 @@ class Phase3Settings(TrainSettings):
     cache_dir: _Path = None
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""
+
+    BUILT: ClassVar[tuple[str, ...]] = ("recursion.",)
 
     def resolved(self, preset_name: PresetName) -> Phase3Settings:
         """A copy in which the checkpoint's preset has filled every value the command line left open.

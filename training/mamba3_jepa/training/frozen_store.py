@@ -28,7 +28,12 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 FORMAT_VERSION = 1
 _FROZEN = ("x_encoder.", "predictor.", "y_encoder.", "angn.")  # what the outputs are made by
-_OTHER_PARTS = ("y_decoder", "recursion", "preset")  # fields of the configuration they do not depend on
+_OTHER_PARTS = (
+    "y_decoder",
+    "prefix_tokens",
+    "recursion",
+    "preset",
+)  # fields of the configuration they do not depend on
 
 
 class PartError(Exception):

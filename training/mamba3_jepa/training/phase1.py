@@ -35,7 +35,7 @@ from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator
-from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_sizes, workers
+from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
 from mamba3_jepa.training.task import StepOutput, Validation
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def train_phase1(settings: Phase1Settings) -> None:
     _demand_vit(settings)
     accelerator = build_accelerator(settings)
     settings = dataclasses.replace(settings, workers=workers(settings))
-    config = settings.model_config()
+    config = settings.build_config()
     x_encoder = _load_vit(settings)
     if x_encoder is not None:
         config = config.replace(vision=x_encoder.config)
@@ -73,7 +73,7 @@ def train_phase1(settings: Phase1Settings) -> None:
     if settings.compile:
         compile_layers(model)
     if run.is_main:
-        say_sizes(model)
+        say_model(model)
         logger.info(
             "data: %s, %d training and %d validation samples",
             data.train.name, len(data.train_indices), len(data.val_indices),

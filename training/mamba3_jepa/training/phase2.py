@@ -5,6 +5,7 @@ Letters: B local batch, G global batch, E embedding width, La tokens of an answe
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from mamba3_jepa.training.start import (
     data_record,
     demand_same,
     open_data,
-    say_sizes,
+    say_model,
     starting_point,
     warn_of_seen_samples,
     workers,
@@ -64,6 +65,7 @@ def train_phase2(settings: Phase2Settings) -> None:
     settings.check()
     start, start_path = starting_point(settings, phase=2, earlier=settings.phase1_checkpoint)
     settings = settings.resolved(start.config.preset)
+    start = dataclasses.replace(start, config=settings.changed(start.config))
     accelerator = build_accelerator(settings)
     data = open_data(settings, start.config)
     run = Run(settings, phase=2, accelerator=accelerator)
@@ -80,7 +82,7 @@ def train_phase2(settings: Phase2Settings) -> None:
     train = _outputs(model, data.train, data.train_indices, settings)
     val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), settings)
     if run.is_main:
-        say_sizes(model, trained="y_decoder")
+        say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
     record = data_record(data, start=start, phase=2)
     fit(Phase2Task(model, train, val, data, settings, record), settings, run, accelerator)

@@ -47,7 +47,7 @@ from mamba3_jepa.training.start import (
     data_record,
     demand_same,
     open_data,
-    say_sizes,
+    say_model,
     starting_point,
     warn_of_seen_samples,
     workers,
@@ -75,7 +75,7 @@ def train_phase3(settings: Phase3Settings) -> None:
     settings.check()
     start, start_path = starting_point(settings, phase=3, earlier=settings.phase2_checkpoint)
     settings = settings.resolved(start.config.preset)
-    config = _with_knowledge_dim(start.config, settings)
+    config = settings.changed(_with_knowledge_dim(start.config, settings))
     accelerator = build_accelerator(settings)
     # All samples there are: questions without an answer are learnt from too, if they are labelled.
     data = open_data(
@@ -166,7 +166,7 @@ def _counts(source: ConfusionSource) -> dict[str, int]:
 
 
 def _say(model: Mamba3Jepa, source: ConfusionSource, train: Phase3Data, val: Phase3Data) -> None:
-    say_sizes(model, trained="recursion")
+    say_model(model, trained="recursion")
     kinds = ", ".join(f"{name} {count:,}" for name, count in _counts(source).items())
     logger.info("data: %s, %d training (%s) and %d validation samples", source.name, len(train), kinds, len(val))
 

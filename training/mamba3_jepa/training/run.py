@@ -61,7 +61,8 @@ class Run:
         checkpoint = load_checkpoint(self.last_path, phase=phase)
         if checkpoint.trainer is None:
             raise UserError(f"{self.last_path} holds weights only and cannot be continued")
-        ours, theirs = self._settings.to_dict(), checkpoint.run
+        ours = self._settings.to_dict()
+        theirs = type(self._settings)().to_dict() | checkpoint.run  # an older run lacks newer settings
         changed = [
             f"`{name}` {theirs.get(name)} -> {value}"
             for name, value in ours.items()

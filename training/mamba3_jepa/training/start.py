@@ -16,6 +16,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
+from mamba3_jepa.overrides import flattened
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import spare_cores
@@ -162,7 +163,13 @@ def compile_layers(model: torch.nn.Module) -> None:
             module.compile()
 
 
-def say_sizes(model: Mamba3Jepa, trained: str | None = None) -> None:
-    """The parameters of each component, and which one is trained, if not all are."""
+def say_model(model: Mamba3Jepa, trained: str | None = None) -> None:
+    """The whole configuration, the parameters of each component, and which one is trained, if not all are."""
+    parts: dict[str, list[str]] = {}
+    for key, value in flattened(model.config.to_dict()).items():
+        part, _, name = key.rpartition(".") if "." in key else ("model", "", key)
+        parts.setdefault(part, []).append(f"{name} {value}")
+    for part, values in parts.items():
+        logger.info("%s: %s", part, ", ".join(values))
     counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(model).items())
     logger.info("parameters: %s%s", counts, "" if trained is None else f"; only {trained} trains")
