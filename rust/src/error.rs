@@ -7,12 +7,14 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::files::path_text;
+
 /// A file of weights, or the folder around it, that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
     /// The machine's fault, or a wrong path: the file cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", path_text(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -20,7 +22,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The file is damaged, cut short, or something else: its bytes are not what they should be.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", path_text(path))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -28,7 +30,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A whole file, but one that does not belong here: another format, version, component, phase or model.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", path_text(path))]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -36,7 +38,7 @@ pub enum LoadError {
         reason: String,
     },
     /// The configuration has an unknown or missing key, or an impossible value.
-    #[error("{}: not a valid configuration: {reason}", path.display())]
+    #[error("{}: not a valid configuration: {reason}", path_text(path))]
     Config {
         /// The file that holds it.
         path: PathBuf,
@@ -44,7 +46,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A tensor that should be there is not.
-    #[error("{}: {key}: missing; the configuration asks for it", path.display())]
+    #[error("{}: {key}: missing; the configuration asks for it", path_text(path))]
     MissingKey {
         /// The file.
         path: PathBuf,
@@ -52,7 +54,7 @@ pub enum LoadError {
         key: String,
     },
     /// Tensors that nothing in the configuration asks for.
-    #[error("{}: {key}: not expected{}", path.display(), others(*more))]
+    #[error("{}: {key}: not expected{}", path_text(path), others(*more))]
     UnknownKey {
         /// The file.
         path: PathBuf,
@@ -62,7 +64,7 @@ pub enum LoadError {
         more: usize,
     },
     /// A tensor of another shape.
-    #[error("{}: {key}: expected shape {expected:?}, found {found:?}", path.display())]
+    #[error("{}: {key}: expected shape {expected:?}, found {found:?}", path_text(path))]
     Shape {
         /// The file.
         path: PathBuf,
@@ -74,7 +76,7 @@ pub enum LoadError {
         found: Vec<usize>,
     },
     /// A tensor of another type.
-    #[error("{}: {key}: expected type {expected}, found {found}", path.display())]
+    #[error("{}: {key}: expected type {expected}, found {found}", path_text(path))]
     Type {
         /// The file.
         path: PathBuf,
@@ -88,7 +90,7 @@ pub enum LoadError {
     /// The file is not the one that was exported.
     #[error(
         "{}: has changed since the export: its SHA-256 is not the one in config.json; export again, or copy it again",
-        path.display()
+        path_text(path)
     )]
     Digest {
         /// The file.
@@ -116,7 +118,7 @@ pub enum Error {
         reason: String,
     },
     /// Any other file that cannot be used: a list of texts, a memory, a vector.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", path_text(path))]
     File {
         /// The file.
         path: PathBuf,

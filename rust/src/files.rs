@@ -1,10 +1,13 @@
-//! Files that are either whole or not there.
+//! Files that are either whole or not there, and how their names are printed.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use crate::error::Error;
 
@@ -18,6 +21,27 @@ use crate::error::Error;
 pub fn write_whole(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
     write(path, content)
         .map_err(|error| Error::File { path: path.to_path_buf(), reason: format!("cannot write it: {error}") })
+}
+
+/// Removes what every [`write_whole`] under way has written so far; it fails then, and so does one that begins later. For
+/// a program that ends at once.
+pub fn abandon_writes() {
+    let under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).take();
+    for temporary in under_way.into_iter().flatten() {
+        let _ = fs::remove_file(temporary); // nobody to tell if it cannot be removed
+    }
+}
+
+/// The path as it is printed, and written where names are kept: of what is not UTF-8 in it, each byte is `\xNN`.
+pub fn path_text(path: impl AsRef<Path>) -> String {
+    let mut text = String::new();
+    for piece in path.as_ref().as_os_str().as_encoded_bytes().utf8_chunks() {
+        text += piece.valid();
+        for byte in piece.invalid() {
+            let _ = write!(text, "\\x{byte:02x}"); // a String takes everything
+        }
+    }
+    text
 }
 
 /// Opens a file for reading; anything else is refused before it is opened, for opening a pipe may wait for ever.
@@ -44,6 +68,9 @@ fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     fs::rename(&temporary.0, path)
 }
 
+/// The temporary files; `None` once the writes were abandoned.
+static UNDER_WAY: LazyLock<Mutex<Option<HashSet<PathBuf>>>> = LazyLock::new(|| Mutex::new(Some(HashSet::new())));
+
 /// A file that is gone when this is, unless it was renamed before.
 struct Temporary(PathBuf);
 
@@ -57,8 +84,15 @@ impl Temporary {
             hidden.push(name);
             hidden.push(format!(".{}.{call}.tmp", std::process::id()));
             let path = folder.join(hidden);
+            let mut under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(under_way) = under_way.as_mut() else {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "the program is ending"));
+            };
             match File::create_new(&path) {
-                Ok(file) => return Ok((Temporary(path), file)),
+                Ok(file) => {
+                    under_way.insert(path.clone());
+                    return Ok((Temporary(path), file));
+                }
                 // left by a process of the same number that was killed
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -71,6 +105,9 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         // there is none after a rename, and nobody to tell if it cannot be removed
         let _ = fs::remove_file(&self.0);
+        if let Some(under_way) = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            under_way.remove(&self.0);
+        }
     }
 }
 
@@ -92,6 +129,21 @@ mod tests {
         write_whole(&path, |out| out.write_all(b"third")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn every_byte_that_is_not_utf8_is_escaped() {
+        use std::os::unix::ffi::OsStrExt;
+
+        for (name, text) in [
+            (&b"a/gr\xc3\xbcn.png"[..], "a/gr\u{fc}n.png"),
+            (b"gr\xfcn\xff", "gr\\xfcn\\xff"),
+            (b"\xed\xa0\x80\xe6\x97", "\\xed\\xa0\\x80\\xe6\\x97"),
+            (b"", ""),
+        ] {
+            assert_eq!(path_text(OsStr::from_bytes(name)), text);
+        }
     }
 
     #[cfg(unix)]

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help at once, every subcommand through its real entry point."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -114,6 +115,42 @@ def test_bench_data_prints_rates(capsys: pytest.CaptureFixture) -> None:
     arguments = ["--preset", "tiny", "--workers", "0", "--n-images", "8", "--batch-size", "8", "--seconds", "0.1"]
     assert main(["bench", "data", *arguments, "--steps", "1"]) == 0
     assert "waiting" in capsys.readouterr().out
+
+
+def test_none_is_no_number_and_a_text_like_any_other(checkpoint: Path, capfd: pytest.CaptureFixture) -> None:
+    arguments = ["ask", "--checkpoint", str(checkpoint), "is it red?", "--json"]
+    for flag in ("--max-tokens", "--top-k", "--top-p"):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, flag, "None"])
+        assert stopped.value.code == 2
+        assert f"Error parsing {flag}: " in capfd.readouterr().err
+    assert main([*arguments, "--image", "None"]) == 2
+    assert capfd.readouterr().err == "error: None: there is no such image file\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_takes_the_half_written_file_along(tmp_path: Path, number: int, status: int) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from mamba3_jepa.cli import main
+from mamba3_jepa.files.whole_file import whole_file
+
+def write_half(**_):
+    with whole_file(Path(sys.argv[1])) as file:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(60)
+
+main.app.cli = write_half
+sys.exit(main.main())
+"""
+    output = tmp_path / "output.npy"
+    output.write_text("as it was")
+    done = subprocess.run([sys.executable, "-c", script, output, str(int(number))], check=False, timeout=60)
+    assert done.returncode == status
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["as it was"]
 
 
 def test_every_flag_the_readmes_name_exists() -> None:

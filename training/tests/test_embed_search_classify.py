@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,53 @@ def test_classify(
             assert shares == pytest.approx(row.sort(descending=True).values.tolist(), abs=1e-5)
     assert main([*arguments, "--labels", *LABELS, "--top", "1"]) == 0
     assert "probability" in capsys.readouterr().out
+
+
+def test_file_names_that_are_not_utf8(
+    checkpoint: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    for name in (b"gr\xfcn.png", "grün.png".encode()):
+        (strange / os.fsdecode(name)).write_bytes((folder / "red.png").read_bytes())
+    shown = [f"{strange}/grün.png", rf"{strange}/gr\xfcn.png"]
+    images = ["--checkpoint", checkpoint, "--image-dir", str(strange)]
+    sheet, output = tmp_path / "sheet.png", tmp_path / "x.safetensors"
+    assert main(["search", *images, "red", "--contact-sheet", str(sheet), "--json"]) == 0
+    assert sorted(result["image"] for result in json.loads(capfd.readouterr().out)["results"]) == sorted(shown)
+    assert sheet.exists()
+    assert main(["classify", *images, "--labels", "a", "b"]) == 0
+    assert r"gr\xfcn.png" in capfd.readouterr().out.replace("\n", "")
+    assert main(["embed", *images, "--output", str(output)]) == 0
+    assert json.loads(tensors_of(output)[1]["images"]) == shown
+    assert main(["embed", *images, "--output", str(tmp_path / os.fsdecode(b"\xff.npy"))]) == 0
+    assert capfd.readouterr().out.endswith(rf"{tmp_path}/\xff.npy, {tmp_path}/\xff.json" + "\n")
+    assert main(["embed", *images, "--output", str(tmp_path / "x.npy")]) == 0
+    assert (tmp_path / "x.json").read_bytes() == f'{{\n  "images": [\n    "{shown[0]}",\n    '.encode() + (
+        json.dumps(shown[1]) + "\n  ]\n}\n"
+    ).encode()
+    capfd.readouterr()
+    assert main(["search", *images[:2], "red", "--images", os.fsdecode(b"\xff.png")]) == 2
+    assert capfd.readouterr().err == "error: \\xff.png: there is no such image file\n"
+    (strange / os.fsdecode(b"\xfe.png")).write_text("no picture")
+    assert main(["search", *images, "red", "--on-bad-sample", "skip"]) == 0
+    assert r"\xfe.png: not a readable image" in caplog.text
+
+
+def test_of_a_repeated_option_the_last_counts(
+    checkpoint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    twice = ["--checkpoint", checkpoint, "--images", names(folder)[0], "--images", names(folder)[1]]
+    assert main(["search", "red", *twice, "--top", "0", "--top", "3", "--json"]) == 0
+    assert [result["image"] for result in json.loads(capsys.readouterr().out)["results"]] == [names(folder)[1]]
+    labels = ["--labels", "red", "blue", "--labels", "green", "white"]
+    assert main(["classify", *twice, *labels, "--json"]) == 0
+    assert {share["label"] for share in json.loads(capsys.readouterr().out)[0]["labels"]} == {"green", "white"}
+
+
+def test_what_is_asked_for_is_printed_as_it_is(checkpoint: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["search", "--checkpoint", checkpoint, "--image-dir", str(folder), ":red_circle: [red]\x1b"]) == 0
+    assert capsys.readouterr().out.startswith(":red_circle: [red]\ufffd   (4 images)\n")
 
 
 def test_bad_images_are_errors_or_left_out(

@@ -204,6 +204,10 @@ def test_damaged_memories(model: Mamba3Jepa, memory: KnowledgeMemory, tmp_path: 
         (write("numbers.safetensors", embeddings, "[1, 2, 3, 4]"), "damaged"),
         (write("nan.safetensors", embeddings * torch.nan, json.dumps(TEXTS)), "damaged"),
         (write("narrow.safetensors", embeddings[:, :-1].contiguous(), json.dumps(TEXTS)), "damaged"),
+        (write("half.safetensors", embeddings.half(), json.dumps(TEXTS)), "finite F32"),
+        (write("double.safetensors", embeddings.double(), json.dumps(TEXTS)), "finite F32"),
+        (write("surrogate.safetensors", embeddings, json.dumps([*TEXTS[1:], "half a \ud800"])), "damaged"),
+        (write("deep.safetensors", embeddings, "[" * 100_000), "damaged"),
     ):
         with pytest.raises(UserError, match=message):
             KnowledgeMemory.load(path, model)

@@ -109,6 +109,16 @@ def test_top_texts_and_nearest_answer():
     assert len(top_texts(predicted, embeddings, answers, k=9)[0]) == 3
 
 
+def test_of_equal_cosines_the_first_text_comes_first():
+    texts = [str(i) for i in range(100)]
+    embeddings = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(50, 1)  # 50 times alike, in turns
+    rows = top_texts(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), embeddings, texts, k=60)
+    odd, even = texts[1::2], texts[::2]
+    assert [text for text, _ in rows[0]] == odd + even[:10]
+    assert [text for text, _ in rows[1]] == even + odd[:10]
+    assert nearest_answer(torch.ones(1, 2), torch.ones(3, 2), ["c", "a", "b"]) == ["c"]
+
+
 def test_answer_accuracy_by_type():
     report = answer_accuracy(
         ["yes", "no", "blue", "red"], ["yes", "yes", "blue", "red"], ["bool", "bool", "colour", "colour"]

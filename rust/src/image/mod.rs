@@ -20,7 +20,7 @@ use std::path::Path;
 use ::image::{ColorType, ImageDecoder};
 
 use crate::error::Error;
-use crate::files::open_file;
+use crate::files::{open_file, path_text};
 
 /// The most pixels a picture may have: its RGB stays under 256 MiB. Decoding takes about 8 bytes a pixel at its peak (CMYK
 /// included), and up to 12 for an interlaced PNG of 16 bits.
@@ -45,7 +45,7 @@ pub struct Picture {
 /// [`Error::Image`], which names the file: it is missing or cannot be read, or what [`decode`] refuses.
 pub fn load_image(path: impl AsRef<Path>) -> Result<Picture, Error> {
     let path = path.as_ref();
-    let failed = |reason: String| Error::Image { name: path.display().to_string(), reason };
+    let failed = |reason: String| Error::Image { name: path_text(path), reason };
     let file = open_file(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => failed("there is no such image file".to_owned()),
         _ => failed(format!("cannot be read: {error}")),

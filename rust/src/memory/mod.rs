@@ -104,7 +104,7 @@ impl KnowledgeMemory {
         let embeddings = if info.is_some_and(is_right) { weights.to_f32(TENSOR)? } else { Vec::new() };
         if texts.is_empty() || embeddings.is_empty() || !embeddings.iter().all(|x| x.is_finite()) {
             return failed(format!(
-                "damaged: expected {} texts and finite embeddings of shape [{}, {width}]",
+                "damaged: expected {} texts and finite F32 embeddings of shape ({}, {width})",
                 texts.len(),
                 texts.len()
             ));
@@ -196,7 +196,7 @@ mod tests {
         memory().save(&path).unwrap();
         assert_eq!(KnowledgeMemory::load(&path, 2, memory().encoder()).unwrap(), memory());
         assert!(message(&path, 2, "cd").contains("made with another Y-Encoder or tokenizer"));
-        assert!(message(&path, 3, memory().encoder()).contains("damaged: expected 3 texts and finite embeddings"));
+        assert!(message(&path, 3, memory().encoder()).contains("damaged: expected 3 texts and finite F32 embeddings"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Letters: N images, L labels, E embedding width.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -23,9 +23,9 @@ pub enum OnBadImage {
 
 /// N image files and their predicted embeddings.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct NamedEmbeddings {
-    /// The names of the files.
-    pub names: Vec<String>,
+pub struct ImageEmbeddings {
+    /// The files.
+    pub paths: Vec<PathBuf>,
     /// (N, E), of unit length.
     pub embeddings: Vec<f32>,
 }
@@ -34,15 +34,15 @@ impl Mamba3Jepa {
     /// Predicted embeddings of image files, all asked the same question; `None`: the model's prompt.
     ///
     /// # Errors
-    /// [`Error::Image`]: an image cannot be read, or, with [`OnBadImage::Skip`], none of them can. [`Error::Input`]: an
-    /// empty question, or no image. [`Error::Absent`]: the model has no X-Encoder.
+    /// [`Error::Image`]: an image cannot be read. [`Error::Input`]: an empty question, no image, or, with
+    /// [`OnBadImage::Skip`], none that can be read. [`Error::Absent`]: the model has no X-Encoder.
     pub fn embed_images(
         &self,
         paths: &[impl AsRef<Path> + Sync],
         question: Option<&str>,
         on_bad: OnBadImage,
         progress: Progress<'_>,
-    ) -> Result<NamedEmbeddings, Error> {
+    ) -> Result<ImageEmbeddings, Error> {
         let paths: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
         self.pool.install(|| self.look_at_files(&paths, question, on_bad, progress))
     }
@@ -53,11 +53,11 @@ impl Mamba3Jepa {
         question: Option<&str>,
         on_bad: OnBadImage,
         progress: Progress<'_>,
-    ) -> Result<NamedEmbeddings, Error> {
+    ) -> Result<ImageEmbeddings, Error> {
         let encoder = self.demand_x_encoder()?;
         let question = question.unwrap_or(&self.config().query_prompt);
         let ids = self.encode(&[question], self.config().max_query_tokens, "question")?;
-        let mut found = NamedEmbeddings::default();
+        let mut found = ImageEmbeddings::default();
         let (mut bad, mut done, total) = (Vec::new(), 0, paths.len());
         for paths in paths.chunks(self.batch_size) {
             let pixels: Vec<Result<Vec<f32>, Error>> =
@@ -67,7 +67,7 @@ impl Mamba3Jepa {
                 match pixels {
                     Ok(pixels) => {
                         visual.push(self.see(encoder, &pixels)?);
-                        found.names.push(path.display().to_string());
+                        found.paths.push(path.to_path_buf());
                     }
                     Err(error) if on_bad == OnBadImage::Skip => bad.push(error),
                     Err(error) => return Err(error),
@@ -84,8 +84,9 @@ impl Mamba3Jepa {
         if let Some(first) = bad.first() {
             self.warn(&format!("{} of {total} images left out, the first: {first}", bad.len()));
         }
-        if found.names.is_empty() {
-            return Err(bad.into_iter().next().unwrap_or_else(|| Error::Input("no images: give at least one".into())));
+        if found.paths.is_empty() {
+            let why = if bad.is_empty() { "no images: give at least one" } else { "none of the images can be read" };
+            return Err(Error::Input(why.into()));
         }
         Ok(found)
     }
@@ -99,8 +100,8 @@ impl Mamba3Jepa {
     /// # fn main() -> Result<(), kore_vljepa::Error> {
     /// let model = Mamba3Jepa::from_dir("weights/")?;
     /// let images = model.embed_images(&["a.png", "b.png"], None, OnBadImage::Stop, &mut |_, _| {})?;
-    /// for (name, cosine) in model.search("a red circle", &images, 5)? {
-    ///     println!("{cosine:.3}  {name}");
+    /// for (path, cosine) in model.search("a red circle", &images, 5)? {
+    ///     println!("{cosine:.3}  {}", path.display());
     /// }
     /// # Ok(())
     /// # }
@@ -111,13 +112,13 @@ impl Mamba3Jepa {
     pub fn search<'n>(
         &self,
         text: &str,
-        images: &'n NamedEmbeddings,
+        images: &'n ImageEmbeddings,
         top: usize,
-    ) -> Result<Vec<(&'n str, f32)>, Error> {
+    ) -> Result<Vec<(&'n Path, f32)>, Error> {
         self.check_width(images)?;
         let query = self.embed_text(&[text])?.concat();
         let found = nearest(&query, &images.embeddings, top);
-        Ok(found.into_iter().map(|(place, cosine)| (images.names[place].as_str(), cosine)).collect())
+        Ok(found.into_iter().map(|(place, cosine)| (images.paths[place].as_path(), cosine)).collect())
     }
 
     /// For each image every label with its probability, most probable first: a softmax over the labels of
@@ -128,7 +129,7 @@ impl Mamba3Jepa {
     /// embeddings of another model.
     pub fn classify(
         &self,
-        images: &NamedEmbeddings,
+        images: &ImageEmbeddings,
         labels: &[impl AsRef<str>],
         template: &str,
         temperature: f32,
@@ -154,12 +155,12 @@ impl Mamba3Jepa {
         Ok(ranked.collect())
     }
 
-    fn check_width(&self, images: &NamedEmbeddings) -> Result<(), Error> {
+    fn check_width(&self, images: &ImageEmbeddings) -> Result<(), Error> {
         let width = self.config().embed_dim;
-        if images.names.is_empty() || images.names.len().checked_mul(width) != Some(images.embeddings.len()) {
+        if images.paths.is_empty() || images.paths.len().checked_mul(width) != Some(images.embeddings.len()) {
             return Err(Error::Input(format!(
                 "{} images with {} numbers: expected at least one, and {width} numbers each",
-                images.names.len(),
+                images.paths.len(),
                 images.embeddings.len()
             )));
         }

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{Listed, Manifest};
 use crate::error::LoadError;
+use crate::files::path_text;
 use crate::hex::hex;
 use crate::loader::{Buffer, Weights};
 use crate::tokenizer::Tokenizer;
@@ -62,7 +63,7 @@ fn checked(path: &Path, listed: &Listed, manifest: &Manifest) -> Result<Buffer, 
             path: path.to_path_buf(),
             reason: format!(
                 "{found} bytes, but {} says {}: cut short or changed; copy it again",
-                manifest.path.display(),
+                path_text(&manifest.path),
                 listed.bytes
             ),
         });

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rayon::ThreadPool;
 
 pub use answerer::{Answer, Answerer, AnswererOptions, Knowledge};
-pub use embeddings::{NamedEmbeddings, OnBadImage};
+pub use embeddings::{ImageEmbeddings, OnBadImage};
 pub use options::{Options, Progress};
 pub use sample::{Image, Observation, Sample};
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::{Image, Mamba3Jepa, Observation, Progress, Sample};
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
 use crate::error::Error;
+use crate::files::path_text;
 use crate::image::{load_image, normalize};
 use crate::predictor::PredictorInput;
 use crate::texts::strip;
@@ -174,7 +175,7 @@ impl Mamba3Jepa {
             Error::Absent(format!(
                 "{}: it holds no x_encoder.safetensors, so that it cannot look at images: open it with an X-Encoder \
                  (--x-encoder, a transformers folder of V-JEPA 2), or export with --x-encoder",
-                folder.display()
+                path_text(folder)
             ))
         })
     }

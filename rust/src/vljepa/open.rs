@@ -12,6 +12,7 @@ use super::{Mamba3Jepa, Options};
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
 use crate::config::VisionConfig;
 use crate::error::{Error, LoadError};
+use crate::files::path_text;
 use crate::loader::{Weights, load_safetensors};
 use crate::predictor::Mamba3Predictor;
 use crate::recursion::Recursion;
@@ -47,7 +48,7 @@ impl Mamba3Jepa {
         let pool = pool(options.threads)?;
         let parts = parts(&manifest, options.x_encoder.is_some());
         let read = pool.install(|| read_all(folder, &manifest, &parts, options.x_encoder.as_deref()))?;
-        let missing = |what: &str| Error::Absent(format!("{}: it has no {what}", folder.display()));
+        let missing = |what: &str| Error::Absent(format!("{}: it has no {what}", path_text(folder)));
         let (y_encoder, y_encoder_weights) = read.y_encoder.ok_or_else(|| missing("Y-Encoder"))?;
         Ok(Mamba3Jepa {
             tokenizer: read.tokenizer.ok_or_else(|| missing("tokenizer"))?,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from mamba3_jepa.cli.output import table, write_out
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import embed_images, find_images, texts_or_file
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.inference.zero_shot import classify
@@ -29,13 +30,13 @@ def run_classify(settings: ClassifySettings) -> None:
     if settings.json:
         write_out(
             [
-                {"image": name, "labels": [{"label": label, "probability": p} for label, p in ranked]}
+                {"image": path_text(name), "labels": [{"label": label, "probability": p} for label, p in ranked]}
                 for name, ranked in zip(images.names, best, strict=True)
             ]
         )
         return
     rows = [
-        (name if number == 0 else "", label, f"{probability:.3f}")
+        (path_text(name) if number == 0 else "", label, f"{probability:.3f}")
         for name, ranked in zip(images.names, best, strict=True)
         for number, (label, probability) in enumerate(ranked)
     ]

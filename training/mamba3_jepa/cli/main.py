@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import tyro
@@ -16,6 +20,7 @@ from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.cli.flags import FlagFilter, with_flags
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.settings.inference import (
     AskSettings,
     ClassifySettings,
@@ -113,21 +118,48 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     """Run the command line; returns the exit status (0 done, 2 user error, 128 + signal when interrupted)."""
     _set_up_logging()
     try:
-        app.cli(prog=prog, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+        with _ending_at_sigterm():
+            app.cli(prog=prog, args=argv, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except UserError as error:
-        Console(stderr=True).print(
-            f"error: {with_flags(str(error))}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
+        _print_error(with_flags(str(error)))
         return 2
     except PermissionError as error:
-        Console(stderr=True).print(f"error: {error.filename}: permission denied", style="bold red", markup=False)
+        _print_error(f"{error.filename}: permission denied")
         return 2
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except Interrupted as interrupted:
         logging.getLogger(__name__).warning("%s", interrupted)
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM, where nothing else waits for it (training does)."""
+
+
+@contextmanager
+def _ending_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does: temporary files are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_error(message: str) -> None:
+    console = Console(stderr=True, emoji=False)
+    console.print(f"error: {path_text(message)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _set_up_logging() -> None:

@@ -19,16 +19,21 @@ def write_out(values: Any) -> None:
     Raises:
         UserError: a number is not finite.
     """
-    sys.stdout.write(to_json(values, ensure_ascii=False) + "\n")
+    write_line(to_json(values))
+
+
+def write_line(text: str) -> None:
+    """A line to the standard output as it is: unwrapped and uncoloured, and no word in it means an emoji."""
+    sys.stdout.write(text + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table: the first column to the left, the others to the right; nothing in it is markup."""
+    """A plain table: the first column to the left, the others to the right; nothing in it is markup or steers."""
     made = Table(box=box.SIMPLE)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mamba3_jepa.cli.output import table, write_out
+from mamba3_jepa.cli.output import printable, table, write_line, write_out
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import embed_images, find_images
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.inference.zero_shot import search_images, search_sheet
@@ -25,10 +26,9 @@ def run_search(settings: SearchSettings) -> None:
     if settings.contact_sheet is not None:
         search_sheet(settings.text, found, settings.contact_sheet)
     if settings.json:
-        results = [{"image": name, "cosine": cosine} for name, cosine in found]
+        results = [{"image": path_text(name), "cosine": cosine} for name, cosine in found]
         write_out({"text": settings.text, "images_searched": len(images.names), "results": results})
         return
-    rows = [(name, f"{cosine:.3f}") for name, cosine in found]
-    console = Console()
-    console.print(f"{settings.text}   ({len(images.names)} images)", markup=False, highlight=False, soft_wrap=True)
-    console.print(table(("image", "cosine"), rows))
+    rows = [(path_text(name), f"{cosine:.3f}") for name, cosine in found]
+    write_line(f"{printable(settings.text)}   ({len(images.names)} images)")
+    Console().print(table(("image", "cosine"), rows))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.wholefile import followed
+from mamba3_jepa.files.whole_file import followed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.metadata import split_metadata
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.path_text import path_text
 
 MAX_PIXELS = 89_478_485  # a decoded RGB image stays under 256 MiB
 MAX_BYTES = 2**30  # of a file; more than MAX_PIXELS take in any format
@@ -63,7 +64,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         BadSampleError: missing, not an image, truncated, more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
     """
     if name is None:
-        name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
+        name = path_text(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
     try:
         pixels, orientation = split_metadata(_read(source))
         with warnings.catch_warnings():

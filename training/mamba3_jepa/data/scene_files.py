@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.wholefile import followed
+from mamba3_jepa.files.whole_file import followed
 
 
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:

@@ -88,6 +88,8 @@ def top_texts(
 ) -> list[list[tuple[str, float]]]:
     """The k nearest texts of each prediction with their cosines, nearest first (all G texts when G < k).
 
+    Of equal cosines the first text comes first.
+
     Args:
         predicted: (Q, E).
         text_embeddings: (G, E), one row for each of the G texts, which should be distinct.
@@ -96,11 +98,13 @@ def top_texts(
     queries, gallery = _unit(predicted), _unit(text_embeddings)
     found: list[list[tuple[str, float]]] = []
     for block in _blocks(len(queries), len(gallery)):
-        scores, columns = (queries[block] @ gallery.T).topk(min(k, len(texts)), dim=1)
-        found += [
-            [(texts[column], score) for score, column in zip(row_scores, row_columns, strict=True)]
-            for row_scores, row_columns in zip(scores.tolist(), columns.tolist(), strict=True)
-        ]
+        scores = (queries[block] @ gallery.T).cpu()
+        for row, least in zip(scores, scores.topk(min(k, len(texts)), dim=1).values[:, -1], strict=True):
+            # topk keeps any of equal scores; sorting all of them stably would take long in a large gallery
+            columns = (~(row < least)).nonzero().flatten()
+            ranked, order = row[columns].sort(descending=True, stable=True)
+            best = zip(columns[order].tolist()[:k], ranked.tolist()[:k], strict=True)
+            found.append([(texts[column], score) for column, score in best])
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.reader import opened
 from mamba3_jepa.files.checkpoint import load_checkpoint
+from mamba3_jepa.files.path_text import path_text
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file")
     found = _checkpoint(path) if path.suffix == ".pt" or zipfile.is_zipfile(path) else _safetensors(path)
-    return {"file": str(path), "bytes": path.stat().st_size, **found}
+    return {"file": path_text(path), "bytes": path.stat().st_size, **found}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def _parsed(value: str) -> Any:
     """Metadata values are texts; those that are JSON objects or lists are shown as such."""
     try:
         parsed = json.loads(value)
-    except ValueError:
+        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()  # what other readers of JSON refuse is text
+    except (ValueError, RecursionError):
         return value
     return parsed if isinstance(parsed, dict | list) else value

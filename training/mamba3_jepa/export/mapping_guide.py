@@ -256,7 +256,13 @@ A memory with another digest was made by another encoder; its embeddings mean no
 - `search`: the images nearest to a text, by the cosine of its Y-Encoder embedding with their predicted embeddings.
 - `classify`: softmax over the labels of cosine(predicted embedding, Y-Encoder embedding of `template` with the label
   in place of `{}`) / `temperature`. Labels are stripped, repetitions left out.
-- `embed`: predicted embeddings of images, Y-Encoder embeddings of texts.
+- `embed`: predicted embeddings of images, Y-Encoder embeddings of texts, F32. `.safetensors`: tensors `images` and
+  `texts` (N, E), and metadata of the same names with the JSON list of the file names or texts. `.npy`: one array, with
+  `{"images": [...]}` or `{"texts": [...]}` in the `.json` file beside it.
+
+Whatever is ranked, of equal values the one given first comes first; the images of a folder come in the order of their
+paths' bytes, part by part. A file name is printed and written as UTF-8; each byte of it that is not UTF-8 is `\xNN`,
+with lower-case digits.
 
 ### Where to look in the golden files
 

@@ -11,16 +11,17 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.whole_file import whole_file
 
 
-def to_json(values: Any, *, ensure_ascii: bool = True) -> str:
-    """Indented JSON.
+def to_json(values: Any) -> str:
+    r"""Indented JSON. Letters are written as they are, lone surrogates escaped (\udNNN).
 
     Raises:
         UserError: a number is not finite.
     """
     try:
-        return json.dumps(values, indent=2, ensure_ascii=ensure_ascii, allow_nan=False)
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise UserError(f"a number is not finite, which JSON cannot say: {error}") from error
+    return text.encode(errors="backslashreplace").decode()
 
 
 def finite_or_null(values: Any) -> Any:

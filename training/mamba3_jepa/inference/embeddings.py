@@ -22,6 +22,7 @@ from mamba3_jepa.data.sample import OnBadSample
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.files.safetensors_file import write_safetensors
 from mamba3_jepa.files.whole_file import whole_file
 from mamba3_jepa.models.finite import demand_finite
@@ -34,7 +35,7 @@ FORMAT = "mamba3-jepa embeddings"
 
 @dataclass(frozen=True, kw_only=True)
 class NamedEmbeddings:
-    """names: N file names or texts; embeddings: (N, E) float32 of unit length, on the CPU."""
+    """names: N texts, or file names as Python opens them; embeddings: (N, E) float32 of unit length, on the CPU."""
 
     names: list[str]
     embeddings: Tensor
@@ -51,13 +52,18 @@ def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
         if not image_dir.is_dir():
             raise UserError(f"`image_dir` {image_dir}: there is no such folder")
         walked = [Path(folder) / name for folder, _, names in os.walk(image_dir) for name in names]
-        inside = sorted(path for path in walked if path.suffix.lower() in IMAGE_SUFFIXES)
+        inside = sorted((path for path in walked if path.suffix.lower() in IMAGE_SUFFIXES), key=_bytes)
         if not inside:
             raise UserError(f"`image_dir` {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
         found += inside
     if not found:
         raise UserError("no images: give `images` or `image_dir`")
     return found
+
+
+def _bytes(path: Path) -> list[bytes]:
+    """What paths are sorted by: a name that is not UTF-8 has its place too."""
+    return [os.fsencode(part) for part in path.parts]
 
 
 def texts_or_file(values: Sequence[str], what: str) -> list[str]:
@@ -118,23 +124,25 @@ def write_embeddings(path: Path, groups: Mapping[str, NamedEmbeddings]) -> list[
     """Write embeddings, each file whole or not at all; returns the files written.
 
     `.safetensors`: a tensor (N, E) for each group by its name, and its names as a JSON list in the metadata.
-    `.npy`: the array (N, E) of the only group, with the names in a `.json` file beside it.
+    `.npy`: the array (N, E) of the only group, with the names in a `.json` file beside it. File names are written as
+    `path_text` gives them.
 
     Raises:
         UserError: a file cannot be written.
     """
+    names = {name: [path_text(item) for item in group.names] for name, group in groups.items()}
     if path.suffix == ".safetensors":
-        metadata = {name: json.dumps(group.names, ensure_ascii=False) for name, group in groups.items()}
+        metadata = {name: json.dumps(items, ensure_ascii=False) for name, items in names.items()}
         write_safetensors(
             path, {name: group.embeddings for name, group in groups.items()}, {"format": FORMAT} | metadata
         )
         return [path]
-    ((name, group),) = groups.items()
+    (group,) = groups.values()
     names_path = path.with_suffix(".json")
     if names_path.is_dir():
         raise UserError(f"{names_path} is a folder where the names are to go; choose another `output`")
     _write_npy(path, group.embeddings.numpy())
-    write_json(names_path, {name: group.names})
+    write_json(names_path, names)
     return [path, names_path]
 
 

@@ -107,8 +107,8 @@ class KnowledgeMemory:
             )
         texts, embeddings = _texts(metadata.get("texts", "")), found.get(_TENSOR)
         shape = (len(texts), model.config.embed_dim)
-        if not texts or embeddings is None or embeddings.shape != shape or not embeddings.isfinite().all():
-            raise UserError(f"{path}: damaged: expected {shape[0]} texts and finite embeddings of shape {shape}")
+        if not texts or embeddings is None or not _is_finite_float32(embeddings, shape):
+            raise UserError(f"{path}: damaged: expected {shape[0]} texts and finite F32 embeddings of shape {shape}")
         return cls(texts, embeddings, metadata["encoder"])
 
 
@@ -131,9 +131,15 @@ def encoder_digest(model: Mamba3Jepa) -> str:
     return digest.hexdigest()
 
 
+def _is_finite_float32(embeddings: Tensor, shape: tuple[int, int]) -> bool:
+    return embeddings.dtype == torch.float32 and embeddings.shape == shape and bool(embeddings.isfinite().all())
+
+
 def _texts(value: str) -> list[str]:
+    """The texts of a JSON list; none where it is no such list, or says half a character (`\\ud800`)."""
     try:
         texts = json.loads(value)
-    except ValueError:
+        json.dumps(texts, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return []
     return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else []

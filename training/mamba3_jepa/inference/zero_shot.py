@@ -16,6 +16,7 @@ from mamba3_jepa.data.images import load_image
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.cards import draw_cards, text_rows
 from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import NamedEmbeddings, embed_texts
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -53,7 +54,8 @@ def classify(
     if len(labels) < 2 or "" in labels:
         raise UserError(f"expected at least two different labels, none of them empty, found {labels}")
     embedded = embed_texts(model, [template.replace("{}", label) for label in labels]).embeddings
-    probabilities, order = class_probabilities(images.embeddings, embedded, temperature).sort(descending=True)
+    probabilities = class_probabilities(images.embeddings, embedded, temperature)
+    probabilities, order = probabilities.sort(descending=True, stable=True)
     return [
         [(labels[i], probability) for i, probability in zip(row_order, row, strict=True)]
         for row_order, row in zip(order.tolist(), probabilities.tolist(), strict=True)
@@ -72,6 +74,6 @@ def search_sheet(text: str, found: Sequence[tuple[str, float]], path: Path) -> P
         cards.append(load_image(name))
         rows.append(
             text_rows(f"{number}. {text}", bold=True, max_lines=2)
-            + text_rows(Path(name).name, score=cosine, max_lines=2, space_above=6)
+            + text_rows(path_text(Path(name).name), score=cosine, max_lines=2, space_above=6)
         )
     return draw_cards(cards, rows, path)

@@ -18,10 +18,10 @@ from mamba3_jepa.evaluation.plots import plot_training
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
+from mamba3_jepa.files.whole_file import followed
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.schedule import Position
 from mamba3_jepa.training.task import Task, Validation
-from mamba3_jepa.wholefile import followed
 
 logger = logging.getLogger(__name__)
 

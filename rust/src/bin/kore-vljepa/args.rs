@@ -121,10 +121,7 @@ impl GenerationArgs {
 
 /// How many threads; 0, which is one for each core, unless it is given.
 fn thread_count(given: Option<i64>) -> Result<usize, Failure> {
-    match given.map(|value| at_least_one("threads", value)).transpose()? {
-        Some(count) if count > MAX_THREADS => Err(failure(format!("--threads {count}: must be at most {MAX_THREADS}"))),
-        count => Ok(count.unwrap_or(0)),
-    }
+    given.map_or(Ok(0), |value| at_least_one_and_at_most("threads", value, MAX_THREADS))
 }
 
 /// Threads for what is computed outside a model.
@@ -139,6 +136,14 @@ pub(crate) fn at_least_one(flag: &str, value: i64) -> Result<usize, Failure> {
     match usize::try_from(value) {
         Ok(count) if count > 0 => Ok(count),
         _ => Err(failure(format!("--{flag} {value}: must be at least 1"))),
+    }
+}
+
+/// The count, if it is one and no greater than `most`; the message names its flag.
+pub(crate) fn at_least_one_and_at_most(flag: &str, value: i64, most: usize) -> Result<usize, Failure> {
+    match at_least_one(flag, value)? {
+        count if count > most => Err(failure(format!("--{flag} {count}: must be at most {most}"))),
+        count => Ok(count),
     }
 }
 

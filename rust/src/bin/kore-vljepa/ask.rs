@@ -12,7 +12,7 @@ use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Knowledge, Sample};
 use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, at_least_one};
-use crate::output::{Failure, failure, print, print_json, printable, progress};
+use crate::output::{Failure, failure, print, print_json, printable, progress, shown};
 
 /// Bytes of a knowledge vector as JSON that are read at most; a longer one does not end as JSON does.
 const MAX_VECTOR: u64 = 1 << 28;
@@ -134,7 +134,7 @@ impl Ask {
                 return Err(failure("--save-memory needs a --memory to save"));
             }
             if path.extension().is_none_or(|suffix| suffix != "safetensors") {
-                return Err(failure(format!("--save-memory {}: its name must end in .safetensors", path.display())));
+                return Err(failure(format!("--save-memory {}: its name must end in .safetensors", shown(path))));
             }
         }
         at_least_one("top", self.top)
@@ -144,7 +144,7 @@ impl Ask {
 /// A vector (K,) of a `.npy` file or a JSON list.
 fn read_vector(path: &Path) -> Result<Vec<f32>, Failure> {
     const EXPECTED: &str = "expected a .npy file with one row of numbers, or a JSON list of numbers";
-    let name = path.display();
+    let name = shown(path);
     let numbers: Vec<f64> = if path.extension().is_some_and(|suffix| suffix == "npy") {
         read_npy_vector(path).map_err(|error| failure(format!("{error}; {EXPECTED}")))?
     } else {

@@ -1,5 +1,7 @@
 //! `kore-vljepa classify`: labels for images.
 
+use clap::ArgAction;
+use kore_vljepa::files::path_text;
 use serde::Serialize;
 
 use crate::args::{ModelArgs, at_least_one, texts_or_file};
@@ -14,7 +16,7 @@ pub(crate) struct Classify {
     #[command(flatten)]
     images: ImageArgs,
     /// Labels, or one text file with a label a line.
-    #[arg(long, value_name = "TEXT", num_args = 0.., required = true)]
+    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set, required = true)]
     labels: Vec<String>,
     /// The text that stands for a label, such as "a photo of a {}"; default: the model's, which is {}.
     #[arg(long, value_name = "STR")]
@@ -36,7 +38,7 @@ pub(crate) struct Classify {
 
 #[derive(Serialize)]
 struct Labelled<'a> {
-    image: &'a str,
+    image: String,
     labels: Vec<Share<'a>>,
 }
 
@@ -59,7 +61,7 @@ impl Classify {
         let template = self.template.as_deref().unwrap_or(template);
         let mut chosen = model.classify(&images, &labels, template, temperature)?;
         chosen.iter_mut().for_each(|ranked| ranked.truncate(top));
-        let chosen = images.names.iter().zip(&chosen);
+        let chosen = images.paths.iter().map(path_text).zip(&chosen);
         if self.json {
             let labelled: Vec<Labelled<'_>> = chosen
                 .map(|(image, ranked)| Labelled {
@@ -72,7 +74,7 @@ impl Classify {
         let mut table = Table::new(["image", "label", "probability"]);
         for (image, ranked) in chosen {
             for (number, (label, probability)) in ranked.iter().enumerate() {
-                table.row([if number == 0 { image.as_str() } else { "" }, label, &format!("{probability:.3}")]);
+                table.row([if number == 0 { &image } else { "" }, label, &format!("{probability:.3}")]);
             }
         }
         print(table.to_string().trim_end())

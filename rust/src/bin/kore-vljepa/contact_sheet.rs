@@ -5,7 +5,7 @@ use std::path::Path;
 use font8x8::{BASIC_FONTS, BOX_FONTS, GREEK_FONTS, HIRAGANA_FONTS, LATIN_FONTS, UnicodeFonts};
 use image::imageops::{FilterType, overlay, resize};
 use image::{Rgb, RgbImage};
-use kore_vljepa::files::write_whole;
+use kore_vljepa::files::{path_text, write_whole};
 use kore_vljepa::image::{Picture, load_image};
 
 use crate::output::{Failure, failure};
@@ -33,23 +33,23 @@ const INK: Rgb<u8> = Rgb([0x1f, 0x23, 0x28]);
 const FAINT: Rgb<u8> = Rgb([0x6a, 0x73, 0x7d]);
 
 /// Writes the PNG `path`: the text, and under it the images found, best first, at most 24, four in a row.
-pub(crate) fn write_contact_sheet(path: &Path, text: &str, found: &[(&str, f32)]) -> Result<(), Failure> {
+pub(crate) fn write_contact_sheet(path: &Path, text: &str, found: &[(&Path, f32)]) -> Result<(), Failure> {
     let found = &found[..found.len().min(MAX_CARDS)];
     let columns = found.len().clamp(1, MAX_COLUMNS) as u32;
     let rows = found.len().div_ceil(MAX_COLUMNS) as u32;
     let width = 2 * GAP + columns * CARD + (columns - 1) * GAP;
     let mut sheet = RgbImage::from_pixel(width, GAP + HEADING + rows * (CARD_HEIGHT + GAP), PAGE);
     write(&mut sheet, GAP, GAP, &shortened(text, ((width - 2 * GAP) / LETTER) as usize), INK);
-    for ((number, (name, cosine)), place) in (1..).zip(found).zip(0..) {
+    for ((number, (image, cosine)), place) in (1..).zip(found).zip(0..) {
         let left = GAP + place % columns * (CARD + GAP);
         let top = GAP + HEADING + place / columns * (CARD_HEIGHT + GAP);
         fill(&mut sheet, (left, top), (CARD, CARD_HEIGHT), PAPER);
-        draw_picture(&mut sheet, left + PAD, top + PAD, load_image(name)?)?;
+        draw_picture(&mut sheet, left + PAD, top + PAD, load_image(image)?)?;
         let mut line = top + PICTURE + 2 * PAD;
         write(&mut sheet, left + PAD, line, &format!("{number}."), INK);
         let cosine = format!("{cosine:.3}");
         write(&mut sheet, left + PAD + PICTURE - cosine.len() as u32 * LETTER, line, &cosine, FAINT);
-        for piece in wrapped(Path::new(name).file_name().unwrap_or_default().to_string_lossy().as_ref()) {
+        for piece in wrapped(&path_text(image.file_name().unwrap_or_default())) {
             line += LINE;
             write(&mut sheet, left + PAD, line, &piece, INK);
         }
@@ -138,6 +138,7 @@ fn shortened(text: &str, room: usize) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -145,7 +146,7 @@ mod tests {
     fn a_sheet_shows_every_picture_with_its_name() {
         let folder = tempfile::tempdir().unwrap();
         let sizes = [(40, 20), (1, 900), (700, 3), (64, 64), (9, 9)];
-        let names: Vec<String> = sizes
+        let paths: Vec<PathBuf> = sizes
             .iter()
             .map(|(width, height)| {
                 let path = folder.path().join(format!("{width}x{height}, größe 色.png"));
@@ -153,10 +154,10 @@ mod tests {
                 let mut encoder = png::Encoder::new(File::create(&path).unwrap(), *width, *height);
                 encoder.set_color(png::ColorType::Rgb);
                 encoder.write_header().unwrap().write_image_data(&rows).unwrap();
-                path.to_str().unwrap().to_owned()
+                path
             })
             .collect();
-        let found: Vec<(&str, f32)> = names.iter().map(|name| (name.as_str(), -0.25)).collect();
+        let found: Vec<(&Path, f32)> = paths.iter().map(|path| (path.as_path(), -0.25)).collect();
         let path = folder.path().join("new/sheet.png");
         write_contact_sheet(&path, &"a red circle ".repeat(40), &found).unwrap();
         let sheet = load_image(&path).unwrap();

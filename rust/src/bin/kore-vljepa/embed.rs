@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use kore_vljepa::files::write_whole;
+use clap::ArgAction;
+use kore_vljepa::files::{path_text, write_whole};
 use kore_vljepa::loader::{NewTensor, write_safetensors};
 use kore_vljepa::npy::write_npy;
-use kore_vljepa::vljepa::{NamedEmbeddings, Options};
+use kore_vljepa::vljepa::{ImageEmbeddings, Options};
 use serde_json::json;
 
 use crate::args::{ModelArgs, texts_or_file};
@@ -25,15 +26,19 @@ pub(crate) struct Embed {
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
     /// Texts, or one text file with a text a line: embedded by the Y-Encoder as answers are.
-    #[arg(long, value_name = "TEXT", num_args = 0..)]
+    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set)]
     texts: Vec<String>,
     /// Ask this about the images; default: the prompt for describing them.
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
 }
 
-/// A name for a group of embeddings, and the group.
-type Group = (&'static str, NamedEmbeddings);
+/// N images or texts with their embeddings (N, E), and what the group of them is called.
+struct Group {
+    name: &'static str,
+    names: Vec<String>,
+    embeddings: Vec<f32>,
+}
 
 impl Embed {
     pub(crate) fn run(&self) -> Result<(), Failure> {
@@ -43,15 +48,16 @@ impl Embed {
         let model = self.model.open_with(options)?;
         let mut groups: Vec<Group> = Vec::new();
         if !paths.is_empty() {
-            groups.push(("images", self.images.embed(&model, &paths, self.question.as_deref())?));
+            let ImageEmbeddings { paths, embeddings } = self.images.embed(&model, &paths, self.question.as_deref())?;
+            groups.push(Group { name: "images", names: paths.iter().map(path_text).collect(), embeddings });
         }
         if !texts.is_empty() {
             let embeddings = model.embed_text_with(&texts, &mut progress("texts"))?.concat();
-            groups.push(("texts", NamedEmbeddings { names: texts, embeddings }));
+            groups.push(Group { name: "texts", names: texts, embeddings });
         }
         let width = model.config().embed_dim;
         let written = write_embeddings(&self.output, &groups, width)?;
-        let counts: Vec<String> = groups.iter().map(|(name, group)| format!("{} {name}", group.names.len())).collect();
+        let counts: Vec<String> = groups.iter().map(|group| format!("{} {}", group.names.len(), group.name)).collect();
         let files: Vec<String> = written.iter().map(|path| shown(path)).collect();
         let line = format!("{}, {width} numbers each: {}", counts.join(" and "), files.join(", "));
         print(&printable(&line))
@@ -61,7 +67,7 @@ impl Embed {
     fn check(&self) -> Result<Options, Failure> {
         let options = self.images.options()?;
         let has_images = self.images.are_given();
-        let output = self.output.display();
+        let output = shown(&self.output);
         if !has_images && self.texts.is_empty() {
             return Err(failure("nothing to embed: give --images, --image-dir or --texts"));
         }
@@ -87,27 +93,27 @@ impl Embed {
 /// `.safetensors`: a tensor for each group by its name, and its names as a JSON list in the metadata. `.npy`: the array
 /// of the only group, with the names in a `.json` file beside it.
 fn write_embeddings(path: &Path, groups: &[Group], width: usize) -> Result<Vec<PathBuf>, Failure> {
-    if let (Some("npy"), [(name, group)]) = (path.extension().and_then(|suffix| suffix.to_str()), groups) {
+    if let (Some("npy"), [group]) = (path.extension().and_then(|suffix| suffix.to_str()), groups) {
         let names = path.with_extension("json");
         if names.is_dir() {
             return Err(failure(format!(
                 "{} is a folder where the names are to go; choose another --output",
-                names.display()
+                shown(&names)
             )));
         }
         write_npy(path, &group.embeddings, width)?;
-        let json = format!("{:#}\n", json!({ *name: group.names }));
+        let json = format!("{:#}\n", json!({ group.name: group.names }));
         write_whole(&names, |out| out.write_all(json.as_bytes()))?;
         return Ok(vec![path.to_path_buf(), names]);
     }
-    let lists: Vec<(&str, String)> = groups.iter().map(|(name, group)| (*name, list(&group.names))).collect();
+    let lists: Vec<(&str, String)> = groups.iter().map(|group| (group.name, list(&group.names))).collect();
     let mut metadata = vec![("format", FORMAT)];
     metadata.extend(lists.iter().map(|(name, list)| (*name, list.as_str())));
-    let shapes: Vec<[usize; 2]> = groups.iter().map(|(_, group)| [group.names.len(), width]).collect();
+    let shapes: Vec<[usize; 2]> = groups.iter().map(|group| [group.names.len(), width]).collect();
     let tensors: Vec<NewTensor<'_>> = groups
         .iter()
         .zip(&shapes)
-        .map(|((name, group), shape)| NewTensor { name, shape, numbers: &group.embeddings })
+        .map(|(group, shape)| NewTensor { name: group.name, shape, numbers: &group.embeddings })
         .collect();
     write_safetensors(path, &tensors, &metadata)?;
     Ok(vec![path.to_path_buf()])

@@ -3,17 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::ArgAction;
 use kore_vljepa::image::IMAGE_SUFFIXES;
-use kore_vljepa::vljepa::{Mamba3Jepa, NamedEmbeddings, OnBadImage, Options};
+use kore_vljepa::vljepa::{ImageEmbeddings, Mamba3Jepa, OnBadImage, Options};
 
 use crate::args::at_least_one;
-use crate::output::{Failure, failure, progress, shown};
+use crate::output::{Failure, failure, progress, shown, without_dots};
 
 /// Which images.
 #[derive(clap::Args)]
 pub(crate) struct ImageArgs {
     /// Image files.
-    #[arg(long, value_name = "PATH", num_args = 0..)]
+    #[arg(long, value_name = "PATH", num_args = 0.., action = ArgAction::Set)]
     pub(crate) images: Vec<PathBuf>,
     /// A folder; every image in it and in the folders under it is taken.
     #[arg(long, value_name = "PATH")]
@@ -45,9 +46,9 @@ impl ImageArgs {
 
     /// The given files, then every image under the folder, sorted by path; an error if there is none.
     pub(crate) fn find(&self) -> Result<Vec<PathBuf>, Failure> {
-        let mut found: Vec<PathBuf> = self.images.iter().map(|path| shown(path).into()).collect();
+        let mut found: Vec<PathBuf> = self.images.iter().map(|path| without_dots(path)).collect();
         if let Some(folder) = &self.image_dir {
-            let name = folder.display();
+            let name = shown(folder);
             if !folder.is_dir() {
                 return Err(failure(format!("--image-dir {name}: there is no such folder")));
             }
@@ -69,7 +70,7 @@ impl ImageArgs {
         model: &Mamba3Jepa,
         paths: &[PathBuf],
         question: Option<&str>,
-    ) -> Result<NamedEmbeddings, Failure> {
+    ) -> Result<ImageEmbeddings, Failure> {
         let on_bad = match self.on_bad_sample {
             OnBadSample::Error => OnBadImage::Stop,
             OnBadSample::Skip => OnBadImage::Skip,
@@ -88,7 +89,7 @@ fn images_under(folder: &Path) -> Vec<PathBuf> {
             let path = entry.path();
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(path),
-                Ok(_) if is_image(&path) && !path.is_dir() => found.push(shown(&path).into()),
+                Ok(_) if is_image(&path) && !path.is_dir() => found.push(without_dots(&path)),
                 _ => {}
             }
         }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use kore_vljepa::files::path_text;
 use kore_vljepa::loader::read_header;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -111,10 +112,8 @@ fn inspect(path: &Path) -> Result<Found, Failure> {
 fn inside(folder: &Path) -> String {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let is_weights = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == "safetensors" || suffix == "pt");
-    let mut names: Vec<String> = entries
-        .filter(|entry| is_weights(&entry.path()))
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+    let mut names: Vec<String> =
+        entries.filter(|entry| is_weights(&entry.path())).map(|entry| path_text(entry.file_name())).collect();
     names.sort();
     if names.is_empty() {
         "and holds no checkpoint and no safetensors file".into()

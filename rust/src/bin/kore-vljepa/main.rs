@@ -1,7 +1,7 @@
 //! The command `kore-vljepa`: a trained model from its exported files, as `mamba3-jepa` offers it from a checkpoint.
 //!
-//! Exit status: 0 done, 1 `verify` found a difference above the bound, 2 an error of the user's, 130 (as a shell counts
-//! the signal) after Ctrl-C, 141 when the reader of a pipe has gone.
+//! Exit status: 0 done, 1 `verify` found a difference above the bound, 2 an error of the user's, 130 after Ctrl-C and 143
+//! after SIGTERM (as shells count signals), 141 when the reader of a pipe has gone.
 
 mod args;
 mod ask;
@@ -11,6 +11,8 @@ mod contact_sheet;
 mod embed;
 mod images;
 mod inspect;
+#[cfg(unix)]
+mod interrupt;
 mod output;
 mod search;
 mod verify;
@@ -18,6 +20,7 @@ mod verify;
 use std::io;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use output::Failure;
@@ -60,6 +63,10 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(unix)]
+    if let Err(error) = interrupt::leave_nothing_half_written() {
+        output::print_warning(&format!("an interrupt may leave an unfinished file: {error}"));
+    }
     match Cli::try_parse_from(args::with_hyphens(std::env::args_os())) {
         Ok(cli) => cli.command.run().unwrap_or_else(|failure| match failure {
             Failure::User(message) => {
@@ -74,6 +81,12 @@ fn main() -> ExitCode {
 
 /// Prints help, the version, or what is wrong with the arguments.
 fn said(usage: &clap::Error) -> ExitCode {
+    if usage.kind() == ErrorKind::ValueValidation {
+        // its first line names the flag and says all there is to say
+        let text = usage.to_string();
+        output::print_error(text.lines().next().unwrap_or_default().trim_start_matches("error: "));
+        return USER_ERROR.into();
+    }
     match usage.print() {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => CLOSED_PIPE.into(),
         _ if usage.use_stderr() => USER_ERROR.into(),

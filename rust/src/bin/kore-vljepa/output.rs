@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use kore_vljepa::files::path_text;
 use kore_vljepa::texts::is_printable;
 use kore_vljepa::{Error, LoadError};
 use serde::Serialize;
@@ -87,10 +88,15 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// The path as it is printed, without `.` in it.
+/// The path as it is printed.
 pub(crate) fn shown(path: &Path) -> String {
+    path_text(without_dots(path))
+}
+
+/// The same path without `.` in it.
+pub(crate) fn without_dots(path: &Path) -> PathBuf {
     let parts: PathBuf = path.components().filter(|&part| part != Component::CurDir).collect();
-    if parts.as_os_str().is_empty() { ".".into() } else { parts.to_string_lossy().into_owned() }
+    if parts.as_os_str().is_empty() { ".".into() } else { parts }
 }
 
 /// The number with its thousands apart: 1,234,567.

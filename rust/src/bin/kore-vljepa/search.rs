@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kore_vljepa::files::path_text;
 use serde::Serialize;
 
 use crate::args::{ModelArgs, at_least_one};
@@ -34,12 +35,12 @@ pub(crate) struct Search {
 struct Found<'a> {
     text: &'a str,
     images_searched: usize,
-    results: Vec<Hit<'a>>,
+    results: Vec<Hit>,
 }
 
 #[derive(Serialize)]
-struct Hit<'a> {
-    image: &'a str,
+struct Hit {
+    image: String,
     cosine: f64,
 }
 
@@ -56,14 +57,15 @@ impl Search {
             write_contact_sheet(path, &text, &found)?;
         }
         if self.json {
-            let results = found.iter().map(|&(image, cosine)| Hit { image, cosine: cosine.into() }).collect();
-            return print_json(&Found { text: &text, images_searched: images.names.len(), results });
+            let results =
+                found.iter().map(|&(image, cosine)| Hit { image: path_text(image), cosine: cosine.into() }).collect();
+            return print_json(&Found { text: &text, images_searched: images.paths.len(), results });
         }
         let mut table = Table::new(["image", "cosine"]);
         for (image, cosine) in found {
-            table.row([image, &format!("{cosine:.3}")]);
+            table.row([path_text(image), format!("{cosine:.3}")]);
         }
-        let heading = format!("{}   ({} images)", printable(&text), images.names.len());
+        let heading = format!("{}   ({} images)", printable(&text), images.paths.len());
         print(format!("{heading}\n\n{table}").trim_end())
     }
 

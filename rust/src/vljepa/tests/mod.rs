@@ -120,20 +120,19 @@ fn a_file_and_its_picture_are_the_same() {
     let error = model.embed_images(&[&path, &missing], None, OnBadImage::Stop, &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("none.png"), "{error}");
     let rest = model.embed_images(&[&path, &missing], None, OnBadImage::Skip, &mut |_, _| {}).unwrap();
-    assert_eq!(rest.names, [path.display().to_string()]);
-    assert!(model.embed_images(&[&missing], None, OnBadImage::Skip, &mut |_, _| {}).is_err());
+    assert_eq!(rest.paths, std::slice::from_ref(&path));
+    let none = model.embed_images(&[&missing], None, OnBadImage::Skip, &mut |_, _| {}).unwrap_err();
+    assert_eq!(none.to_string(), "none of the images can be read");
 }
 
 #[test]
 fn search_and_classify_rank() {
     let model = opened(&TinyModel::new());
     let texts = ["a red circle", "two blue squares", "nothing"];
-    let images = NamedEmbeddings {
-        names: texts.map(String::from).into(),
-        embeddings: model.embed_text(&texts).unwrap().concat(),
-    };
+    let images =
+        ImageEmbeddings { paths: texts.map(Into::into).into(), embeddings: model.embed_text(&texts).unwrap().concat() };
     let found = model.search("two blue squares", &images, 2).unwrap();
-    assert_eq!((found.len(), found[0].0), (2, "two blue squares"));
+    assert_eq!((found.len(), found[0].0), (2, Path::new("two blue squares")));
     assert!((found[0].1 - 1.0).abs() < 1e-5 && found[1].1 < found[0].1);
     let ranked = model.classify(&images, &["nothing", " red circle", "red circle"], "a {}", 0.07).unwrap();
     assert_eq!(ranked[0][0].0, "red circle");
@@ -144,7 +143,7 @@ fn search_and_classify_rank() {
         assert!(matches!(model.classify(&images, &labels, "{}", temperature), Err(Error::Input(_))));
     }
     assert!(matches!(model.search("", &images, 2), Err(Error::Input(_))));
-    let none = NamedEmbeddings::default();
+    let none = ImageEmbeddings::default();
     assert!(matches!(model.search("a", &none, 2), Err(Error::Input(_))));
 }
 

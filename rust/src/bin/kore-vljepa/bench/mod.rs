@@ -10,18 +10,22 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use clap::ArgAction;
 use kore_vljepa::image::Picture;
 use kore_vljepa::linalg::instruction_set;
 use kore_vljepa::vljepa::Sample;
 use serde::Serialize;
 
-use crate::args::{ModelArgs, at_least_one, thread_pool};
+use crate::args::{ModelArgs, at_least_one_and_at_most as count, thread_pool};
 use crate::output::{Failure, Table, failure, grouped, print, print_json, progress, shown};
 use parts::{Parts, files};
 use prefill::{Prefill, measure, measure_apart};
 
 const OPENINGS: usize = 5;
 const MAX_NUMBERS: usize = 1 << 30; // of the tokens that the predictor reads
+const MAX_TOKENS: usize = 1 << 16; // that it reads; each takes some 10 KiB and more
+const MAX_POSITION: usize = 1 << 20; // in a text
+const MAX_ROUNDS: usize = 10_000;
 const QUESTION: &str = "What is in the picture?";
 
 /// Time a model: opening, X-Encoder, predictor, tokens early and late in a text, whole answers; and its memory.
@@ -48,7 +52,7 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "INT", default_value_t = 15, allow_negative_numbers = true)]
     rounds: i64,
     /// Visual tokens for which the predictor's time and memory are measured.
-    #[arg(long, value_name = "INT", num_args = 0.., default_values_t = [256, 1024, 4096], allow_negative_numbers = true)]
+    #[arg(long, value_name = "INT", num_args = 0.., action = ArgAction::Set, default_values_t = [256, 1024, 4096], allow_negative_numbers = true)]
     lengths: Vec<i64>,
     /// Measure only this of `lengths`, in this process; for `bench` itself.
     #[arg(long, value_name = "INT", hide = true)]
@@ -122,7 +126,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let counts = self.counts()?;
         if let Some(length) = self.only_prefill {
-            return print_json(&measure(&self.model, at_least_one("only-prefill", length)?, counts.question)?);
+            return print_json(&measure(&self.model, count("only-prefill", length, MAX_TOKENS)?, counts.question)?);
         }
         let pool = thread_pool(self.model.threads)?;
         let files = files(&self.model.weights, self.model.x_encoder.as_deref())?;
@@ -164,13 +168,13 @@ impl Bench {
 
     fn counts(&self) -> Result<Counts, Failure> {
         let counts = Counts {
-            visual: self.visual_tokens.map(|value| at_least_one("visual-tokens", value)).transpose()?,
-            question: at_least_one("question-tokens", self.question_tokens)?,
-            early: at_least_one("early", self.early)?,
-            late: at_least_one("late", self.late)?,
-            window: at_least_one("window", self.window)?,
-            rounds: at_least_one("rounds", self.rounds)?,
-            lengths: self.lengths.iter().map(|&value| at_least_one("lengths", value)).collect::<Result<_, _>>()?,
+            visual: self.visual_tokens.map(|value| count("visual-tokens", value, MAX_TOKENS)).transpose()?,
+            question: count("question-tokens", self.question_tokens, MAX_TOKENS)?,
+            early: count("early", self.early, MAX_POSITION)?,
+            late: count("late", self.late, MAX_POSITION)?,
+            window: count("window", self.window, MAX_POSITION)?,
+            rounds: count("rounds", self.rounds, MAX_ROUNDS)?,
+            lengths: self.lengths.iter().map(|&value| count("lengths", value, MAX_TOKENS)).collect::<Result<_, _>>()?,
         };
         if counts.early < counts.window / 2 {
             return Err(failure(format!(
@@ -206,7 +210,7 @@ impl Bench {
             open.push(timed(|| self.model.open().map(drop))?);
             read.push(
                 timed(|| files.iter().map(fs::read).collect::<Result<Vec<_>, _>>().map(drop))
-                    .map_err(|error| failure(format!("{}: cannot be read: {error}", self.model.weights.display())))?,
+                    .map_err(|error| failure(format!("{}: cannot be read: {error}", shown(&self.model.weights))))?,
             );
         }
         let seconds = |rounds: &[f64]| median(rounds).unwrap_or(f64::NAN);

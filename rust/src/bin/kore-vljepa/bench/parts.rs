@@ -11,7 +11,7 @@ use kore_vljepa::predictor::{Mamba3Predictor, PredictorInput};
 use kore_vljepa::vit::{PixelShape, VisionEncoder};
 use kore_vljepa::y_decoder::{DecoderState, Mamba3Decoder};
 
-use crate::output::{Failure, failure};
+use crate::output::{Failure, failure, shown};
 
 /// The files that are read when a folder is opened.
 pub(super) fn files(folder: &Path, x_encoder: Option<&Path>) -> Result<Vec<PathBuf>, Failure> {
@@ -27,7 +27,7 @@ pub(super) fn files(folder: &Path, x_encoder: Option<&Path>) -> Result<Vec<PathB
 }
 
 fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let unreadable = |error| failure(format!("{}: cannot be read: {error}", folder.display()));
+    let unreadable = |error| failure(format!("{}: cannot be read: {error}", shown(folder)));
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();

@@ -1,0 +1,73 @@
+//! Ctrl-C and SIGTERM: the program ends at once, and nothing half-written stays.
+
+use std::io;
+use std::process::exit;
+use std::thread;
+
+use kore_vljepa::files::abandon_writes;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// From now on either signal removes unfinished files and ends the program with 128 + its number, as shells count it.
+pub(crate) fn leave_nothing_half_written() -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            abandon_writes();
+            exit(128 + signal);
+        }
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::fs;
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use kore_vljepa::files::write_whole;
+
+    use super::*;
+
+    const OUTPUT: &str = "KORE_VLJEPA_INTERRUPTED_OUTPUT";
+
+    /// A program that writes half a file, for ever.
+    fn write_half(path: OsString) {
+        leave_nothing_half_written().unwrap();
+        let written = write_whole(path.as_ref(), |out| {
+            out.write_all(&[7; 1 << 16])?;
+            loop {
+                thread::park();
+            }
+        });
+        unreachable!("{written:?}");
+    }
+
+    #[test]
+    fn a_signal_takes_the_half_written_file_along() {
+        if let Some(path) = std::env::var_os(OUTPUT) {
+            return write_half(path);
+        }
+        let itself = "interrupt::tests::a_signal_takes_the_half_written_file_along";
+        for (signal, status) in [("INT", 130), ("TERM", 143)] {
+            let folder = tempfile::tempdir().unwrap();
+            let output = folder.path().join("output.npy");
+            fs::write(&output, "as it was").unwrap();
+            let mut program = Command::new(std::env::current_exe().unwrap());
+            let mut running = program.args(["--exact", itself]).env(OUTPUT, &output).spawn().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let sizes = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+            while sizes().max() < Some(1 << 16) {
+                assert!(Instant::now() < deadline && running.try_wait().unwrap().is_none(), "it does not write");
+                thread::sleep(Duration::from_millis(5));
+            }
+            let sent = Command::new("kill").args([format!("-{signal}"), running.id().to_string()]).status().unwrap();
+            assert!(sent.success());
+            assert_eq!(running.wait().unwrap().code(), Some(status));
+            assert_eq!(sizes().count(), 1, "something is left beside the output");
+            assert_eq!(fs::read(&output).unwrap(), b"as it was");
+        }
+    }
+}
