@@ -21,8 +21,10 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge
+from mamba3_jepa.inference.known_answers import known_answers
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.opening import open_model
+from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import AskSettings
 
 # The third version is for names of fields, which a row of numbers has not.
@@ -43,7 +45,7 @@ def run_ask(settings: AskSettings) -> None:
     answerer = Answerer(
         model,
         memory,
-        _known_answers(settings, checkpoint),
+        _known_answers(settings, model, checkpoint),
         settings.generation,
         smooth=settings.smooth,
         top=settings.top,
@@ -96,10 +98,10 @@ def _read_npy(path: Path) -> list[float]:
         return np.fromfile(file, dtype, shape[0]).tolist()
 
 
-def _known_answers(settings: AskSettings, checkpoint: Checkpoint) -> list[str]:
+def _known_answers(settings: AskSettings, model: Mamba3Jepa, checkpoint: Checkpoint) -> KnowledgeMemory | None:
     if settings.answers is not None:
-        return read_lines(settings.answers, "answer")
-    return checkpoint.data.answers
+        return KnowledgeMemory.build(model, read_lines(settings.answers, "answer"))
+    return known_answers(model, settings.checkpoint, checkpoint.data.answers)
 
 
 def _values(question: str, answer: Answer) -> dict[str, object]:

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.retrieval import top_texts
-from mamba3_jepa.inference.embeddings import embed_texts
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
@@ -74,7 +72,7 @@ class Answerer:
         self,
         model: Mamba3Jepa,
         memory: KnowledgeMemory | None = None,
-        known_answers: Sequence[str] | None = None,
+        known_answers: KnowledgeMemory | Sequence[str] | None = None,
         generation: GenerationConfig | None = None,
         *,
         smooth: bool = False,
@@ -84,7 +82,8 @@ class Answerer:
         Args:
             model: in eval mode.
             memory: what to look up when confused.
-            known_answers: candidates for `Answer.nearest`, and for the text itself where there is no Y-Decoder.
+            known_answers: candidates for `Answer.nearest`, and for the text itself where there is no Y-Decoder; with
+                their embeddings, or to be embedded now.
             generation: how to choose the tokens; greedy by default.
             smooth: the turns belong together, as the frames of a film do: judge confusion by its moving average.
                 Otherwise each question is judged by itself, which is what the threshold was chosen for.
@@ -102,8 +101,10 @@ class Answerer:
             _demand_text_knowledge(model, "a memory")
         self.model, self.memory, self.smooth, self.top = model, memory, smooth, top
         self.generation = GenerationConfig() if generation is None else generation
-        self._known = list(dict.fromkeys(known_answers or []))
-        self._known_embeddings = embed_texts(model, self._known).embeddings if self._known else None
+        if isinstance(known_answers, KnowledgeMemory):
+            self._known: KnowledgeMemory | None = known_answers
+        else:
+            self._known = KnowledgeMemory.build(model, known_answers) if known_answers else None
         self._smoothed: Tensor | None = None
         self._turns = 0
 
@@ -199,18 +200,16 @@ class Answerer:
 
     def _nearest(self, embedding: Tensor) -> list[list[tuple[str, float]]]:
         """The nearest known answers of B embeddings (B, E)."""
-        if self._known_embeddings is None:
-            return [[] for _ in embedding]
-        return top_texts(embedding.cpu(), self._known_embeddings, self._known, self.top)
+        return [[] for _ in embedding] if self._known is None else self._known.search(embedding, self.top)
 
     def _say(self, embedding: Tensor, batch_size: int) -> tuple[list[str], list[float]]:
         """Texts and confidences of B embeddings (B, E)."""
         model = self.model
         if model.y_decoder is None:
-            assert self._known_embeddings is not None  # or there would be no Answerer
-            shares = class_probabilities(embedding.cpu(), self._known_embeddings, CLASS_TEMPERATURE)
+            assert self._known is not None  # or there would be no Answerer
+            shares = class_probabilities(embedding.cpu(), self._known.embeddings, CLASS_TEMPERATURE)
             best = shares.max(dim=-1)
-            return [self._known[i] for i in best.indices.tolist()], best.values.tolist()
+            return [self._known.texts[i] for i in best.indices.tolist()], best.values.tolist()
         answers = [
             answer
             for start in range(0, len(embedding), batch_size)
