@@ -216,7 +216,7 @@ def test_without_decoder_the_nearest_known_answer_is_the_answer(images: dict[str
     assert answer.text == answer.nearest[0][0] == ANSWERS[int(cosines.argmax())]
     assert answer.confidence == pytest.approx(float((cosines / 0.07).softmax(0).max()), rel=1e-4)
     assert (answer.confusion, answer.smoothed_confusion, answer.confused) == (None, None, None)
-    with pytest.raises(UserError, match="--answers"):
+    with pytest.raises(UserError, match="`answers`"):
         Answerer(model)
 
 

@@ -12,7 +12,7 @@ from tiny_checkpoint import make_model, write_checkpoint
 
 from mamba3_jepa.config import preset
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint, save_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 
@@ -22,7 +22,7 @@ def _checkpoint(size: int = 10, phase: int = 1) -> Checkpoint:
         config=preset("tiny"),
         model={"weight": torch.arange(size, dtype=torch.float32)},
         tokenizer="{}",
-        data={"synthetic": True},
+        data=DataRecord(synthetic=True),
         metrics={"val/loss": 0.5},
         run={"seed": 1},
     )

@@ -185,6 +185,7 @@ def test_evaluate_holds_out_what_training_held_out(tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     best = run / "phase1_best.pt"
     assert main(["evaluate", "--checkpoint", str(best), "--data-dir", str(data), "--output", str(output)]) == 0
-    held_out = load_checkpoint(best).data["val_samples"]
+    held_out = load_checkpoint(best).data.val_samples
+    assert held_out is not None
     assert 10 < held_out < 30
     assert json.loads(output.read_text())["test/samples"] == held_out

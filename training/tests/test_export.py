@@ -29,7 +29,7 @@ from mamba3_jepa.export.mapping_doc import mapping_document
 from mamba3_jepa.export.reader import load_exported
 from mamba3_jepa.export.verify import compare, demand_equal
 from mamba3_jepa.export.writer import write_component
-from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, save_checkpoint
 from mamba3_jepa.models.key_map import COMPONENTS, exported_tensors, key_map, model_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import ExportSettings
@@ -58,7 +58,7 @@ def save(model: Mamba3Jepa, path: Path, phase: int) -> Path:
     run = {"seed": 0, "vit_checkpoint": None}
     checkpoint = Checkpoint(
         phase=phase, config=model.config, model=state, tokenizer=model.tokenizer.to_json(), run=run,
-        data={"source": "synthetic scenes", "synthetic": True, "train_samples": 3, "answers": ANSWERS},
+        data=DataRecord(source="synthetic scenes", synthetic=True, train_samples=3, answers=ANSWERS),
         metrics={"val/loss": 0.5, "val/undefined": math.nan},
     )  # fmt: skip
     save_checkpoint(path, checkpoint)
@@ -184,7 +184,7 @@ def test_phases_add_up(checkpoints: dict[int, Path], tmp_path: Path) -> None:
         names = {f"{name}.safetensors" for name in expected}
         assert {path.name for path in folder.iterdir()} == names | {"config.json", "tokenizer.json"}
         assert {file.path.name for file in report.files} == names
-    with pytest.raises(UserError, match=r"phase 1 checkpoint: --phase 3 needs one of phase 3, which train_agent\.py"):
+    with pytest.raises(UserError, match=r"phase 1 checkpoint: `phase` 3 needs one of phase 3, which train_agent\.py"):
         export(checkpoints[1], tmp_path / "none", phase=3)
     assert not (tmp_path / "none").exists()
 

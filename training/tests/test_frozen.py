@@ -268,7 +268,7 @@ def test_bad_samples_and_long_texts(model, tmp_path, caplog):
 
 def test_a_folder_that_cannot_be_written(model, scenes, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="--cache-dir"):
+    with pytest.raises(UserError, match="`cache_dir`"):
         compute(model, scenes, tmp_path / "file" / "cache")
 
 

@@ -186,7 +186,7 @@ def test_long_texts_are_truncated_and_counted(scenes: SceneSource, tokenizer: Te
 
 
 def test_batch_larger_than_the_data(scenes: SceneSource, tokenizer: TextTokenizer) -> None:
-    with pytest.raises(UserError, match=r"--batch-size.*40.*39.*at most 39"):
+    with pytest.raises(UserError, match=r"`batch_size`.*40.*39.*at most 39"):
         _loader(scenes, tokenizer, 40, drop_last=True)
     with pytest.raises(UserError, match=r"20 on each of 2 processes.*at most 19"):
         _loader(scenes, tokenizer, 20, drop_last=True, world_size=2)

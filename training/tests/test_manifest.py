@@ -282,7 +282,7 @@ def test_hash_split_is_by_group_stable_and_close_to_the_fraction() -> None:
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert output.stdout.split() == [str(i) for i in val]
-    with pytest.raises(UserError, match="--val-fraction"):
+    with pytest.raises(UserError, match="`val_fraction`"):
         hash_split(groups, 1.0)
 
 
@@ -339,9 +339,9 @@ def test_val_jsonl_overrides_the_split(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_empty_sides_are_errors_that_name_the_flag(tmp_path: Path) -> None:
     _write(tmp_path, {"image": None, "query": "q", "answer": "a"})
-    with pytest.raises(UserError, match=r"training side.*lower --val-fraction|validation side.*raise --val-fraction"):
+    with pytest.raises(UserError, match=r"training side.*lower `val_fraction`|validation side.*raise `val_fraction`"):
         open_splits(tmp_path, image_size=32, val_fraction=0.5)
-    with pytest.raises(UserError, match=r"validation side.*raise --val-fraction"):
+    with pytest.raises(UserError, match=r"validation side.*raise `val_fraction`"):
         open_splits(tmp_path, image_size=32, val_fraction=0.0)
     _write(tmp_path, {"image": None, "query": "q"})
     with pytest.raises(UserError, match="none of the 1 samples has an answer or a text"):

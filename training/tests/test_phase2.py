@@ -23,7 +23,7 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import DataSplits, source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import DataRecord, load_checkpoint, save_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -118,7 +118,7 @@ def build_task(batch_size: int) -> Phase2Task:
     model.y_decoder.double()
     indices = source.indices("target")
     data = DataSplits(train=source, train_indices=indices, val=source, val_indices=indices)
-    return Phase2Task(model, outputs, outputs, data, Phase2Settings(batch_size=batch_size), {})
+    return Phase2Task(model, outputs, outputs, data, Phase2Settings(batch_size=batch_size), DataRecord())
 
 
 def step_gradients(task: Phase2Task, n_micro_batches: int, wrapped=None) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -281,8 +281,9 @@ def test_a_run_leaves_everything_behind(finished: Path):
     assert any(re.fullmatch(r"val/exact_match_\w+", key) for key in last)
     checkpoint = load_checkpoint(finished / "phase2_best.pt", phase=2)
     assert checkpoint.trainer is None
-    assert checkpoint.data["phase1"]["synthetic"] is True
-    assert checkpoint.data["answers"]
+    assert checkpoint.data.earlier is not None
+    assert checkpoint.data.earlier.synthetic is True
+    assert checkpoint.data.answers
     assert "answers" not in json.loads((finished / "config.json").read_text())["data"]
 
 

@@ -26,7 +26,7 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint, save_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -57,7 +57,7 @@ def phase2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("phase2") / "phase2_best.pt"
     checkpoint = Checkpoint(
         phase=2, config=config, model=model.state_dict(), tokenizer=tokenizer.to_json(),
-        data={"source": "scenes", "synthetic": True, "answers": ["red", "blue"]},
+        data=DataRecord(source="scenes", synthetic=True, answers=["red", "blue"]),
     )  # fmt: skip
     save_checkpoint(path, checkpoint)
     return path
@@ -264,8 +264,9 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     assert config["data"]["synthetic"] is True
     assert config["data"]["confusion"] == {"clear": 60, "mismatched": 20, "unanswerable": 20, "corrupted": 20}
     checkpoint = load_checkpoint(finished / "phase3_best.pt", phase=3)
-    assert checkpoint.data["answers"] == ["red", "blue"]
-    assert checkpoint.data["earlier"]["source"] == "scenes"
+    assert checkpoint.data.answers == ["red", "blue"]
+    assert checkpoint.data.earlier is not None
+    assert checkpoint.data.earlier.source == "scenes"
 
 
 def test_it_learns_on_real_states(finished: Path) -> None:
@@ -343,7 +344,7 @@ def test_knowledge_texts_make_the_memory_and_vectors_do_not(phase2: Path, tmp_pa
     ):
         source = ConfusionSource(ManifestSource(write_manifest(tmp_path / name, knowledge)), range(12), made_kinds=[])
         data = phase3_data(model, source, np.arange(12), cache_dir=None)
-        task = Phase3Task(model, data, data, Phase3Settings(batch_size=4), {})
+        task = Phase3Task(model, data, data, Phase3Settings(batch_size=4), DataRecord())
         metrics = task.validate(torch.device("cpu")).metrics
         assert metrics["val/memory_wrong_lookups"] == n_lookups, name
         assert model.recursion is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from meta_checkpoint import save_meta_checkpoint, to_meta_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
@@ -16,11 +17,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from mamba3_jepa.config import VisionConfig, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.vit import VisionEncoder
-from mamba3_jepa.models.vit_checkpoint import (
-    read_vision_checkpoint,
-    save_meta_checkpoint,
-    to_meta_state_dict,
-)
+from mamba3_jepa.models.vit_checkpoint import read_vision_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 META_FILE = FIXTURES / "vjepa2_tiny.pt"

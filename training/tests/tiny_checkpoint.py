@@ -9,7 +9,7 @@ from PIL import Image
 
 from mamba3_jepa.config import RecursionConfig, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
-from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, save_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 TEXTS = [
@@ -40,7 +40,7 @@ def make_model(phase: int, knowledge_dim: int | None = None) -> Mamba3Jepa:
 
 def write_checkpoint(path: Path, model: Mamba3Jepa, phase: int, answers: list[str] | None = None) -> Path:
     """The model as the file a run of `phase` would leave."""
-    data = {"source": "test", "synthetic": True} | ({} if answers is None else {"answers": answers})
+    data = DataRecord(source="test", synthetic=True, answers=answers or [])
     save_checkpoint(
         path,
         Checkpoint(

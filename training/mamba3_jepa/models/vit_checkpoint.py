@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -22,9 +22,6 @@ from torch import Tensor
 from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.state_dict import shorten
-
-if TYPE_CHECKING:
-    from mamba3_jepa.models.vit import VisionEncoder
 
 _EXPECTED = (
     "Expected a V-JEPA 2 encoder: Meta's .pt or .pth file (as vitl.pt), a .safetensors file, "
@@ -98,29 +95,6 @@ def read_vision_checkpoint(path: Path, image_size: int | None = None) -> tuple[V
     if image_size is not None:
         settings["image_size"] = image_size
     return _vision_config(path, state, settings), state
-
-
-def to_meta_state_dict(encoder: VisionEncoder) -> dict[str, Tensor]:
-    """The encoder's weights under Meta's names: the inverse of what loading does."""
-    state = encoder.state_dict()
-    meta = {
-        f"{_META_PREFIX}{theirs}.{kind}": state[f"{ours}.{kind}"]
-        for theirs, ours in _OUTER_PARTS.items()
-        for kind in ("weight", "bias")
-    }
-    for i in range(encoder.config.depth):
-        for kind in ("weight", "bias"):
-            for theirs, ours in _BLOCK_PARTS.items():
-                meta[f"{_META_PREFIX}blocks.{i}.{theirs}.{kind}"] = state[f"encoder.layer.{i}.{ours}.{kind}"]
-            qkv = [state[f"encoder.layer.{i}.{part}.{kind}"] for part in _QKV]
-            meta[f"{_META_PREFIX}blocks.{i}.attn.qkv.{kind}"] = torch.cat(qkv)
-    return meta
-
-
-def save_meta_checkpoint(encoder: VisionEncoder, path: str | Path) -> None:
-    """Write the encoder as Meta publishes V-JEPA 2, for tests and benchmarks without the real file."""
-    weights = to_meta_state_dict(encoder)
-    torch.save({"encoder": weights, "target_encoder": weights, "epoch": 0}, path)
 
 
 def _read_meta(path: Path) -> Mapping[str, Any]:
