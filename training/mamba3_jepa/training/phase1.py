@@ -46,8 +46,18 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
 _TOKENS_PER_DIMENSION, _MIN_WHITENING_IMAGES, _WHITENING_BATCH = 8, 32, 32
 
 
-def train_phase1(settings: Phase1Settings) -> None:
+def train_phase1(
+    settings: Phase1Settings,
+    *,
+    data: DataSplits | None = None,
+    model_type: type[Mamba3Jepa] = Mamba3Jepa,
+    task_type: type[Phase1Task] | None = None,
+) -> None:
     """Train as `settings` say; leaves checkpoints, metrics and plots in the output directory.
+
+    Args:
+        data: other samples than those of `settings.data_dir`.
+        model_type, task_type: what to train, and how, where it is not `Mamba3Jepa` and `Phase1Task`.
 
     Raises:
         UserError: anything the user can put right.
@@ -61,13 +71,13 @@ def train_phase1(settings: Phase1Settings) -> None:
     x_encoder = _load_vit(settings)
     if x_encoder is not None:
         config = config.replace(vision=x_encoder.config)
-    data = open_data(settings, config)
+    data = open_data(settings, config) if data is None else data
     run = Run(settings, phase=1, accelerator=accelerator)
     tokenizer = _tokenizer(settings, config, data, run)
     config = config.replace(vocab_size=tokenizer.vocab_size)
     demand_same(run, config, data)
     set_seed(settings.seed)  # the weights depend on the seed alone, not on what was read before
-    model = Mamba3Jepa(config, tokenizer, x_encoder=x_encoder).to(accelerator.device)
+    model = model_type(config, tokenizer, x_encoder=x_encoder).to(accelerator.device)
     if run.resumed is None:
         _start_vision_proj(model, data, settings)
     if settings.compile:
@@ -78,7 +88,7 @@ def train_phase1(settings: Phase1Settings) -> None:
             "data: %s, %d training and %d validation samples",
             data.train.name, len(data.train_indices), len(data.val_indices),
         )  # fmt: skip
-    fit(Phase1Task(model, data, settings), settings, run, accelerator)
+    fit((task_type or Phase1Task)(model, data, settings), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
@@ -181,14 +191,15 @@ class Phase1Task:
     """Phase 1 as the loop sees it (see `training.task.Task`)."""
 
     phase = 1
+    objective_type = Phase1Objective
 
     def __init__(self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
-        self.objective = Phase1Objective(model, settings.temperature)
+        self.objective = self.objective_type(model, settings.temperature)
         self.loader = self._loader(data.train, data.train_indices, training=True)
         self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)
-        self._collected: Collected | None = None
+        self.collected: Collected | None = None
         self._record = data_record(data)
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
@@ -238,7 +249,7 @@ class Phase1Task:
         mine = collect(self.model, self.val_loader, device)
         if self.model.angn is not None:
             self.model.angn.reset_context()  # its moving average is for inference, not for what was measured here
-        self._collected = everyone = merge(all_gather_object(mine))
+        self.collected = everyone = merge(all_gather_object(mine))
         report = evaluate(everyone)
         metrics = report.metrics()
         metrics["val/loss"] = self._loss(everyone)
@@ -257,8 +268,8 @@ class Phase1Task:
 
     def illustrate(self, folder: Path) -> None:
         """contact_sheet.png: the nearest texts for a few validation samples."""
-        if self._collected is not None:
-            write_contact_sheet(self._collected, self.data.val, folder / "contact_sheet.png")
+        if self.collected is not None:
+            write_contact_sheet(self.collected, self.data.val, folder / "contact_sheet.png")
 
     def checkpoint_fields(self) -> dict[str, Any]:
         """The tokenizer, where the data came from, and its most frequent answers."""
