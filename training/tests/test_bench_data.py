@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mamba3_jepa.bench.data import DataBenchmarkSettings, run_data_benchmark
-from mamba3_jepa.data.loader import Batch
+from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.errors import UserError
 
 SETTINGS = DataBenchmarkSettings(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mamba3_jepa.config import preset
-from mamba3_jepa.data.loader import Batch, build_loader
+from mamba3_jepa.data.batch import Batch
+from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer

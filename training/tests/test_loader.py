@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from mamba3_jepa.config import ModelConfig, preset
+from mamba3_jepa.data.batch import Batch, target_hash
 from mamba3_jepa.data.files import ManifestSource
-from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
+from mamba3_jepa.data.loader import BatchLoader, build_loader
 from mamba3_jepa.data.sample import source_texts
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mamba3_jepa.config import AngnConfig, preset
+from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.images import to_pixels
-from mamba3_jepa.data.loader import Batch
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation import embedding_metrics

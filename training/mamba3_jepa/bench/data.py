@@ -19,7 +19,8 @@ from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.settings.bench import DataBenchmarkSettings
 
 if TYPE_CHECKING:
-    from mamba3_jepa.data.loader import Batch, BatchLoader
+    from mamba3_jepa.data.batch import Batch
+    from mamba3_jepa.data.loader import BatchLoader
     from mamba3_jepa.data.sample import Source
     from mamba3_jepa.data.tokenizer import TextTokenizer
 

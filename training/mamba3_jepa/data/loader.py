@@ -1,24 +1,18 @@
-"""From samples to batches, in worker processes: decoding, cropping and tokenising.
+"""Batches of one epoch, in order, prepared by worker processes.
 
 What a batch holds depends on (seed, epoch, position) alone, never on the number of workers, so a run can stop
-after any batch and continue as if it had not. Pixels cross process boundaries as uint8 and are normalised on
-the device that uses them.
-
-Shapes: B samples, Bi of them with image, P different pictures, S pixels, Lq and La tokens of the longest query and
-target.
+after any batch and continue as if it had not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
@@ -26,73 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.augment import shift
-from mamba3_jepa.data.images import BadSampleError, normalize, to_pixels
+from mamba3_jepa.data.batch import Batch, BatchMaker, Failure
 from mamba3_jepa.data.sample import OnBadSample, Source
-from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-
-
-@dataclass(kw_only=True)
-class Batch:
-    """One rank's share of one global batch. It can be empty (B = 0), see `build_loader`.
-
-    pixels: (P, 3, S, S) uint8, each picture once; picture: (Bi,) int64, which of them each sample with image sees.
-    has_image: (B,) bool.
-    query_ids, query_mask: (B, Lq) int64 and bool; target_ids, target_mask: (B, La).
-    target_hash: (B,) int64, equal for equal target texts.
-    has_target: (B,) bool; False only where `build_loader` was told that targets are not needed. The target of
-        such a sample is the empty text.
-    index: (B,) int64, the samples' indices in the source.
-    questions, targets: the texts; None for the question of an image-text pair, of which the query prompt was encoded.
-    n_truncated: how many of the 2B texts were cut to the token limit.
-    bad: what was wrong with each sample that was left out.
-    """
-
-    pixels: Tensor
-    picture: Tensor
-    has_image: Tensor
-    query_ids: Tensor
-    query_mask: Tensor
-    target_ids: Tensor
-    target_mask: Tensor
-    target_hash: Tensor
-    has_target: Tensor
-    index: Tensor
-    questions: list[str | None]
-    targets: list[str]
-    n_truncated: int
-    bad: list[str]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What `Network.forward` takes: normalised pixels, has_image, query_ids, query_mask, picture."""
-        return normalize(self.pixels), self.has_image, self.query_ids, self.query_mask, self.picture
-
-    def to(self, device: torch.device | str) -> Batch:
-        """A copy with all tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, from which copies to a GPU do not wait."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Any) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Batch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
-
-
-def target_hash(text: str) -> int:
-    """63-bit stable hash of a target text, for an int64 tensor."""
-    return stable_hash(text) >> 1
 
 
 def build_loader(
@@ -186,13 +120,6 @@ class BatchPlan(Sampler[list[int]]):
             yield np.array_split(block, self._world_size)[self._rank].tolist()
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A user's error on its way out of a worker, whose exceptions would arrive wrapped in a traceback."""
-
-    message: str
-
-
 class _InEpoch(Sampler[tuple[int, list[int]]]):
     """The batches of a plan with their epoch, which worker processes are not told otherwise."""
 
@@ -204,106 +131,6 @@ class _InEpoch(Sampler[tuple[int, list[int]]]):
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         return ((self._plan.epoch, indices) for indices in self._plan)
-
-
-class BatchMaker(Dataset["Batch | _Failure"]):
-    """Turns an epoch and the indices of one of its batches into the batch."""
-
-    def __init__(
-        self,
-        source: Source,
-        tokenizer: TextTokenizer,
-        config: ModelConfig,
-        on_bad_sample: OnBadSample,
-        demand_target: bool,
-        *,
-        image_shift: int,
-        seed: int,
-    ) -> None:
-        self._source, self._tokenizer, self._config = source, tokenizer, config
-        self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
-        self._image_shift, self._seed = image_shift, seed
-
-    def __getitem__(self, asked: tuple[int, list[int]]) -> Batch | _Failure:
-        try:
-            return self._make(*asked)
-        except UserError as error:
-            return _Failure(str(error))
-
-    def _make(self, epoch: int, indices: list[int]) -> Batch:
-        config, size = self._config, self._config.vision.image_size
-        kept: list[int] = []
-        pictures = _Pictures(size)
-        has_image: list[bool] = []
-        questions: list[str | None] = []
-        targets: list[str] = []
-        has_target: list[bool] = []
-        bad: list[str] = []
-        for i in indices:
-            try:
-                sample = self._source.sample(i)
-                if sample.target is None and self._demand_target:
-                    raise ValueError(f"sample {i} of {self._source.name} has no target")
-                if sample.image is not None:
-                    pictures.add(sample.image, sample.picture if not self._image_shift else None)
-            except BadSampleError as error:
-                if not self._skip_bad:
-                    raise
-                bad.append(str(error))
-                continue
-            kept.append(i)
-            has_image.append(sample.image is not None)
-            questions.append(sample.question)
-            targets.append(sample.target or "")
-            has_target.append(sample.target is not None)
-        pixels, index = pictures.pixels(), torch.tensor(kept, dtype=torch.int64)
-        seeing = torch.tensor(has_image, dtype=torch.bool)
-        if self._image_shift:  # every sample has a picture of its own then
-            pixels = shift(pixels, index[seeing], self._image_shift, self._seed, epoch)
-        queries = [config.query_prompt if question is None else question for question in questions]
-        encoded = self._tokenizer.encode(queries, config.max_query_tokens)
-        answers = self._tokenizer.encode(targets, config.max_answer_tokens)
-        return Batch(
-            pixels=pixels,
-            picture=torch.tensor(pictures.seen, dtype=torch.int64),
-            has_image=seeing,
-            query_ids=encoded.ids,
-            query_mask=encoded.mask,
-            target_ids=answers.ids,
-            target_mask=answers.mask,
-            target_hash=torch.tensor([target_hash(text) for text in targets], dtype=torch.int64),
-            has_target=torch.tensor(has_target, dtype=torch.bool),
-            index=index,
-            questions=questions,
-            targets=targets,
-            n_truncated=encoded.n_truncated + answers.n_truncated,
-            bad=bad,
-        )
-
-
-class _Pictures:
-    """The different pictures of one batch, each decoded once. seen: for each image added, the number of its picture."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._pixels: list[Tensor] = []
-        self._numbers: dict[str, int] = {}
-        self.seen: list[int] = []
-
-    def add(self, load: Callable[[], Image.Image], picture: str | None) -> None:
-        """`picture` tells it from others; None for one that is like no other."""
-        number = None if picture is None else self._numbers.get(picture)
-        if number is None:
-            number = len(self._pixels)
-            self._pixels.append(to_pixels(load(), self._size))
-            if picture is not None:
-                self._numbers[picture] = number
-        self.seen.append(number)
-
-    def pixels(self) -> Tensor:
-        """(P, 3, S, S) uint8."""
-        shape = (0, 3, self._size, self._size)
-        return torch.stack(self._pixels) if self._pixels else torch.empty(shape, dtype=torch.uint8)
 
 
 class BatchLoader:
@@ -349,7 +176,7 @@ class BatchLoader:
             with _signals_held_back():
                 batches = iter(self._loader)
             for batch in batches:
-                if isinstance(batch, _Failure):
+                if isinstance(batch, Failure):
                     raise UserError(batch.message)
                 yield batch
         except RuntimeError as error:

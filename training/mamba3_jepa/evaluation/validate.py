@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mamba3_jepa.data.loader import Batch
+from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.embedding_metrics import (
     alignment,

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.data.loader import Batch, build_loader
+from mamba3_jepa.data.batch import Batch
+from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import distinct

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.data.batch import Batch, target_hash
 from mamba3_jepa.data.images import normalize
-from mamba3_jepa.data.loader import Batch, BatchLoader, build_loader, target_hash
+from mamba3_jepa.data.loader import BatchLoader, build_loader
 from mamba3_jepa.data.sources import DataSplits, Source, source_texts
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
