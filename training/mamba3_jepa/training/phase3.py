@@ -57,10 +57,8 @@ from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 4096  # validation samples computed at once
-_VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = (
-    5,
-    512,
-)  # of synthetic data: a caption and two questions, and each question once more as one that confuses
+# of synthetic data: a caption and two questions, and each question once more as one that confuses
+_VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = 5, 512
 
 
 def train_phase3(settings: Phase3Settings) -> None:
