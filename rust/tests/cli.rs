@@ -171,10 +171,10 @@ fn of_a_repeated_option_the_last_counts() {
     let found = scene.run("search", &[&["red", "--json", "--top", "0", "--top", "3"], &twice[..]].concat()).json();
     assert_eq!(found["images_searched"], json!(1));
     assert_eq!(found["results"][0]["image"], json!(scene.text("photos/blue.png")));
-    let labels = ["--labels", "red", "blue", "--labels", "green", "white", "--json"];
+    let labels = ["--labels", "red", "blue", "--labels", "-5", "white", "--json"];
     let found = scene.run("classify", &[&twice[..], &labels].concat()).json();
     assert_eq!(found[0]["labels"].as_array().expect("a list").len(), 2);
-    assert!(found.to_string().contains("white"), "{found}");
+    assert!(found.to_string().contains("\"-5\""), "{found}");
     let embed = scene.run("embed", &["--output", "@x.npy", "--texts", "red", "--texts", "blue", "white"]);
     assert_eq!(embed.status, 0, "{}", embed.stderr);
     let names: Value = serde_json::from_slice(&fs::read(scene.path("x.json")).expect("a file")).expect("JSON");
@@ -544,6 +544,11 @@ fn bad_input_to_the_commands_about_images() {
         ("classify", &[&images[..], &["--labels", "@labels.txt"]].concat(), "has no text"),
         ("classify", &[&images[..], &["--labels", "a", "b", "--template", "it"]].concat(), "must contain {} once"),
         ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "0"]].concat(), "greater than 0"),
+        (
+            "classify",
+            &[&images[..], &["--labels", "a", "b", "--temperature", "1e-50"]].concat(),
+            "--temperature 1e-50: must",
+        ),
     ] {
         scene.run(command, arguments).fails_with(message);
     }

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help at once, every subcommand through its real entry point."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -151,6 +152,26 @@ sys.exit(main.main())
     done = subprocess.run([sys.executable, "-c", script, output, str(int(number))], check=False, timeout=60)
     assert done.returncode == status
     assert [path.read_text() for path in tmp_path.iterdir()] == ["as it was"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect"], ["inspect", "--json"]])
+def test_an_output_that_cannot_be_written(checkpoint: Path, arguments: list[str]) -> None:
+    if arguments[0] == "inspect":
+        arguments = [*arguments, str(checkpoint)]
+    command = [sys.executable, "-m", "mamba3_jepa.cli.main", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=120)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (141, b"")
+    if not Path("/dev/full").exists():
+        return
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=120, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: cannot write to the standard output: No space left on device\n",
+    )
 
 
 def test_every_flag_the_readmes_name_exists() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -30,6 +32,8 @@ from mamba3_jepa.settings.inference import (
 )
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
 from mamba3_jepa.training.interrupt import Interrupted
+
+_CLOSED_PIPE = 141  # 128 + SIGPIPE, which Windows lacks
 
 app = tyro.extras.SubcommandApp()
 
@@ -115,10 +119,13 @@ app.command(inspect)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
-    """Run the command line; returns the exit status (0 done, 2 user error, 128 + signal when interrupted)."""
+    """Run the command line; returns the exit status.
+
+    0 done, 2 user error, 128 + signal when interrupted, 141 (128 + SIGPIPE) when nobody reads the output any more.
+    """
     _set_up_logging()
     try:
-        with _ending_at_sigterm():
+        with _ending_at_sigterm(), _failing_output():
             app.cli(prog=prog, args=argv, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except UserError as error:
         _print_error(with_flags(str(error)))
@@ -128,6 +135,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
         return 2
     except _Terminated:
         return 128 + signal.SIGTERM
+    except _ClosedPipe:
+        return _CLOSED_PIPE
     except Interrupted as interrupted:
         logging.getLogger(__name__).warning("%s", interrupted)
         return interrupted.exit_code
@@ -155,6 +164,47 @@ def _ending_at_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _ClosedPipe(Exception):
+    """Nobody reads the standard output any more."""
+
+
+@contextmanager
+def _failing_output() -> Iterator[None]:
+    """Say why the standard output cannot be written, and keep the interpreter from trying again at its end.
+
+    Raises:
+        UserError: the disk is full, for instance.
+        _ClosedPipe: its reader has gone.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except SystemExit as end:
+        if end.code != 1:
+            raise
+        raise _ClosedPipe from end  # what rich makes of a closed pipe
+    except OSError as error:
+        is_closed = isinstance(error, BrokenPipeError) and _has_no_reader()
+        if not is_closed and (error.errno != errno.ENOSPC or error.filename is not None):
+            raise  # it is about something else; that a file cannot be written is a UserError
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if is_closed:
+            raise _ClosedPipe from error
+        raise UserError(f"cannot write to the standard output: {error.strerror}") from error
+
+
+def _has_no_reader() -> bool:
+    """Whether the standard output is a pipe whose other end is closed."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _print_error(message: str) -> None:

@@ -38,7 +38,7 @@ pub(crate) struct Ask {
     #[arg(long, value_name = "PATH")]
     save_memory: Option<PathBuf>,
     /// Inject this text, whether the model is confused or not.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
     knowledge: Option<String>,
     /// Inject this vector: a .npy file, or a JSON list of numbers.
     #[arg(long, value_name = "PATH")]

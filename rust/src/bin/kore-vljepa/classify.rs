@@ -16,13 +16,13 @@ pub(crate) struct Classify {
     #[command(flatten)]
     images: ImageArgs,
     /// Labels, or one text file with a label a line.
-    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set, required = true)]
+    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set, required = true, allow_negative_numbers = true)]
     labels: Vec<String>,
     /// The text that stands for a label, such as "a photo of a {}"; default: the model's, which is {}.
     #[arg(long, value_name = "STR")]
     template: Option<String>,
     /// The question that the labels answer; default: the prompt for describing an image.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
     question: Option<String>,
     /// Cosines are divided by it before they become probabilities; the order does not depend on it. Default: the
     /// model's, which is 0.07.
@@ -83,8 +83,11 @@ impl Classify {
     /// Refuses impossible settings; returns how many labels to show.
     fn check(&self) -> Result<usize, Failure> {
         let top = at_least_one("top", self.top)?;
-        if let Some(temperature) = self.temperature.filter(|given| !(*given > 0.0 && given.is_finite())) {
-            return Err(failure(format!("--temperature {temperature:?}: must be greater than 0")));
+        let is_usable = |given: f64| given as f32 > 0.0 && (given as f32).is_finite(); // it divides float32 cosines
+        if let Some(temperature) = self.temperature.filter(|&given| !is_usable(given)) {
+            return Err(failure(format!(
+                "--temperature {temperature:?}: must be finite and greater than 0, in float32"
+            )));
         }
         if let Some(template) = self.template.as_deref().filter(|given| given.matches("{}").count() != 1) {
             return Err(failure(format!("--template {template:?}: must contain {{}} once, where the label goes")));

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, texts_or_file};
 use crate::images::ImageArgs;
-use crate::output::{Failure, failure, print, printable, progress, shown};
+use crate::output::{Failure, failure, print, printable, progress, shown, without_dots};
 
 const FORMAT: &str = "mamba3-jepa embeddings";
 
@@ -26,10 +26,10 @@ pub(crate) struct Embed {
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
     /// Texts, or one text file with a text a line: embedded by the Y-Encoder as answers are.
-    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set)]
+    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set, allow_negative_numbers = true)]
     texts: Vec<String>,
     /// Ask this about the images; default: the prompt for describing them.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
     question: Option<String>,
 }
 
@@ -56,7 +56,7 @@ impl Embed {
             groups.push(Group { name: "texts", names: texts, embeddings });
         }
         let width = model.config().embed_dim;
-        let written = write_embeddings(&self.output, &groups, width)?;
+        let written = write_embeddings(&without_dots(&self.output), &groups, width)?;
         let counts: Vec<String> = groups.iter().map(|group| format!("{} {}", group.names.len(), group.name)).collect();
         let files: Vec<String> = written.iter().map(|path| shown(path)).collect();
         let line = format!("{}, {width} numbers each: {}", counts.join(" and "), files.join(", "));
