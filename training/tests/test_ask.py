@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
-from tiny_checkpoint import ANSWERS, make_model, write_checkpoint, write_images
+from tiny import ANSWERS, tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.cli.output import printable
-from mamba3_jepa.config import NO_FLOOR
+from mamba3_jepa.config import NO_FLOOR, RecursionConfig
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.answerer import Answerer
@@ -30,7 +29,7 @@ QUESTIONS = ["What colour is the circle?", "Is there a square?", None]
 
 @pytest.fixture(scope="module")
 def model() -> Mamba3Jepa:
-    return make_model(phase=3)
+    return tiny_model(phase=3)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +197,7 @@ def test_knowledge_that_does_not_fit(model: Mamba3Jepa, images: dict[str, Path],
     ):
         with pytest.raises(UserError, match=message):
             Answerer(model).ask(images["red"], "Is there a square?", knowledge=knowledge)
-    narrow = make_model(phase=3, knowledge_dim=5)
+    narrow = tiny_model(phase=3, recursion=RecursionConfig(knowledge_dim=5))
     assert Answerer(narrow).ask(images["red"], "Is there a square?", knowledge=[1.0] * 5).text is not None
     with pytest.raises(UserError, match="vectors of length 5"):
         Answerer(narrow).ask(images["red"], "Is there a square?", knowledge="yes")
@@ -206,11 +205,11 @@ def test_knowledge_that_does_not_fit(model: Mamba3Jepa, images: dict[str, Path],
         Answerer(narrow, memory)
     for phase in (1, 2):
         with pytest.raises(UserError, match="phase 3"):
-            Answerer(make_model(phase), known_answers=ANSWERS).ask(None, "Is there a square?", knowledge="yes")
+            Answerer(tiny_model(phase), known_answers=ANSWERS).ask(None, "Is there a square?", knowledge="yes")
 
 
 def test_without_decoder_the_nearest_known_answer_is_the_answer(images: dict[str, Path]) -> None:
-    model = make_model(phase=1)
+    model = tiny_model(phase=1)
     answer = Answerer(model, known_answers=ANSWERS).ask(images["red"], "What colour is the circle?")
     cosines = model.embed_text(ANSWERS) @ model.embed([images["red"]], ["What colour is the circle?"])[0]
     assert answer.text == answer.nearest[0][0] == ANSWERS[int(cosines.argmax())]
@@ -250,7 +249,7 @@ def test_a_script_the_tokenizer_has_not_seen(
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     return {
-        phase: write_checkpoint(folder / f"phase{phase}_best.pt", make_model(phase), phase, answers=ANSWERS)
+        phase: write_checkpoint(folder / f"phase{phase}_best.pt", tiny_model(phase), phase, answers=ANSWERS)
         for phase in (1, 2, 3)
     }
 
@@ -260,7 +259,7 @@ def test_ask(phase: int, checkpoints: dict[int, Path], images: dict[str, Path], 
     arguments = ["--checkpoint", str(checkpoints[phase]), "--image", str(images["red"])]
     assert main(["ask", *arguments, "What colour is the circle?", "Is there a square?", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
-    known = Answerer(make_model(phase), known_answers=ANSWERS)
+    known = Answerer(tiny_model(phase), known_answers=ANSWERS)
     for values, question in zip(answers, ["What colour is the circle?", "Is there a square?"], strict=True):
         expected = known.ask(images["red"], question)
         assert (values["question"], values["text"], values["confused"]) == (question, expected.text, expected.confused)
@@ -286,7 +285,7 @@ def test_ask_without_question_describes_the_image(
 def test_ask_with_memory(
     checkpoints: dict[int, Path], images: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    model = make_model(3)
+    model = tiny_model(3)
     set_threshold(model, 0.0)  # always confused
     checkpoint = write_checkpoint(tmp_path / "confused.pt", model, 3)
     texts, saved = tmp_path / "memory.txt", tmp_path / "memory.safetensors"
@@ -315,7 +314,7 @@ def test_ask_with_memory(
 def test_ask_with_a_knowledge_vector(
     checkpoints: dict[int, Path], images: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    vector = make_model(3).embed_text(["the circle is red"])[0].tolist()
+    vector = tiny_model(3).embed_text(["the circle is red"])[0].tolist()
     np.save(tmp_path / "vector.npy", np.array(vector))
     (tmp_path / "vector.json").write_text(json.dumps(vector))
     arguments = ["ask", "--checkpoint", str(checkpoints[3]), "--image", str(images["red"]), "--json"]
@@ -388,10 +387,8 @@ def test_help_does_not_load_torch(command: str) -> None:
 def test_a_phase_1_run_leaves_the_answers_to_choose_from(
     images: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     arguments = ["--tiny", "--synthetic-scenes", "8", "--val-samples", "12", "--max-steps", "1", "--batch-size", "8"]
     assert main(["train-jepa", *arguments, "--output-dir", str(tmp_path / "run")]) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
     scenes = SceneSource("train", n_scenes=8, image_size=32)
     capsys.readouterr()
     arguments = ["--checkpoint", str(tmp_path / "run" / "phase1_best.pt"), "--image", str(images["red"])]

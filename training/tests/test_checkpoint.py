@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import make_model, write_checkpoint
+from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.config import preset
 from mamba3_jepa.errors import UserError
@@ -47,7 +47,7 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
 def test_a_checkpoint_from_before_the_memory_floor(tmp_path: Path) -> None:
     """It loads, and lets every text of a memory through, as it did; a model without recursion gets nothing."""
     for phase in (2, 3):
-        model = make_model(phase)
+        model = tiny_model(phase)
         path = write_checkpoint(tmp_path / f"phase{phase}.pt", model, phase)
         values = torch.load(path, weights_only=True)
         values["model"].pop("recursion.memory_floor", None)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
@@ -19,10 +18,8 @@ from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
-    AcceleratorState._reset_state(reset_partial_state=True)
     arguments = ["--tiny", "--synthetic-scenes", "16", "--val-samples", "24", "--max-steps", "2", "--batch-size", "8"]
     assert main(["train-jepa", *arguments, "--output-dir", str(folder)]) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "phase1_best.pt"
 
 
@@ -200,10 +197,8 @@ def test_evaluate_holds_out_what_training_held_out(tmp_path: Path) -> None:
     data.mkdir()
     records = [{"image": None, "query": f"What is {i}?", "answer": str(i % 5)} for i in range(60)]
     (data / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    AcceleratorState._reset_state(reset_partial_state=True)
     arguments = ["--tiny", "--data-dir", str(data), "--val-fraction", "0.3", "--max-steps", "1", "--batch-size", "4"]
     assert main(["train-jepa", *arguments, "--output-dir", str(run)]) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
     best = run / "phase1_best.pt"
     assert main(["evaluate", "--checkpoint", str(best), "--data-dir", str(data), "--output", str(output)]) == 0
     held_out = load_checkpoint(best).data.val_samples

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_model
 
-from mamba3_jepa.config import preset
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.sample import FileBacked, Sample
 from mamba3_jepa.data.scenes import SceneSource
-from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion import (
     auroc,
@@ -467,10 +466,8 @@ def test_without_another_knowledge_or_another_answer_there_is_no_wrong_one() -> 
 
 @pytest.fixture(scope="module")
 def model() -> Mamba3Jepa:
-    torch.manual_seed(0)
-    tokenizer = TextTokenizer.train(["red blue green large small a star a circle yes no"] * 3, 300)
-    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, max_answer_tokens=6)
-    return Mamba3Jepa(config, tokenizer, with_decoder=True, with_recursion=True).eval()
+    texts = ["red blue green large small a star a circle yes no"] * 3
+    return tiny_model(3, texts, moved=False, max_answer_tokens=6)
 
 
 def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model
 
-from mamba3_jepa.config import preset
+from mamba3_jepa.config import AngnConfig
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
-from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training.phase1 import Phase1Objective
 
 GLOBAL_BATCH = 12
@@ -25,16 +25,11 @@ def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[Phase1O
     source = SceneSource("train", n_scenes=8, image_size=32)
     indices = source.indices("target")
     tokenizer = TextTokenizer.train(source_texts(source, indices), 400)
-    config = preset("tiny")
-    config = config.replace(
-        vocab_size=tokenizer.vocab_size,
-        angn=type(config.angn)(enabled=angn),
-    )
-    torch.manual_seed(0)
-    objective = Phase1Objective(Mamba3Jepa(config, tokenizer)).double()  # so that only the mathematics can differ
+    model = tiny_model(1, tokenizer, moved=False, angn=AngnConfig(enabled=angn)).train()
+    objective = Phase1Objective(model).double()  # so that only the mathematics can differ
     objective.model.x_encoder.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     loader = build_loader(
-        source, indices, tokenizer, config, GLOBAL_BATCH // world_size,
+        source, indices, tokenizer, model.config, GLOBAL_BATCH // world_size,
         shuffle=True, seed=3, rank=rank, world_size=world_size, drop_last=True,
     )  # fmt: skip
     return objective, next(iter(loader))

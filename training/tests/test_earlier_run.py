@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from tiny_checkpoint import make_model, write_checkpoint
+from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.training import frozen
@@ -21,17 +19,10 @@ SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "8", "--val-samples", "12", "-
 COMMANDS = {1: "train-jepa", 2: "train-decoder", 3: "train-agent"}
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {phase: write_checkpoint(folder / f"{phase}.pt", make_model(phase), phase) for phase in (1, 2)}
+    return {phase: write_checkpoint(folder / f"{phase}.pt", tiny_model(phase), phase) for phase in (1, 2)}
 
 
 @pytest.fixture

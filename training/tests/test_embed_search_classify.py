@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tiny_checkpoint import make_model, write_checkpoint, write_images
+from tiny import tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.inference.embeddings import embed_images, find_images
@@ -23,7 +23,7 @@ LABELS = ["red", "blue", "green", "a red circle above a blue square"]
 
 @pytest.fixture(scope="module")
 def model() -> Mamba3Jepa:
-    return make_model(phase=1)
+    return tiny_model(phase=1)
 
 
 @pytest.fixture(scope="module")

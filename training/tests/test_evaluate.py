@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import make_model, write_checkpoint, write_images
+from tiny import tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.evaluation.evaluate import evaluate_checkpoint, zero_shot
@@ -29,13 +29,13 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def model() -> Mamba3Jepa:
-    return make_model(phase=2)
+    return tiny_model(phase=2)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(model: Mamba3Jepa, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    made = {1: make_model(1), 2: model, 3: make_model(3)}
+    made = {1: tiny_model(1), 2: model, 3: tiny_model(3)}
     return {phase: str(write_checkpoint(folder / f"{phase}.pt", made[phase], phase)) for phase in made}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import resource
 import runpy
@@ -18,51 +17,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_export import ANSWERS, QUESTIONS, build, export, save
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import AngnConfig, RecursionConfig, preset
-from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export import exporter
-from mamba3_jepa.export.exporter import ExportReport, export_weights
 from mamba3_jepa.export.mapping_doc import mapping_document
 from mamba3_jepa.export.reader import load_exported
 from mamba3_jepa.export.verify import compare, demand_equal
 from mamba3_jepa.export.writer import write_component
-from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, save_checkpoint
 from mamba3_jepa.models.key_map import COMPONENTS, exported_tensors, key_map, model_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.settings.export import ExportSettings
-
-QUESTIONS = ["what color is the circle?", "is there a red square?"]
-ANSWERS = ["red", "yes", "größer"]
-
-
-def build(angn: bool = True, **changes: Any) -> Mamba3Jepa:
-    """A tiny model away from its initial values, where gates, biases and the injector do nothing."""
-    torch.manual_seed(0)
-    tokenizer = TextTokenizer.train([*QUESTIONS, "a small red circle"], vocab_size=300)
-    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, angn=AngnConfig(enabled=angn), **changes)
-    model = Mamba3Jepa(config, tokenizer, with_decoder=True, with_recursion=True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        model.recursion.confusion_probe.temperature.fill_(1.7)  # type: ignore[union-attr]
-        model.recursion.memory_floor.fill_(0.25)  # type: ignore[union-attr]
-    return model.eval()
-
-
-def save(model: Mamba3Jepa, path: Path, phase: int) -> Path:
-    later = {1: ("y_decoder.", "recursion."), 2: ("recursion.",), 3: ()}[phase]
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(later)}
-    run = {"seed": 0, "vit_checkpoint": None}
-    checkpoint = Checkpoint(
-        phase=phase, config=model.config, model=state, tokenizer=model.tokenizer.to_json(), run=run,
-        data=DataRecord(source="synthetic scenes", synthetic=True, train_samples=3, answers=ANSWERS),
-        metrics={"val/loss": 0.5, "val/undefined": math.nan},
-    )  # fmt: skip
-    save_checkpoint(path, checkpoint)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +54,6 @@ def exported(checkpoints: dict[int, Path], tmp_path_factory: pytest.TempPathFact
 def copy(exported: Path, tmp_path: Path) -> Path:
     """One that a test may damage."""
     return Path(shutil.copytree(exported, tmp_path / "copy"))
-
-
-def export(checkpoint: Path, output: Path, **settings: Any) -> ExportReport:
-    return export_weights(ExportSettings(checkpoint=checkpoint, output=output, **settings))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

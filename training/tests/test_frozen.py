@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiny import GATES, tiny_model
 
-from mamba3_jepa.config import preset
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.shards import ShardSource
@@ -36,14 +36,9 @@ def tokenizer(scenes: SceneSource) -> TextTokenizer:
     return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)
 
 
-def build_model(tokenizer: TextTokenizer, **changes) -> Mamba3Jepa:  # type: ignore[no-untyped-def]
-    torch.manual_seed(0)
-    return Mamba3Jepa(preset("tiny").replace(vocab_size=tokenizer.vocab_size, **changes), tokenizer).eval()
-
-
 @pytest.fixture
 def model(tokenizer: TextTokenizer) -> Mamba3Jepa:
-    return build_model(tokenizer)
+    return tiny_model(1, tokenizer, moved=False)
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +119,8 @@ def test_what_the_key_covers(model, scenes, tokenizer, tmp_path, passes):
     assert computes(model, scenes, tmp_path, on_bad_sample="skip")
     assert computes(model, scenes, tmp_path, precision="bf16")
     assert computes(model, SceneSource("train", n_scenes=8, seed=1, image_size=32), tmp_path)
-    assert computes(build_model(tokenizer, max_answer_tokens=8), scenes, tmp_path)
-    assert computes(build_model(tokenizer, query_prompt="What is it?"), scenes, tmp_path)
+    assert computes(tiny_model(1, tokenizer, moved=False, max_answer_tokens=8), scenes, tmp_path)
+    assert computes(tiny_model(1, tokenizer, moved=False, query_prompt="What is it?"), scenes, tmp_path)
     for component in (model.x_encoder, model.predictor, model.y_encoder):
         with torch.no_grad():
             next(component.parameters()).view(-1)[0] += 1e-3
@@ -273,8 +268,7 @@ def test_a_folder_that_cannot_be_written(model, scenes, tmp_path):
 
 
 def test_modes_and_gates_are_left_as_they_were(tokenizer, scenes):
-    config = preset("tiny")
-    model = build_model(tokenizer, angn=type(config.angn)(enabled=True))
+    model = tiny_model(1, tokenizer, angn=GATES)
     model.predictor.train()
     compute(model, scenes, None)
     assert model.predictor.training

@@ -12,7 +12,7 @@ import pytest
 from numpy_reader import Layer, Reader, layer_norm, linear, sigmoid
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_export import ANSWERS, QUESTIONS, build, export, save
+from tiny_export import ANSWERS, QUESTIONS, build, export, save
 
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.images import load_image

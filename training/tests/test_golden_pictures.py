@@ -13,7 +13,7 @@ from numpy_pictures import _over_white, centre_square, to_rgb
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_export import build, export, save
+from tiny_export import build, export, save
 from tokenizers import Tokenizer
 
 from mamba3_jepa.export.golden_images import golden_pictures

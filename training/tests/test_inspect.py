@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_export import ANSWERS, build, save
+from tiny_export import ANSWERS, build, save
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.export.inspect import inspect_file

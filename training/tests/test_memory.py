@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import write_checkpoint
+from tiny import tiny_model, write_checkpoint
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from mamba3_jepa.config import preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
@@ -25,15 +24,9 @@ from mamba3_jepa.settings.export import ExportSettings
 TEXTS = ["red", "a blue square", "the circle is green", "zwölf"]
 
 
-def make_model(seed: int = 0) -> Mamba3Jepa:
-    torch.manual_seed(seed)
-    tokenizer = TextTokenizer.train(TEXTS, vocab_size=300)
-    return Mamba3Jepa(preset("tiny").replace(vocab_size=tokenizer.vocab_size), tokenizer).eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> Mamba3Jepa:
-    return make_model()
+    return tiny_model(1, TEXTS, moved=False)
 
 
 @pytest.fixture
@@ -94,8 +87,8 @@ def test_bad_text_files(model: Mamba3Jepa, tmp_path: Path) -> None:
 def test_a_memory_of_other_weights_is_refused(memory: KnowledgeMemory, tmp_path: Path) -> None:
     memory.save(tmp_path / "memory.safetensors")
     with pytest.raises(UserError, match="another Y-Encoder"):
-        KnowledgeMemory.load(tmp_path / "memory.safetensors", make_model(seed=1))
-    other = make_model()
+        KnowledgeMemory.load(tmp_path / "memory.safetensors", tiny_model(1, TEXTS, moved=False, seed=1))
+    other = tiny_model(1, TEXTS, moved=False)
     with torch.no_grad():
         other.y_encoder.projection.bias[0] += 1e-3
     with pytest.raises(UserError, match="another Y-Encoder"):
@@ -140,8 +133,8 @@ def test_the_digest_is_that_of_the_exported_files(foreign: bool, tmp_path: Path)
     if foreign:
         (tmp_path / "tokenizer.json").write_text(_foreign_tokenizer(), encoding="utf-8")
         tokenizer = TextTokenizer.from_file(tmp_path / "tokenizer.json")
-    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, max_answer_tokens=9)
-    checkpoint = write_checkpoint(tmp_path / "phase1.pt", Mamba3Jepa(config, tokenizer), phase=1)
+    model = tiny_model(1, tokenizer, moved=False, max_answer_tokens=9)
+    checkpoint = write_checkpoint(tmp_path / "phase1.pt", model, phase=1)
     export_weights(ExportSettings(checkpoint=checkpoint, output=tmp_path / "weights", x_encoder=True))
     expected = _digest_of_an_export(tmp_path / "weights")
     assert encoder_digest(Mamba3Jepa.from_checkpoint(checkpoint)) == expected

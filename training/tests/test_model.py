@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tiny import GATES, tiny_model
 from torch import Tensor
 
-from mamba3_jepa.config import AngnConfig, ModelConfig, preset
+from mamba3_jepa.config import AngnConfig, preset
 from mamba3_jepa.data.images import normalize, to_pixels
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -30,23 +31,9 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer.train(TEXTS, vocab_size=300)
 
 
-def tiny(tokenizer: TextTokenizer, angn: bool = True) -> ModelConfig:
-    return preset("tiny").replace(vocab_size=tokenizer.vocab_size, angn=AngnConfig(enabled=angn))
-
-
-def spread_parameters(model: torch.nn.Module) -> None:
-    """Away from the initial values, where gates ignore their input and norms are one."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-
-
 @pytest.fixture(scope="module")
 def model(tokenizer: TextTokenizer) -> Mamba3Jepa:
-    torch.manual_seed(0)
-    model = Mamba3Jepa(tiny(tokenizer), tokenizer, with_decoder=True)
-    spread_parameters(model)
-    return model.eval()
+    return tiny_model(2, tokenizer, angn=GATES)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +190,7 @@ def test_clips(model: Mamba3Jepa) -> None:
 @pytest.mark.parametrize("rows", [[True, True], [False, False], [False, True]])
 @pytest.mark.parametrize("angn", [True, False])
 def test_every_parameter_has_a_gradient_in_every_batch(tokenizer: TextTokenizer, rows: list[bool], angn: bool) -> None:
-    model = Mamba3Jepa(tiny(tokenizer, angn), tokenizer)
+    model = tiny_model(1, tokenizer, moved=False, angn=AngnConfig(enabled=angn)).train()
     has_image = torch.tensor(rows)
     frozen = {name: tensor.clone() for name, tensor in model.x_encoder.state_dict().items()}
     query, target = tokenizer.encode(["red", TEXTS[1]], 32), tokenizer.encode(["blue", "red"], 32)
@@ -299,8 +286,8 @@ def test_truncation_is_said_once(model: Mamba3Jepa, caplog: pytest.LogCaptureFix
 # --- construction and checkpoints ---
 
 
-def test_parts_that_do_not_fit(tokenizer: TextTokenizer) -> None:
-    config = tiny(tokenizer)
+def test_parts_that_do_not_fit(model: Mamba3Jepa, tokenizer: TextTokenizer) -> None:
+    config = model.config
     with pytest.raises(UserError, match=r"configuration says 301"):
         Mamba3Jepa(config.replace(vocab_size=301), tokenizer)
     with pytest.raises(UserError, match="the X-Encoder is VisionConfig"):
@@ -309,8 +296,7 @@ def test_parts_that_do_not_fit(tokenizer: TextTokenizer) -> None:
 
 @pytest.mark.parametrize("with_decoder", [False, True])
 def test_from_checkpoint(tokenizer: TextTokenizer, images: list[Path], tmp_path: Path, with_decoder: bool) -> None:
-    model = Mamba3Jepa(tiny(tokenizer, angn=with_decoder), tokenizer, with_decoder=with_decoder)
-    spread_parameters(model)
+    model = tiny_model(2 if with_decoder else 1, tokenizer, angn=AngnConfig(enabled=with_decoder))
     path = tmp_path / "model.pt"
     checkpoint = Checkpoint(phase=1, config=model.config, model=model.state_dict(), tokenizer=tokenizer.to_json())
     save_checkpoint(path, checkpoint)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import make_model, write_checkpoint, write_images
+from tiny import tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.cli.output import write_out
@@ -32,7 +32,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def damaged(path: Path, phase: int, damage: Callable[[Mamba3Jepa], torch.Tensor], value: float = math.nan) -> Path:
     """A checkpoint whose tensor `damage` has one number that is `value`."""
-    model = make_model(phase)
+    model = tiny_model(phase)
     with torch.no_grad():
         damage(model).view(-1)[0] = value
     return write_checkpoint(path, model, phase, ANSWERS)
@@ -124,7 +124,7 @@ def test_ask_names_what_is_damaged(
 def test_knowledge_too_large_for_sound_weights(
     images: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    model = make_model(3)
+    model = tiny_model(3)
     checkpoint = write_checkpoint(tmp_path / "sound.pt", model, 3, ANSWERS)
     vector = tmp_path / "vector.json"
     vector.write_text(json.dumps([3e38] * model.config.knowledge_dim))
@@ -144,7 +144,7 @@ def test_knowledge_too_large_for_sound_weights(
     ],
 )
 def test_scalars_of_the_recursion(name: str, value: float, tmp_path: Path) -> None:
-    sound = write_checkpoint(tmp_path / "sound.pt", make_model(3), 3)
+    sound = write_checkpoint(tmp_path / "sound.pt", tiny_model(3), 3)
     settings = ExportSettings(checkpoint=sound, output=tmp_path / "exported", x_encoder=True)
     export_weights(settings)
     assert load_exported(tmp_path / "exported").source == str(tmp_path / "exported")
@@ -154,7 +154,7 @@ def test_scalars_of_the_recursion(name: str, value: float, tmp_path: Path) -> No
     with pytest.raises(UserError, match=rf"damaged\.pt: recursion\.{name} is {value}, expected a finite number"):
         load_checkpoint(tmp_path / "damaged.pt")
     if math.isfinite(value):  # the exporter itself refuses the others
-        model = make_model(3)
+        model = tiny_model(3)
         model.get_buffer(f"recursion.{name}").fill_(value)
         damage_export(tmp_path / "exported", model)
         with pytest.raises(UserError, match=rf"recursion\.safetensors: recursion\.{name} is {value}"):
@@ -186,7 +186,7 @@ def test_json_is_strict(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_undefined_measures_are_null(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One sample has no uniformity; what a checkpoint says of a loss that overflowed is infinite."""
-    path = write_checkpoint(tmp_path / "sound.pt", make_model(1), 1)
+    path = write_checkpoint(tmp_path / "sound.pt", tiny_model(1), 1)
     output = tmp_path / "numbers.json"
     assert main(["evaluate", "--checkpoint", str(path), "--samples", "1", "--output", str(output)]) == 0
     assert json.loads(output.read_text(), parse_constant=pytest.fail)["test/uniformity"] is None
@@ -208,7 +208,7 @@ def test_tiny_temperatures_are_no_division_by_zero() -> None:
 def test_temperatures_that_float32_cannot_hold(
     images: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    checkpoint = write_checkpoint(tmp_path / "sound.pt", make_model(1), 1)
+    checkpoint = write_checkpoint(tmp_path / "sound.pt", tiny_model(1), 1)
     arguments = ["--checkpoint", str(checkpoint), "--images", str(images["red"]), "--labels", *ANSWERS, "--json"]
     for given in ("1e-46", "1e+39", "nan", "inf", "-1.0"):
         assert main(["classify", *arguments, "--temperature", given]) == 2

@@ -8,16 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from tiny import tiny_model
 
 from mamba3_jepa.cli.main import main
-from mamba3_jepa.config import preset
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import DataSplits, source_texts
@@ -40,24 +38,14 @@ PHASE2 = ["--tiny", "--synthetic-scenes", "8", "--val-samples", "12", "--batch-s
           "--cpu"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Several runs in one process: accelerate's state belongs to one of them at a time."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def phase1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phase1") / "run"
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert main(["train-jepa", *PHASE1, "--cpu", "--output-dir", str(folder)]) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "phase1_best.pt"
 
 
 def train(phase1: Path, output_dir: Path, *arguments: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
     command = ["train-decoder", *PHASE2, "--phase1-checkpoint", str(phase1), "--output-dir", str(output_dir)]
     return main([*command, *arguments])
 
@@ -109,8 +97,7 @@ def build_task(batch_size: int) -> Phase2Task:
     """In float64, so that only the mathematics can differ; the same on every rank."""
     source = SceneSource("train", n_scenes=8, image_size=32)
     tokenizer = TextTokenizer.train(source_texts(source, range(len(source))), 400)
-    torch.manual_seed(0)
-    model = Mamba3Jepa(preset("tiny").replace(vocab_size=tokenizer.vocab_size), tokenizer)
+    model = tiny_model(1, tokenizer, moved=False)
     model.requires_grad_(False)
     model.add_decoder().requires_grad_(True)
     outputs = frozen_outputs(model, source, range(len(source)), cache_dir=None, batch_size=8)

@@ -7,26 +7,25 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
+from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
-from mamba3_jepa.config import NO_FLOOR, preset
+from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import DataRecord, load_checkpoint, save_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -39,32 +38,17 @@ SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "
          "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Several runs in one process: accelerate's state belongs to one of them at a time."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def phase2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as phase 2 leaves it. Nothing was trained: the frozen model is what it is."""
     scenes = SceneSource("train", n_scenes=24, image_size=32)
     tokenizer = TextTokenizer.train(source_texts(scenes, range(len(scenes))), 400)
-    torch.manual_seed(0)
-    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size)
-    model = Mamba3Jepa(config, tokenizer, with_decoder=True)
+    data = DataRecord(source="scenes", synthetic=True, answers=["red", "blue"])
     path = tmp_path_factory.mktemp("phase2") / "phase2_best.pt"
-    checkpoint = Checkpoint(
-        phase=2, config=config, model=model.state_dict(), tokenizer=tokenizer.to_json(),
-        data=DataRecord(source="scenes", synthetic=True, answers=["red", "blue"]),
-    )  # fmt: skip
-    save_checkpoint(path, checkpoint)
-    return path
+    return write_checkpoint(path, tiny_model(2, tokenizer, moved=False), 2, data=data, run={})
 
 
 def train(phase2: Path, output_dir: Path, *arguments: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
     command = ["train-agent", *SHORT, "--phase2-checkpoint", str(phase2), "--output-dir", str(output_dir)]
     return main([*command, *arguments])
 
@@ -388,7 +372,6 @@ def test_stopped_and_resumed_gives_the_same_bits(
 
 
 def train_again(output_dir: Path, *arguments: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
     return main(["train-agent", *SHORT, "--output-dir", str(output_dir), *arguments])
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tiny import tiny_model
 
 from mamba3_jepa.config import AngnConfig, BackboneConfig, PresetName, preset
 from mamba3_jepa.data.tokenizer import TextTokenizer
@@ -19,8 +20,7 @@ def tokenizer() -> TextTokenizer:
 
 def test_names_of_the_weights(tokenizer: TextTokenizer) -> None:
     """The export is made from these names."""
-    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size)
-    model = Mamba3Jepa(config, tokenizer, with_decoder=True)
+    model = tiny_model(2, tokenizer)
     outside = {
         "predictor": {"vision_proj.weight", "vision_proj.bias", "query_proj.weight", "query_proj.bias"}
         | {"pred_head.weight", "pred_head.bias", "backbone.final_norm.weight"},

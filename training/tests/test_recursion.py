@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_model
 
-from mamba3_jepa.config import RecursionConfig, preset
-from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.config import RecursionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.recursion import ConfusionMonitor, Recursion, StateInjector
-from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 
 @pytest.fixture
@@ -83,11 +82,7 @@ def test_knowledge_of_the_wrong_length_names_both_lengths() -> None:
 
 @pytest.mark.parametrize("knowledge_dim", [None, 7])
 def test_a_model_gets_a_recursion_of_its_sizes(knowledge_dim: int | None) -> None:
-    tokenizer = TextTokenizer.train(["a red circle"], 300)
-    config = preset("tiny").replace(
-        vocab_size=tokenizer.vocab_size, recursion=RecursionConfig(hidden_dim=9, knowledge_dim=knowledge_dim)
-    )
-    model = Mamba3Jepa(config, tokenizer)
+    model = tiny_model(recursion=RecursionConfig(hidden_dim=9, knowledge_dim=knowledge_dim))
     assert model.recursion is None
     recursion = model.add_recursion()
     assert isinstance(recursion, Recursion)

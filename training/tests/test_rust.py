@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_export import build, export, save
+from tiny_export import build, export, save
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import Mamba3Config, RecursionConfig, preset

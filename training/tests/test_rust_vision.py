@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import make_model
+from tiny import tiny_model
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -116,7 +116,7 @@ def test_a_transformers_folder(tmp_path: Path, hidden_size: int, heads: int, dty
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_exported_file(tmp_path: Path, dtype: DtypeName) -> None:
-    model = make_model(phase=1)
+    model = tiny_model(phase=1)
     tensors = write_component(model, "x_encoder", tmp_path / "x_encoder.safetensors", phase=1, dtype=dtype)
     rounded = {key.removeprefix("x_encoder."): tensor.float() for key, tensor in tensors.items()}
     model.x_encoder.load_state_dict(rounded)

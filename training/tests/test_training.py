@@ -8,12 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint
@@ -26,15 +24,7 @@ SHORT = ["--tiny", "--synthetic-scenes", "16", "--val-samples", "24", "--batch-s
          "--workers", "0", "--log-every", "1"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Several runs in one process: accelerate's state belongs to one of them at a time."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def train(output_dir: Path, *arguments: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
     return main(["train-jepa", *SHORT, "--output-dir", str(output_dir), *arguments])
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tiny import tiny_model
 
-from mamba3_jepa.config import AngnConfig, preset
+from mamba3_jepa.config import AngnConfig
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.images import to_pixels
-from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation import embedding_metrics
 from mamba3_jepa.evaluation.retrieval import retrieval
@@ -39,26 +39,20 @@ SAMPLES: list[tuple[Image.Image | None, str | None, str]] = [
 
 
 def make_model(angn: bool) -> Mamba3Jepa:
-    torch.manual_seed(0)
-    tokenizer = TextTokenizer.train([*CAPTIONS, *QUESTIONS, "yes no blue red"], vocab_size=300)
-    config = preset("tiny").replace(vocab_size=tokenizer.vocab_size, angn=AngnConfig(enabled=angn))
-    model = Mamba3Jepa(config, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return tiny_model(1, [*CAPTIONS, *QUESTIONS, "yes no blue red"], angn=AngnConfig(enabled=angn))
 
 
 def make_batch(model: Mamba3Jepa, numbers: list[int]) -> Batch:
     samples = [SAMPLES[i] for i in numbers]
     config = model.config
-    questions = [question or config.query_prompt for _, question, _ in samples]
-    queries = model.tokenizer.encode(questions, config.max_query_tokens)
+    questions = [question for _, question, _ in samples]
+    queries = model.tokenizer.encode([text or config.query_prompt for text in questions], config.max_query_tokens)
     targets = model.tokenizer.encode([text for _, _, text in samples], config.max_answer_tokens)
     pixels = [to_pixels(image, config.vision.image_size) for image, _, _ in samples if image is not None]
     size = config.vision.image_size
     return Batch(
         pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
+        picture=torch.arange(len(pixels)),
         has_image=torch.tensor([image is not None for image, _, _ in samples], dtype=torch.bool),
         query_ids=queries.ids,
         query_mask=queries.mask,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import make_model, write_checkpoint
+from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.cards import draw_cards, text_rows
@@ -46,7 +46,7 @@ def write_figure(path: Path) -> None:
 
 
 def save_tiny_checkpoint(path: Path) -> None:
-    write_checkpoint(path, make_model(phase=1), phase=1)
+    write_checkpoint(path, tiny_model(phase=1), phase=1)
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
