@@ -3,8 +3,6 @@
 //!
 //! All formats but JPEG give Python's pixels exactly; [`decode`] states the bound for JPEG.
 
-#![forbid(unsafe_code)]
-
 mod bmp;
 mod gif;
 mod jpeg;
