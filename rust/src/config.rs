@@ -1,7 +1,5 @@
 //! The model's configuration, as `config.json` and every header carry it: strict, and checked when it is read.
 
-#![forbid(unsafe_code)]
-
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -98,7 +96,7 @@ impl Mamba3Config {
     }
 
     fn check(&self, name: &str) -> Result<(), String> {
-        for (key, value) in [
+        let sizes = [
             ("d_model", self.d_model),
             ("d_state", self.d_state),
             ("expand", self.expand),
@@ -106,9 +104,8 @@ impl Mamba3Config {
             ("ngroups", self.ngroups),
             ("mimo_rank", self.mimo_rank),
             ("chunk_size", self.chunk_size),
-        ] {
-            count(&format!("{name}.layer.{key}"), value)?;
-        }
+        ];
+        counts(&format!("{name}.layer."), &sizes)?;
         count(&format!("{name}.layer: expand * d_model"), self.expand.saturating_mul(self.d_model))?;
         let per_state = self.rank().saturating_mul(self.ngroups).saturating_mul(self.d_state);
         count(&format!("{name}.layer: mimo_rank * ngroups * d_state"), per_state)?;
@@ -191,7 +188,7 @@ impl VisionConfig {
     }
 
     pub(crate) fn check(&self, name: &str) -> Result<(), String> {
-        for (key, value) in [
+        let sizes = [
             ("hidden_size", self.hidden_size),
             ("depth", self.depth),
             ("heads", self.heads),
@@ -199,9 +196,8 @@ impl VisionConfig {
             ("patch_size", self.patch_size),
             ("tubelet_size", self.tubelet_size),
             ("frames", self.frames),
-        ] {
-            count(&format!("{name}.{key}"), value)?;
-        }
+        ];
+        counts(&format!("{name}."), &sizes)?;
         if self.depth > MAX_LAYERS {
             return Err(format!("{name}.depth: {} is more than {MAX_LAYERS}", self.depth));
         }
@@ -317,15 +313,14 @@ impl Mamba3JepaConfig {
         self.y_decoder.check("y_decoder")?;
         let activations = self.vision.patches().saturating_mul(self.predictor.layer.projected());
         at_most("vision, predictor.layer: patches of an image * outputs of in_proj", activations, MAX_ACTIVATIONS)?;
-        for (key, value) in [
+        let sizes = [
             ("prefix_tokens", self.prefix_tokens),
             ("embed_dim", self.embed_dim),
             ("vocab_size", self.vocab_size),
             ("recursion.hidden_dim", self.recursion.hidden_dim),
             ("recursion.knowledge_dim", self.knowledge_dim()),
-        ] {
-            count(key, value)?;
-        }
+        ];
+        counts("", &sizes)?;
         for (key, value) in [("max_query_tokens", self.max_query_tokens), ("max_answer_tokens", self.max_answer_tokens)]
         {
             at_most(key, value, MAX_TOKENS)?;
@@ -347,6 +342,11 @@ impl Mamba3JepaConfig {
         }
         Ok(())
     }
+}
+
+/// Each of `sizes` is a count; their keys stand after `prefix`.
+fn counts(prefix: &str, sizes: &[(&str, usize)]) -> Result<(), String> {
+    sizes.iter().try_for_each(|(key, value)| count(&format!("{prefix}{key}"), *value))
 }
 
 fn count(key: &str, value: usize) -> Result<(), String> {

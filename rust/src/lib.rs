@@ -1,6 +1,7 @@
 //! Inference for Mamba3-JEPA, a vision-language model that predicts the *embedding* of the answer from an image and a
 //! question, with Mamba-3 state-space layers where others put Transformers.
 
+// Only the kernels in `linalg` and `loader::load_mmap` are allowed it, each with a reason.
 #![deny(unsafe_code)]
 
 pub mod angn;

@@ -29,9 +29,9 @@ pub(crate) fn cosines(query: &[f32], gallery: &[f32]) -> Vec<f32> {
 
 /// The shares of `cosines` in a softmax of cosine / temperature.
 pub(crate) fn shares(cosines: &[f32], temperature: f32) -> Vec<f32> {
-    let scaled = cosines.iter().map(|cosine| cosine / temperature);
-    let largest = scaled.clone().fold(f32::NEG_INFINITY, f32::max);
-    let mut shares: Vec<f32> = scaled.map(|x| (x - largest).exp()).collect();
+    let largest = cosines.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // the difference first: a cosine by a tiny temperature is infinite
+    let mut shares: Vec<f32> = cosines.iter().map(|cosine| ((cosine - largest) / temperature).exp()).collect();
     let total: f32 = shares.iter().sum();
     shares.iter_mut().for_each(|share| *share /= total);
     shares
@@ -106,6 +106,13 @@ mod tests {
         assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-6);
         assert_eq!(shares[0], shares[2]);
         assert!((f64::from(shares[3] / shares[0]).ln() + 0.5 / 0.07).abs() < 1e-4);
-        assert!(super::shares(&[1.0, -1.0], 1e-30).iter().all(|share| share.is_finite()));
+        for temperature in [f32::from_bits(1), 1e-40, 1e-30, f32::MAX] {
+            let shares = super::shares(&[0.9, -0.5, 0.9], temperature);
+            assert!(
+                shares.iter().all(|share| share.is_finite()) && shares[0] == shares[2],
+                "{temperature}: {shares:?}"
+            );
+            assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{temperature}");
+        }
     }
 }

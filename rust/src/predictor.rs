@@ -66,7 +66,7 @@ impl Mamba3Predictor {
     ///
     /// # Errors
     /// [`Error::Input`] if tokens are not of the width the model takes, a sample has none at all, or the gates belong to
-    /// another model.
+    /// another model; [`Error::NotFinite`] if the weights are damaged.
     pub fn predict(
         &self,
         samples: &[PredictorInput<'_>],
@@ -85,7 +85,7 @@ impl Mamba3Predictor {
         }
         let width = self.config.predictor.d_model();
         let pooled = pooling::means(&x, &lengths, width);
-        let embeddings = pooling::embed(&self.pred_head, &pooled);
+        let embeddings = pooling::embed(&self.pred_head, &pooled)?;
         let pooled = pooled.chunks_exact(width).map(<[f32]>::to_vec);
         Ok(embeddings.into_iter().zip(pooled).map(|(embedding, pooled)| Prediction { embedding, pooled }).collect())
     }
@@ -93,13 +93,13 @@ impl Mamba3Predictor {
     /// A pooled state (D) to the embedding (E) of unit length that is read from it.
     ///
     /// # Errors
-    /// [`Error::Input`] if `pooled` has another length.
+    /// [`Error::Input`] if `pooled` has another length; [`Error::NotFinite`] if it or the embedding is not finite.
     pub fn embed(&self, pooled: &[f32]) -> Result<Vec<f32>, Error> {
         let width = self.config.predictor.d_model();
         if pooled.len() != width {
             return Err(Error::Input(format!("a pooled state of length {}: expected {width}", pooled.len())));
         }
-        Ok(pooling::embed(&self.pred_head, pooled).concat())
+        Ok(pooling::embed(&self.pred_head, pooled)?.concat())
     }
 
     /// Tokens of a sample.

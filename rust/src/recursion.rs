@@ -6,6 +6,7 @@ use crate::config::{CONFUSION_PROBE_LAYER_NORM_EPS, Mamba3JepaConfig};
 use crate::error::{Error, LoadError};
 use crate::linalg::{Linear, Matrix, math, norm};
 use crate::loader::{Fields, Weights};
+use crate::pooling::demand_finite;
 
 /// The memory floor that lets every text through: the lowest cosine there is.
 const NO_FLOOR: f32 = -1.0;
@@ -44,14 +45,16 @@ impl Recursion {
     /// Reads `recursion.safetensors`.
     ///
     /// # Errors
-    /// [`LoadError`] if the file holds another component, a tensor is missing, unknown or of another shape or type.
+    /// [`LoadError`] if the file holds another component, a tensor is missing, unknown or of another shape or type, or
+    /// threshold, temperature or memory floor is a number that cannot be used.
     pub fn from_weights(weights: &Weights) -> Result<Recursion, LoadError> {
         let (mut fields, config) = Fields::open(weights, "recursion")?;
         let (width, hidden) = (config.predictor.d_model(), config.recursion.hidden_dim);
-        let mut scalar = |name: &str| fields.vector(name, &[]).map(|numbers| numbers[0]);
-        let (threshold, temperature) = (scalar("confusion_probe.threshold")?, scalar("confusion_probe.temperature")?);
+        let threshold = fields.scalar("confusion_probe.threshold", "a finite number", f32::is_finite)?;
+        let is_divisor = |x: f32| x.is_finite() && x > 0.0;
+        let temperature = fields.scalar("confusion_probe.temperature", "a finite number above 0", is_divisor)?;
         let memory_floor = match fields.version_at_least(2) {
-            true => fields.vector("memory_floor", &[])?[0],
+            true => fields.scalar("memory_floor", "a finite number", f32::is_finite)?,
             false => NO_FLOOR,
         };
         let confusion_probe = ConfusionMonitor {
@@ -78,9 +81,11 @@ impl ConfusionMonitor {
     /// P(confused), in [0, 1], of a pooled state (D): sigmoid(logit / temperature).
     ///
     /// # Errors
-    /// [`Error::Input`] if `pooled` has another length.
+    /// [`Error::Input`] if `pooled` has another length; [`Error::NotFinite`] if the score is not a number.
     pub fn score(&self, pooled: &[f32]) -> Result<f32, Error> {
-        Ok(math::sigmoid(self.logit(&self.normed(pooled)?) / self.temperature))
+        let score = math::sigmoid(self.logit(&self.normed(pooled)?) / self.temperature);
+        demand_finite(&[score], "the score of confusion")?;
+        Ok(score)
     }
 
     /// Moving average of the scores over the turns of a conversation; with `previous` `None` the score starts it.
@@ -113,7 +118,7 @@ impl StateInjector {
     /// A pooled state (D) and a knowledge vector (K) to the pooled state with the knowledge (D).
     ///
     /// # Errors
-    /// [`Error::Input`] if one of them has another length.
+    /// [`Error::Input`] if one of them has another length; [`Error::NotFinite`] if the sum is not finite.
     pub fn inject(&self, pooled: &[f32], knowledge: &[f32]) -> Result<Vec<f32>, Error> {
         check_pooled(pooled, self.projection.rows())?;
         if knowledge.len() != self.projection.cols() {
@@ -129,6 +134,7 @@ impl StateInjector {
         for (injected, pooled) in injected.iter_mut().zip(pooled) {
             *injected += pooled;
         }
+        demand_finite(&injected, "a pooled state with knowledge")?;
         Ok(injected)
     }
 }

@@ -53,9 +53,10 @@ impl Mamba3TextEncoder {
     /// Texts as token ids, bos and eos included, to one embedding (E) of unit length each: what the text alone would give.
     ///
     /// # Errors
-    /// [`Error::Input`] for an id that is not in the vocabulary, or a text without tokens.
+    /// [`Error::Input`] for an id that is not in the vocabulary, or a text without tokens; [`Error::NotFinite`] if the
+    /// weights are damaged.
     pub fn encode<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, Error> {
-        Ok(pooling::embed(&self.projection, &self.pool(texts)?))
+        pooling::embed(&self.projection, &self.pool(texts)?)
     }
 
     /// The mean states (B, D) of texts.

@@ -81,6 +81,16 @@ impl Scene {
         self.path(name).to_str().expect("UTF-8").to_owned()
     }
 
+    /// Puts other bytes in a component's place, as if they had been exported.
+    fn put(&self, component: &str, bytes: &[u8]) {
+        let name = format!("{component}.safetensors");
+        fs::write(self.path("weights").join(&name), bytes).expect("a file");
+        let path = self.path("weights/config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
+        config["files"][&name] = common::described(bytes);
+        fs::write(path, config.to_string()).expect("a file");
+    }
+
     fn model(&self) -> Mamba3Jepa {
         Mamba3Jepa::from_dir(self.path("weights")).expect("a model")
     }
@@ -547,8 +557,10 @@ fn bad_input_to_the_commands_about_images() {
         (
             "classify",
             &[&images[..], &["--labels", "a", "b", "--temperature", "1e-50"]].concat(),
-            "--temperature 1e-50: must",
+            "--temperature 1e-50: ",
         ),
+        ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "1e39"]].concat(), "--temperature 1e39: "),
+        ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "nan"]].concat(), "--temperature NaN: "),
     ] {
         scene.run(command, arguments).fails_with(message);
     }
@@ -602,4 +614,37 @@ fn bench_measures_every_part() {
     let without = Scene::with(&TinyModel { phase: 1, ..TinyModel::new() });
     let shown = without.run("bench", &["--rounds", "1", "--lengths", "3"]);
     assert!(shown.stdout.contains("not exported"), "{} {}", shown.stdout, shown.stderr);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_an_error_of_every_command() {
+    for (phase, component) in [(1, "predictor"), (1, "y_encoder"), (1, "x_encoder"), (2, "y_decoder"), (3, "recursion")]
+    {
+        let model = TinyModel { phase, ..TinyModel::new() };
+        let scene = Scene::with(&model);
+        let bytes = model.component_with(component, |key, numbers| {
+            if key.ends_with(".bias") {
+                numbers.fill(f32::NAN);
+            }
+        });
+        scene.put(component, &bytes);
+        let embeds = !["y_decoder", "recursion"].contains(&component);
+        let images = ["--image-dir", "@photos"];
+        let runs: [(&str, &[&str], bool); 6] = [
+            ("ask", &["--image", "@photos/red.png", "--json", "what?"], true),
+            ("ask", &["what?"], component != "x_encoder"),
+            ("embed", &[&images[..], &["--output", "@out.npy"]].concat(), embeds && component != "y_encoder"),
+            ("embed", &["--texts", "red", "--output", "@out.npy"], component == "y_encoder"),
+            ("search", &[&images[..], &["--json", "red"]].concat(), embeds),
+            ("classify", &[&images[..], &["--json", "--labels", "a", "b"]].concat(), embeds),
+        ];
+        for (command, arguments, fails) in runs {
+            let result = scene.run(command, arguments);
+            if fails {
+                result.fails_with("not finite");
+            } else {
+                assert_eq!(result.status, 0, "{component}, {command}: {}", result.stderr);
+            }
+        }
+    }
 }

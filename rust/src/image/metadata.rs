@@ -10,6 +10,8 @@ use std::io::Cursor;
 use super::orientation::orientation;
 
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+/// An empty chunk of pixels: a PNG decoder reads what stands before it.
+pub(super) const NO_PIXELS: &[u8] = b"\0\0\0\0IDAT\x35\xaf\x06\x1e";
 /// Bytes of an inflated text; a longer one is not read.
 const MAX_TEXT: usize = 1 << 20;
 const XMP_SEGMENT: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
@@ -36,49 +38,41 @@ pub(super) fn split(data: &[u8]) -> Split<'_> {
     }
 }
 
-/// A chunk or segment: where it ends, what it is, what it holds.
-struct Part<'a, K> {
-    kind: K,
-    body: &'a [u8],
-    end: usize,
+/// A chunk or segment: where it lies, what it is, what it holds.
+pub(super) struct Part<'a, K> {
+    pub(super) start: usize,
+    pub(super) kind: K,
+    pub(super) body: &'a [u8],
+    pub(super) end: usize,
 }
 
-/// The PNG chunk at `at`, if it is whole.
-fn png_chunk(data: &[u8], at: usize) -> Option<Part<'_, &[u8]>> {
-    let length = usize::try_from(u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?)).ok()?;
-    let body_end = (at + 8).checked_add(length)?;
-    let end = body_end.checked_add(4)?;
-    (end <= data.len()).then(|| Part { kind: &data[at + 4..at + 8], body: &data[at + 8..body_end], end })
+/// The chunks of a PNG in their order. The last may be cut short: then its body ends where the file does.
+pub(super) fn png_chunks(data: &[u8]) -> impl Iterator<Item = Part<'_, &[u8]>> {
+    let mut start = PNG_SIGNATURE.len();
+    std::iter::from_fn(move || {
+        let (length, rest) = data.get(start..)?.split_first_chunk()?;
+        let (kind, rest) = rest.split_at_checked(4)?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        let end = start.checked_add(12)?.checked_add(length)?;
+        let part = Part { start, kind, body: &rest[..length.min(rest.len())], end };
+        start = end;
+        Some(part)
+    })
 }
 
 fn split_png(data: &[u8]) -> Split<'_> {
     let mut kept = PNG_SIGNATURE.to_vec();
     let (mut exif, mut xmp, mut profile) = (None, None, None);
-    let (mut colour, mut palette, mut ended) = (None, false, false);
+    let mut pixel_chunks = PixelChunks::default();
+    let mut ended = false;
     let mut at = PNG_SIGNATURE.len();
-    while let Some(Part { kind, body, end }) = png_chunk(data, at) {
-        let keep = match kind {
-            b"IHDR" => {
-                colour = body.get(9).copied();
-                true
-            }
-            b"IDAT" => true,
-            b"IEND" => {
-                ended = true;
-                true
-            }
-            b"PLTE" => colour == Some(3) && !std::mem::replace(&mut palette, true),
-            // one that is too short is no colour
-            b"tRNS" => match colour {
-                Some(0) => body.len() >= 2,
-                Some(2) => body.len() >= 6,
-                Some(3) => palette,
-                _ => false,
-            },
-            b"eXIf" => {
-                exif = Some(Cow::Borrowed(body));
-                false
-            }
+    for Part { kind, body, end, .. } in png_chunks(data).take_while(|chunk| chunk.end <= data.len()) {
+        if pixel_chunks.take(kind, body) {
+            kept.extend_from_slice(&data[at..end]);
+        }
+        match kind {
+            b"IEND" => ended = true,
+            b"eXIf" => exif = Some(Cow::Borrowed(body)),
             b"tEXt" | b"zTXt" | b"iTXt" => {
                 // of several the last counts, and only that is inflated
                 match body.split(|byte| *byte == 0).next() {
@@ -86,12 +80,8 @@ fn split_png(data: &[u8]) -> Split<'_> {
                     Some(EXIF_TEXT) => profile = Some(&data[at..end]),
                     _ => {}
                 }
-                false
             }
-            _ => false,
-        };
-        if keep {
-            kept.extend_from_slice(&data[at..end]);
+            _ => {}
         }
         at = end;
         if ended {
@@ -106,11 +96,47 @@ fn split_png(data: &[u8]) -> Split<'_> {
     Split { pixels: Cow::Owned(kept), orientation: orientation(exif.as_deref(), xmp.as_deref()) }
 }
 
+/// Which chunks of a PNG its pixels are made of. Of several headers, palettes and transparent colours the first counts,
+/// if it stands where it should: before the pixels, and a transparent colour after the palette it belongs to.
+#[derive(Default)]
+struct PixelChunks {
+    colour: Option<u8>,
+    has_palette: bool,
+    has_key: bool,
+    has_pixels: bool,
+}
+
+impl PixelChunks {
+    fn take(&mut self, kind: &[u8], body: &[u8]) -> bool {
+        match kind {
+            b"IHDR" if self.colour.is_none() => {
+                self.colour = body.get(9).copied();
+                true
+            }
+            b"PLTE" if self.colour == Some(3) && !self.has_pixels => !std::mem::replace(&mut self.has_palette, true),
+            b"tRNS" if !self.has_key && !self.has_pixels => {
+                self.has_key = match self.colour {
+                    Some(0) => body.len() >= 2, // one that is too short is no colour
+                    Some(2) => body.len() >= 6,
+                    Some(3) => self.has_palette,
+                    _ => false,
+                };
+                self.has_key
+            }
+            b"IDAT" => {
+                self.has_pixels = true;
+                true
+            }
+            b"IEND" => true,
+            _ => false,
+        }
+    }
+}
+
 /// The text of a whole text chunk. The PNG decoder inflates it, from a file made for the purpose.
 fn png_text(chunk: &[u8]) -> Option<Vec<u8>> {
     const HEADER: &[u8] = b"\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55";
-    const DATA: &[u8] = b"\0\0\0\0IDAT\x35\xaf\x06\x1e";
-    let file = Cursor::new([PNG_SIGNATURE, HEADER, chunk, DATA].concat());
+    let file = Cursor::new([PNG_SIGNATURE, HEADER, chunk, NO_PIXELS].concat());
     let decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: 4 * MAX_TEXT });
     let info = decoder.read_info().ok()?;
     let info = info.info();
@@ -146,7 +172,7 @@ fn jpeg_segment(data: &[u8], at: usize) -> Option<Part<'_, u8>> {
     let length = usize::from(u16::from_be_bytes([high, low]));
     let end = at + 2 + length;
     let has_length = !matches!(kind, 0x00 | 0x01 | 0xd0..=0xd7 | 0xd9 | 0xda);
-    (has_length && length >= 2 && end <= data.len()).then(|| Part { kind, body: &data[at + 4..end], end })
+    (has_length && length >= 2 && end <= data.len()).then(|| Part { start: at, kind, body: &data[at + 4..end], end })
 }
 
 fn split_jpeg(data: &[u8]) -> Split<'_> {
@@ -158,7 +184,7 @@ fn split_jpeg(data: &[u8]) -> Split<'_> {
         while data.get(at..at + 2) == Some(b"\xff\xff") {
             at += 1; // fill bytes
         }
-        let Some(Part { kind, body, end }) = jpeg_segment(data, at) else { break };
+        let Some(Part { kind, body, end, .. }) = jpeg_segment(data, at) else { break };
         if kind == 0xe1 && body.starts_with(b"Exif\0\0") {
             // EXIF over 64 KiB goes on in the next segment
             let exif = exif.get_or_insert_default();

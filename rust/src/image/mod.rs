@@ -3,8 +3,6 @@
 //!
 //! All formats but JPEG give Python's pixels exactly; [`decode`] states the bound for JPEG.
 
-#![forbid(unsafe_code)]
-
 mod bmp;
 mod gif;
 mod jpeg;
@@ -23,7 +21,7 @@ use crate::error::Error;
 use crate::files::{open_file, path_text};
 
 /// The most pixels a picture may have: its RGB stays under 256 MiB. Decoding takes about 8 bytes a pixel at its peak (CMYK
-/// included), and up to 12 for an interlaced PNG of 16 bits.
+/// included), and up to 12 for a PNG of 16 bits.
 pub const MAX_PIXELS: usize = 89_478_485;
 /// The most bytes a file may have; more than [`MAX_PIXELS`] take in any format.
 pub const MAX_BYTES: usize = 1 << 30;

@@ -43,7 +43,11 @@ impl Matrix {
     }
 
     /// Writes row `index` (K numbers) to `out`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` has not K numbers.
     pub fn row(&self, index: usize, out: &mut [f32]) {
+        assert!(index < self.rows && out.len() == self.cols, "row {index} of {} into {}", self.rows, out.len());
         let range = index * self.cols..(index + 1) * self.cols;
         match &self.data {
             Data::F32(numbers) => out.copy_from_slice(&numbers.as_slice()[range]),
@@ -84,9 +88,13 @@ pub struct Linear {
 
 impl Linear {
     /// y (T, M) = x (T, K) Wᵀ + bias; overwrites y.
+    ///
+    /// # Panics
+    /// If x and y do not have T rows both, or `bias` has not M numbers.
     pub fn apply(&self, x: &[f32], y: &mut [f32]) {
+        assert_eq!(self.bias.len(), self.weight.rows(), "a bias for each output");
         self.weight.apply(x, y);
-        for row in y.chunks_exact_mut(self.bias.len()) {
+        for row in y.chunks_exact_mut(self.bias.len().max(1)) {
             for (y, bias) in row.iter_mut().zip(&self.bias) {
                 *y += bias;
             }

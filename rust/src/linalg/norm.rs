@@ -13,36 +13,7 @@ const TASK: usize = 1 << 14;
 /// # Panics
 /// If x and out do not have the same length.
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    RmsNorm { x, weight, eps, out }.start(InstructionSet::current());
-}
-
-struct RmsNorm<'a> {
-    x: &'a [f32],
-    weight: &'a [f32],
-    eps: f32,
-    out: &'a mut [f32],
-}
-
-impl RmsNorm<'_> {
-    fn start(self, set: InstructionSet) {
-        let RmsNorm { x, weight, eps, out } = self;
-        each_part(x, out, weight.len(), |x, out| set.run(RmsNorm { x, weight, eps, out }));
-    }
-}
-
-impl Kernel for RmsNorm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let dim = self.weight.len();
-        for (x, out) in self.x.chunks_exact(dim).zip(self.out.chunks_exact_mut(dim)) {
-            let scale = 1.0 / (sum(x, |x| x * x) / dim as f32 + self.eps).sqrt();
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(self.weight) {
-                *out = x * scale * weight;
-            }
-        }
-    }
+    Norm { x, weight, bias: None, eps, out }.start(InstructionSet::current());
 }
 
 /// (x - mean) / sqrt(variance + eps) * weight + bias for every row of x (T, D), into out (T, D); many rows on the current
@@ -52,36 +23,48 @@ impl Kernel for RmsNorm<'_> {
 /// If x and out, or weight and bias, do not have the same length.
 pub(crate) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
     assert_eq!(weight.len(), bias.len(), "a bias for each weight");
-    LayerNorm { x, weight, bias, eps, out }.start(InstructionSet::current());
+    Norm { x, weight, bias: Some(bias), eps, out }.start(InstructionSet::current());
 }
 
-struct LayerNorm<'a> {
+/// A LayerNorm where there is a bias, else an RMSNorm.
+struct Norm<'a> {
     x: &'a [f32],
     weight: &'a [f32],
-    bias: &'a [f32],
+    bias: Option<&'a [f32]>,
     eps: f32,
     out: &'a mut [f32],
 }
 
-impl LayerNorm<'_> {
+impl Norm<'_> {
     fn start(self, set: InstructionSet) {
-        let LayerNorm { x, weight, bias, eps, out } = self;
-        each_part(x, out, weight.len(), |x, out| set.run(LayerNorm { x, weight, bias, eps, out }));
+        let Norm { x, weight, bias, eps, out } = self;
+        each_part(x, out, weight.len(), |x, out| set.run(Norm { x, weight, bias, eps, out }));
     }
 }
 
-impl Kernel for LayerNorm<'_> {
+impl Kernel for Norm<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let dim = self.weight.len();
         for (x, out) in self.x.chunks_exact(dim).zip(self.out.chunks_exact_mut(dim)) {
-            let mean = sum(x, |x| x) / dim as f32;
-            let variance = sum(x, |x| (x - mean) * (x - mean)) / dim as f32;
-            let scale = 1.0 / (variance + self.eps).sqrt();
-            for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(self.weight).zip(self.bias) {
-                *out = (x - mean) * scale * weight + bias;
+            let numbers = out.iter_mut().zip(x).zip(self.weight);
+            match self.bias {
+                None => {
+                    let scale = 1.0 / (sum(x, |x| x * x) / dim as f32 + self.eps).sqrt();
+                    for ((out, x), weight) in numbers {
+                        *out = x * scale * weight;
+                    }
+                }
+                Some(bias) => {
+                    let mean = sum(x, |x| x) / dim as f32;
+                    let variance = sum(x, |x| (x - mean) * (x - mean)) / dim as f32;
+                    let scale = 1.0 / (variance + self.eps).sqrt();
+                    for (((out, x), weight), bias) in numbers.zip(bias) {
+                        *out = (x - mean) * scale * weight + bias;
+                    }
+                }
             }
         }
     }
@@ -133,8 +116,8 @@ mod tests {
                     let (x, weight, bias) = (&x[1..], numbers(dim), numbers(dim));
                     let (mut rms, mut layer) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                     let eps = 1e-5;
-                    RmsNorm { x, weight: &weight, eps, out: &mut rms }.start(set);
-                    LayerNorm { x, weight: &weight, bias: &bias, eps, out: &mut layer }.start(set);
+                    Norm { x, weight: &weight, bias: None, eps, out: &mut rms }.start(set);
+                    Norm { x, weight: &weight, bias: Some(&bias), eps, out: &mut layer }.start(set);
                     for (i, &x_i) in x.iter().enumerate() {
                         let (mean, variance) = moments(&x[i / dim * dim..][..dim]);
                         let (x_i, w, b) = (f64::from(x_i), f64::from(weight[i % dim]), f64::from(bias[i % dim]));

@@ -1,7 +1,5 @@
 //! The bytes of a file in memory, so aligned that every tensor type can be read in place.
 
-#![forbid(unsafe_code)]
-
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;

@@ -1,7 +1,5 @@
 //! Reading one component out of a file: every tensor the configuration asks for, and no other.
 
-#![forbid(unsafe_code)]
-
 use std::collections::BTreeSet;
 
 use safetensors::Dtype;
@@ -90,6 +88,24 @@ impl<'a> Fields<'a> {
     pub(crate) fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let (key, _) = self.take(name, shape, Dtype::F32)?;
         self.weights.to_f32(&key)
+    }
+
+    /// A single F32 number; `expected` says what `is_right` demands of it.
+    ///
+    /// # Errors
+    /// As for [`Fields::vector`]; [`LoadError::Damaged`] for another number.
+    pub(crate) fn scalar(
+        &mut self,
+        name: &str,
+        expected: &str,
+        is_right: impl FnOnce(f32) -> bool,
+    ) -> Result<f32, LoadError> {
+        let number = self.vector(name, &[])?[0];
+        if is_right(number) {
+            return Ok(number);
+        }
+        let reason = format!("{}.{name}: {number}, expected {expected}", self.component);
+        Err(LoadError::Damaged { path: self.weights.path().to_path_buf(), reason })
     }
 
     /// Whether the file's format version is at least `version`.

@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use super::MAX_FILE;
 use crate::error::LoadError;
 use crate::files::open_file;
 
@@ -41,6 +42,9 @@ pub fn read_header(path: impl AsRef<Path>) -> Result<Header, LoadError> {
     let data = bytes.checked_sub(word.len() as u64).ok_or_else(|| damaged("it has no header"))?;
     file.read_exact(&mut word).map_err(unreadable)?;
     let length = u64::from_le_bytes(word);
+    if bytes > MAX_FILE {
+        return Err(damaged(&format!("{bytes} bytes are more than this crate reads")));
+    }
     if length > MAX_HEADER.min(data) {
         return Err(damaged("its header has an impossible length"));
     }

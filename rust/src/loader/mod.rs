@@ -84,6 +84,7 @@ pub struct Weights {
 /// [`LoadError::Read`] if the file cannot be read, [`LoadError::Damaged`] if it is not a whole safetensors file.
 pub fn load_safetensors(path: impl AsRef<Path>) -> Result<Weights, LoadError> {
     let path = path.as_ref();
+    read_header(path)?; // before memory is taken for the rest
     let buffer = Buffer::read(path, None).map_err(|source| LoadError::Read { path: path.to_path_buf(), source })?;
     Weights::new(path, buffer)
 }
@@ -174,10 +175,10 @@ impl Weights {
         Mamba3JepaConfig::from_json(json, &self.path)
     }
 
-    /// The numbers of any tensor as f32, row-major.
+    /// The numbers of a tensor of F32, F16, BF16, F64 or U8 as f32, row-major; those of F64 are rounded.
     ///
     /// # Errors
-    /// [`LoadError::MissingKey`], or [`LoadError::Type`] for a type that is no floating-point or integer type.
+    /// [`LoadError::MissingKey`], or [`LoadError::Type`] for any other type.
     pub fn to_f32(&self, key: &str) -> Result<Vec<f32>, LoadError> {
         let info = self.tensors.get(key).ok_or_else(|| self.missing(key))?;
         Ok(match info.dtype {

@@ -108,6 +108,24 @@ fn damaged_files_are_answered_with_a_sentence() {
     }
 }
 
+/// Sparse, and larger than any memory.
+#[test]
+fn a_large_file_that_is_none_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let promises_less = file(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]);
+    for (start, size, expected) in [
+        (&b"junk of more than eight bytes"[..], 1 << 39, "impossible length"),
+        (&promises_less, 1 << 39, "not as long as its header says"),
+        (&promises_less, MAX_FILE + 1, "more than this crate reads"),
+    ] {
+        std::fs::write(&path, start).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+        let message = load_safetensors(&path).err().unwrap().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
 #[test]
 fn what_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();

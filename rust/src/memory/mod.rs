@@ -130,7 +130,7 @@ impl KnowledgeMemory {
     /// The `k` texts nearest to `embedding` (E,) with their cosines, nearest first.
     ///
     /// # Errors
-    /// [`Error::Input`] if `embedding` has another length.
+    /// [`Error::Input`] if `embedding` has another length, or a number that is not finite.
     pub fn search(&self, embedding: &[f32], k: usize) -> Result<Vec<(&str, f32)>, Error> {
         if embedding.len() != self.width {
             return Err(Error::Input(format!(
@@ -138,6 +138,9 @@ impl KnowledgeMemory {
                 embedding.len(),
                 self.width
             )));
+        }
+        if !embedding.iter().all(|x| x.is_finite()) {
+            return Err(Error::Input("an embedding has a number that is not finite".into()));
         }
         let found = nearest(embedding, &self.embeddings, k);
         Ok(found.into_iter().map(|(place, cosine)| (self.texts[place].as_str(), cosine)).collect())

@@ -26,6 +26,7 @@ pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
     let model = top.get("model").and_then(Value::as_object).ok_or("model: it is missing, or no object")?;
     check_vocabulary(model)?;
     check_merges(model)?;
+    check_dropout(model)?;
     check_added(top.get("added_tokens"))?;
     let mut parts = Parts { number: 0, patterns: 0, growth: 1 };
     for key in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
@@ -79,6 +80,18 @@ fn check_merges(model: &Map<String, Value>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The library drops merges by chance while it encodes, where the model says so: the same text would give other ids each
+/// time.
+fn check_dropout(model: &Map<String, Value>) -> Result<(), String> {
+    match model.get("dropout") {
+        None | Some(Value::Null) => Ok(()),
+        Some(dropout) if dropout.as_f64() == Some(0.0) => Ok(()),
+        Some(dropout) => Err(format!(
+            "model.dropout: {dropout} would make the ids of a text random; set it to null, which changes no token"
+        )),
+    }
 }
 
 fn check_added(added: Option<&Value>) -> Result<(), String> {

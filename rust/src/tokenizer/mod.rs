@@ -4,7 +4,6 @@ mod check;
 
 use std::any::Any;
 use std::fs;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -62,12 +61,9 @@ impl Tokenizer {
     /// or eos.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Tokenizer, LoadError> {
         let path = path.as_ref();
-        let unreadable = |source: io::Error| LoadError::Read { path: path.to_path_buf(), source };
-        let size = fs::metadata(path).map_err(unreadable)?.len();
-        if size > check::MAX_BYTES {
-            return Err(too_large(path, size));
-        }
-        Self::from_bytes(path, &fs::read(path).map_err(unreadable)?)
+        check_size(path)?;
+        let json = fs::read(path).map_err(|source| LoadError::Read { path: path.to_path_buf(), source })?;
+        Self::from_bytes(path, &json)
     }
 
     /// The tokenizer whose JSON is in `json`; `path` only names it in messages.
@@ -199,6 +195,12 @@ fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+}
+
+/// The file is not too large to be read.
+pub(crate) fn check_size(path: &Path) -> Result<(), LoadError> {
+    let found = fs::metadata(path).map_err(|source| LoadError::Read { path: path.to_path_buf(), source })?;
+    if found.len() > check::MAX_BYTES { Err(too_large(path, found.len())) } else { Ok(()) }
 }
 
 fn too_large(path: &Path, size: u64) -> LoadError {

@@ -161,6 +161,19 @@ fn what_the_library_cannot_bear_is_an_error() {
 }
 
 #[test]
+fn a_text_has_the_same_ids_each_time() {
+    for dropout in [json!(null), json!(0), json!(0.0)] {
+        let mut value = tiny();
+        value["model"]["dropout"] = dropout;
+        assert!(read(&value).is_ok(), "{value}");
+    }
+    for dropout in [json!(0.1), json!(1), json!(-1e-9), json!("0")] {
+        let message = message(|value| value["model"]["dropout"] = dropout);
+        assert!(message.contains("model.dropout: ") && message.contains("set it to null"), "{message}");
+    }
+}
+
+#[test]
 fn an_empty_answer_of_plain_byte_pair_encoding_is_empty() {
     let mut value = tiny();
     value["decoder"] = json!({"type": "BPEDecoder", "suffix": "</w>"});

@@ -35,7 +35,8 @@ impl Mamba3Jepa {
     ///
     /// # Errors
     /// [`Error::Image`]: an image cannot be read. [`Error::Input`]: an empty question, no image, or, with
-    /// [`OnBadImage::Skip`], none that can be read. [`Error::Absent`]: the model has no X-Encoder.
+    /// [`OnBadImage::Skip`], none that can be read. [`Error::Absent`]: the model has no X-Encoder. [`Error::NotFinite`]:
+    /// the weights are damaged.
     pub fn embed_images(
         &self,
         paths: &[impl AsRef<Path> + Sync],
@@ -108,7 +109,8 @@ impl Mamba3Jepa {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`]: an empty text, or images with embeddings of another model.
+    /// [`Error::Input`]: an empty text, or images with embeddings of another model. [`Error::NotFinite`]: the weights are
+    /// damaged.
     pub fn search<'n>(
         &self,
         text: &str,
@@ -125,8 +127,9 @@ impl Mamba3Jepa {
     /// cosine / `temperature`. In `template`, `{}` stands for the label; [`Mamba3Jepa::class_defaults`] has both.
     ///
     /// # Errors
-    /// [`Error::Input`]: fewer than two different labels, an empty one, a temperature that is not above 0, or images with
-    /// embeddings of another model.
+    /// [`Error::Input`]: fewer than two different labels, an empty one, a temperature that is not finite and above 0, a
+    /// template without one `{}`, or images with embeddings of another model. [`Error::NotFinite`]: the weights are
+    /// damaged.
     pub fn classify(
         &self,
         images: &ImageEmbeddings,
@@ -142,7 +145,12 @@ impl Mamba3Jepa {
             )));
         }
         if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(Error::Input(format!("temperature is {temperature:?}, it must be above 0")));
+            return Err(Error::Input(format!("temperature is {temperature:?}, it must be finite and above 0")));
+        }
+        if template.matches("{}").count() != 1 {
+            return Err(Error::Input(format!(
+                "the template is {template:?}, it must contain {{}} once, for the label"
+            )));
         }
         let texts: Vec<String> = labels.iter().map(|label| template.replace("{}", label)).collect();
         let gallery = self.embed_text(&texts)?.concat();
@@ -163,6 +171,9 @@ impl Mamba3Jepa {
                 images.paths.len(),
                 images.embeddings.len()
             )));
+        }
+        if !images.embeddings.iter().all(|x| x.is_finite()) {
+            return Err(Error::Input("an embedding of an image has a number that is not finite".into()));
         }
         Ok(())
     }

@@ -8,8 +8,8 @@ use super::manifest::{Listed, Manifest};
 use crate::error::LoadError;
 use crate::files::path_text;
 use crate::hex::hex;
-use crate::loader::{Buffer, Weights};
-use crate::tokenizer::Tokenizer;
+use crate::loader::{Buffer, Weights, read_header};
+use crate::tokenizer::{self, Tokenizer};
 
 /// Reads one component's file.
 ///
@@ -22,8 +22,9 @@ pub(super) fn component(folder: &Path, name: &str, manifest: &Manifest) -> Resul
         path: manifest.path.clone(),
         reason: format!("files: {name}.safetensors is missing"),
     })?;
-    let buffer = checked(&path, listed, manifest)?;
-    let weights = Weights::new(&path, buffer)?;
+    check_size(&path, listed, manifest)?;
+    read_header(&path)?; // before memory is taken for the rest
+    let weights = Weights::new(&path, checked(&path, listed)?)?;
     agree(&weights, name, manifest)?;
     Ok(weights)
 }
@@ -34,8 +35,9 @@ pub(super) fn component(folder: &Path, name: &str, manifest: &Manifest) -> Resul
 /// As for [`component`]; [`LoadError::Mismatch`] if its vocabulary or special tokens are not the model's.
 pub(super) fn tokenizer(folder: &Path, manifest: &Manifest) -> Result<Tokenizer, LoadError> {
     let path = folder.join("tokenizer.json");
-    let buffer = checked(&path, &manifest.tokenizer, manifest)?;
-    let tokenizer = Tokenizer::from_bytes(&path, buffer.bytes())?;
+    check_size(&path, &manifest.tokenizer, manifest)?;
+    tokenizer::check_size(&path)?;
+    let tokenizer = Tokenizer::from_bytes(&path, checked(&path, &manifest.tokenizer)?.bytes())?;
     let mismatch = |reason: String| Err(LoadError::Mismatch { path: path.clone(), reason });
     if tokenizer.vocab_size() != manifest.config.vocab_size {
         return mismatch(format!(
@@ -54,8 +56,8 @@ pub(super) fn tokenizer(folder: &Path, manifest: &Manifest) -> Result<Tokenizer,
     Ok(tokenizer)
 }
 
-/// The bytes of a file that has the size and the digest listed.
-fn checked(path: &Path, listed: &Listed, manifest: &Manifest) -> Result<Buffer, LoadError> {
+/// The file has the size listed.
+fn check_size(path: &Path, listed: &Listed, manifest: &Manifest) -> Result<(), LoadError> {
     let unreadable = |source| LoadError::Read { path: path.to_path_buf(), source };
     let found = std::fs::metadata(path).map_err(unreadable)?.len();
     if found != listed.bytes {
@@ -68,8 +70,14 @@ fn checked(path: &Path, listed: &Listed, manifest: &Manifest) -> Result<Buffer, 
             ),
         });
     }
+    Ok(())
+}
+
+/// The bytes of a file that has the digest listed.
+fn checked(path: &Path, listed: &Listed) -> Result<Buffer, LoadError> {
     let mut digest = Sha256::new();
-    let buffer = Buffer::read(path, Some(&mut digest)).map_err(unreadable)?;
+    let buffer =
+        Buffer::read(path, Some(&mut digest)).map_err(|source| LoadError::Read { path: path.to_path_buf(), source })?;
     if hex(&digest.finalize()) != listed.sha256 {
         return Err(LoadError::Digest { path: PathBuf::from(path) });
     }

@@ -14,7 +14,7 @@ use crate::config::{
 use crate::error::LoadError;
 use crate::loader::FORMAT;
 use crate::memory;
-use crate::texts::distinct;
+use crate::texts::{distinct, strip};
 
 /// A larger `config.json` is refused.
 const MAX_BYTES: u64 = 1 << 26;
@@ -157,6 +157,13 @@ impl Manifest {
         let temperature = self.classify.temperature;
         keys.demand("classify.temperature", temperature > 0.0 && temperature.is_finite(), || {
             format!("{temperature}, expected a number above 0")
+        })?;
+        let template = &self.classify.template;
+        keys.demand("classify.template", template.matches("{}").count() == 1, || {
+            format!("{template:?}, expected a text with {{}} in it once, where the label goes")
+        })?;
+        keys.demand("answers", self.answers.iter().all(|answer| !strip(answer).is_empty()), || {
+            "one of them is empty, expected texts".into()
         })?;
         if self.format_version >= 2 {
             let memory: MemoryFormat = keys.get("memory")?;

@@ -20,7 +20,7 @@ use rayon::ThreadPool;
 
 pub use answerer::{Answer, Answerer, AnswererOptions, Knowledge};
 pub use embeddings::{ImageEmbeddings, OnBadImage};
-pub use options::{Options, Progress};
+pub use options::{MAX_THREADS, Options, Progress};
 pub use sample::{Image, Observation, Sample};
 
 use crate::angn::{AdaptiveNeuralGate, GateActivity};

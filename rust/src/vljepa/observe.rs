@@ -35,7 +35,7 @@ impl Mamba3Jepa {
     ///
     /// # Errors
     /// [`Error::Input`]: no sample, or an empty question. [`Error::Image`]: an image that cannot be read.
-    /// [`Error::Absent`]: a sample has an image, but the model no X-Encoder.
+    /// [`Error::Absent`]: a sample has an image, but the model no X-Encoder. [`Error::NotFinite`]: the weights are damaged.
     pub fn observe(&self, samples: &[Sample<'_>]) -> Result<Vec<Observation>, Error> {
         self.observe_with(samples, &mut |_, _| {})
     }
@@ -59,7 +59,7 @@ impl Mamba3Jepa {
     /// Target embeddings (E,), of unit length, of answers or captions.
     ///
     /// # Errors
-    /// [`Error::Input`]: no text, or an empty one.
+    /// [`Error::Input`]: no text, or an empty one. [`Error::NotFinite`]: the weights are damaged.
     pub fn embed_text(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<f32>>, Error> {
         self.embed_text_with(texts, &mut |_, _| {})
     }

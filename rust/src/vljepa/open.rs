@@ -8,7 +8,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::folder;
 use super::manifest::Manifest;
-use super::{Mamba3Jepa, Options};
+use super::{MAX_THREADS, Mamba3Jepa, Options};
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
 use crate::config::VisionConfig;
 use crate::error::{Error, LoadError};
@@ -70,7 +70,11 @@ impl Mamba3Jepa {
     }
 }
 
-fn pool(threads: usize) -> Result<ThreadPool, Error> {
+fn pool(threads: Option<usize>) -> Result<ThreadPool, Error> {
+    if let Some(wrong) = threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
+        return Err(Error::Input(format!("{wrong} threads: expected between 1 and {MAX_THREADS}")));
+    }
+    let threads = threads.unwrap_or(0); // which is one for each core
     let named = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("kore-vljepa-{i}"));
     named.build().map_err(|error| Error::Input(format!("cannot start {threads} threads: {error}")))
 }

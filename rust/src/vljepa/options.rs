@@ -11,9 +11,12 @@ pub type Progress<'a> = &'a mut (dyn FnMut(usize, usize) + Send);
 /// Is told what the user should know: that a text was cut, that the context should be reset.
 pub(super) type Warn = Box<dyn Fn(&str) + Send + Sync>;
 
+/// More threads are a mistake, and take long to start.
+pub const MAX_THREADS: usize = 1024;
+
 /// What can be chosen when a folder is opened; see [`Mamba3Jepa::options`].
 pub struct Options {
-    pub(super) threads: usize,
+    pub(super) threads: Option<usize>,
     pub(super) batch_size: usize,
     pub(super) x_encoder: Option<PathBuf>,
     pub(super) warn: Option<Warn>,
@@ -21,15 +24,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 0, batch_size: 32, x_encoder: None, warn: None }
+        Options { threads: None, batch_size: 32, x_encoder: None, warn: None }
     }
 }
 
 impl Options {
-    /// Threads to compute with; 0, the default, is one for each core. The results do not depend on it.
+    /// Threads to compute with, 1 to [`MAX_THREADS`]; by default one for each core. The results do not depend on it.
     #[must_use]
     pub fn threads(mut self, n: usize) -> Options {
-        self.threads = n;
+        self.threads = Some(n);
         self
     }
 
@@ -59,7 +62,8 @@ impl Options {
     /// Opens the exported folder `folder`.
     ///
     /// # Errors
-    /// See [`Mamba3Jepa::from_dir`]; also [`Error::Load`] if the X-Encoder chosen here cannot be used.
+    /// See [`Mamba3Jepa::from_dir`]; also [`Error::Load`] if the X-Encoder chosen here cannot be used, and [`Error::Input`]
+    /// for a number of threads that is not between 1 and [`MAX_THREADS`].
     pub fn open(self, folder: impl AsRef<Path>) -> Result<Mamba3Jepa, Error> {
         Mamba3Jepa::open(folder.as_ref(), self)
     }

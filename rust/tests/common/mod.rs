@@ -440,7 +440,8 @@ pub(crate) fn byte_tokenizer() -> Value {
     })
 }
 
-fn described(bytes: &[u8]) -> Value {
+/// What `config.json` says of a file.
+pub(crate) fn described(bytes: &[u8]) -> Value {
     let sha256: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     json!({"bytes": bytes.len(), "sha256": sha256})
 }

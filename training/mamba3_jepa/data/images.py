@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from mamba3_jepa.data.metadata import split_metadata
+from mamba3_jepa.data.png import check_rows
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 
@@ -73,6 +74,8 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            if image.format == "PNG":
+                check_rows(pixels)
             image.load()
             return _turned(to_rgb(image), orientation)
     except FileNotFoundError as error:

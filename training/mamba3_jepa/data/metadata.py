@@ -16,7 +16,6 @@ import struct
 import zlib
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _PNG_TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
 _EXIF_TEXT, _XMP_TEXT = b"Raw profile type exif", b"XML:com.adobe.xmp"
 _MAX_TEXT = 2**20  # bytes of an inflated text; a longer one is not read
@@ -52,7 +51,8 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
     kept = [_PNG_SIGNATURE]
     exif = None
     texts: dict[bytes, tuple[bytes, bytes]] = {}  # kind and content by keyword; of several the last counts
-    position, kind, depth, colour = 8, b"", 8, 2
+    position, kind, header = 8, b"", b""
+    taken: set[bytes] = set()
     while position + 12 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
@@ -60,13 +60,13 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
             kind = b""
             break  # truncated: the decoder says so
         body = data[position + 8 : end - 4]
-        if kind == b"IHDR" and length == 13:
-            depth, colour = body[8:10]
-        if kind == b"tRNS" and colour in (0, 2):
-            if length >= 2 * (colour + 1):  # a shorter one is no colour
-                kept.append(_png_chunk(kind, _key_as_decoded(body, depth, colour)))
-        elif kind in _PNG_PIXEL_CHUNKS:
+        if _is_pixel_chunk(kind, length, header, taken):
+            taken.add(kind)
+            if kind == b"IHDR":
+                header = body
             kept.append(data[position:end])
+            if kind == b"tRNS" and header[9] != 3 and _png_chunk(kind, body) == kept[-1]:
+                kept[-1] = _png_chunk(kind, _key_as_decoded(body, header[8], header[9]))
         elif kind == b"eXIf":
             exif = body
         elif kind in _PNG_TEXT_CHUNKS:
@@ -80,6 +80,24 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
         profile = _png_text(*texts[_EXIF_TEXT])
         exif = None if profile is None else _raw_profile(profile)
     return b"".join(kept), exif, _png_text(*texts[_XMP_TEXT]) if _XMP_TEXT in texts else None
+
+
+def _is_pixel_chunk(kind: bytes, length: int, header: bytes, taken: set[bytes]) -> bool:
+    """Whether a PNG's pixels are made of this chunk, after those `taken`.
+
+    Of several headers, palettes and transparent colours the first counts, if it stands where it should: before the
+    pixels, and a transparent colour after the palette it belongs to.
+    """
+    colour = header[9] if len(header) > 9 else None
+    if kind in (b"IDAT", b"IEND"):
+        return True
+    if kind in taken or b"IDAT" in taken:
+        return False
+    if kind == b"tRNS":
+        if colour == 3:
+            return b"PLTE" in taken
+        return colour in (0, 2) and length >= 2 * (colour + 1)  # a shorter one is no colour
+    return kind == b"IHDR" or (kind == b"PLTE" and colour == 3)
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:

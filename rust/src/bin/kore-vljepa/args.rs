@@ -5,12 +5,9 @@ use std::path::{Path, PathBuf};
 
 use kore_vljepa::generate::{GenerationConfig, Method};
 use kore_vljepa::texts::{distinct, read_lines};
-use kore_vljepa::vljepa::{Mamba3Jepa, Options};
+use kore_vljepa::vljepa::{MAX_THREADS, Mamba3Jepa, Options};
 
 use crate::output::{Failure, failure, print_warning};
-
-/// More are a mistake, and take long to start.
-const MAX_THREADS: usize = 1024;
 
 /// Which model, and how it computes.
 #[derive(clap::Args)]
@@ -49,7 +46,10 @@ pub(crate) fn open_folder(
     x_encoder: Option<&Path>,
     options: Options,
 ) -> Result<Mamba3Jepa, Failure> {
-    let mut options = options.on_warning(print_warning).threads(thread_count(threads)?);
+    let mut options = options.on_warning(print_warning);
+    if let Some(count) = thread_count(threads)? {
+        options = options.threads(count);
+    }
     if let Some(path) = x_encoder {
         options = options.x_encoder(path);
     }
@@ -119,14 +119,14 @@ impl GenerationArgs {
     }
 }
 
-/// How many threads; 0, which is one for each core, unless it is given.
-fn thread_count(given: Option<i64>) -> Result<usize, Failure> {
-    given.map_or(Ok(0), |value| at_least_one_and_at_most("threads", value, MAX_THREADS))
+/// How many threads, if that is given.
+fn thread_count(given: Option<i64>) -> Result<Option<usize>, Failure> {
+    given.map(|value| at_least_one_and_at_most("threads", value, MAX_THREADS)).transpose()
 }
 
 /// Threads for what is computed outside a model.
 pub(crate) fn thread_pool(threads: Option<i64>) -> Result<rayon::ThreadPool, Failure> {
-    let threads = thread_count(threads)?;
+    let threads = thread_count(threads)?.unwrap_or(0); // which is one for each core
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|error| failure(format!("cannot start {threads} threads: {error}")))
 }

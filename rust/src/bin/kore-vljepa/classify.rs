@@ -57,7 +57,7 @@ impl Classify {
         let model = self.model.open_with(options)?;
         let images = self.images.embed(&model, &paths, self.question.as_deref())?;
         let (temperature, template) = model.class_defaults();
-        let temperature = self.temperature.map_or(temperature, |given| given as f32); // it divides float32 cosines
+        let temperature = self.temperature.map_or(temperature, |given| given as f32);
         let template = self.template.as_deref().unwrap_or(template);
         let mut chosen = model.classify(&images, &labels, template, temperature)?;
         chosen.iter_mut().for_each(|ranked| ranked.truncate(top));

@@ -2,6 +2,7 @@
 
 mod files;
 mod metadata;
+mod png;
 mod resize;
 
 use ::png::{BitDepth, ColorType, Encoder, chunk::ChunkType};

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::hex::hex;
+use crate::memory::KnowledgeMemory;
 
 type Change<'a> = &'a dyn Fn(&mut Value);
 
@@ -161,11 +162,18 @@ fn a_wrong_tensor_is_named() {
         header["predictor.more"] = json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
     });
     assert_says(&["predictor.safetensors: predictor.more: not expected"], extra);
+    let named = put(&|header| rename(header, key, "predictor.\n\u{1b}[2J"));
+    assert_says(&["predictor.pred_head.weight: missing"], named);
+    let extra = put(&|header| {
+        let end = header.as_object().unwrap().values().filter_map(|t| t["data_offsets"][1].as_u64()).max();
+        header["predictor.a\nb"] = json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
+    });
+    assert_says(&["predictor.safetensors: predictor.a\\nb: not expected"], extra);
 }
 
 #[test]
 fn every_key_of_the_configuration_is_checked() {
-    let cases: [(&[&str], Change<'_>); 32] = [
+    let cases: [(&[&str], Change<'_>); 36] = [
         (&["not the config.json of a Mamba3-JEPA export"], &|v| v["format"] = json!("other")),
         (&["it has export format 3; this version reads 1 and 2"], &|v| v["format_version"] = json!(3)),
         (&["format_version: "], &|v| v["format_version"] = json!("2")),
@@ -204,6 +212,12 @@ fn every_key_of_the_configuration_is_checked() {
         (&["constants.A_floor: missing"], &|v| drop(v["constants"].as_object_mut().unwrap().remove("A_floor"))),
         (&["constants.B_floor: not known to this version"], &|v| v["constants"]["B_floor"] = json!(1.0)),
         (&["classify.temperature: 0, expected a number above 0"], &|v| v["classify"]["temperature"] = json!(0)),
+        (&["classify.template: \"a photo\", expected a text with {} in it once"], &|v| {
+            v["classify"]["template"] = json!("a photo")
+        }),
+        (&["classify.template: \"{} {}\", expected"], &|v| v["classify"]["template"] = json!("{} {}")),
+        (&["answers: one of them is empty"], &|v| v["answers"] = json!(["red", " \n"])),
+        (&["unknown field `a\\nb`"], &|v| v["model"]["a\nb"] = json!(1)),
         (&["memory: format \"mamba3-jepa memory\", version \"9\""], &|v| v["memory"]["format_version"] = json!("9")),
         (&["answers: "], &|v| v["answers"] = json!([1])),
         (&["generation.max_tokens: 99, but the model's answers have at most 31"], &|v| {
@@ -232,6 +246,110 @@ fn every_key_of_the_configuration_is_checked() {
         assert_says(&["config.json: ", key], |folder| {
             edit(folder, |value| drop(value.as_object_mut().unwrap().remove(key)));
         });
+    }
+}
+
+/// Every way to ask the model; each of them ends with an error, of no use are the numbers of the weights.
+fn assert_not_finite(model: &Mamba3Jepa, what: &str, reads_texts: bool) {
+    let picture = picture(0);
+    let sample = || Sample::picture(&picture).asking("Why?");
+    let assert = |error: Option<Error>| assert!(matches!(&error, Some(Error::NotFinite(_))), "{what}: {error:?}");
+    assert(model.ask(sample()).err());
+    assert(model.answerer(AnswererOptions::default()).and_then(|mut answerer| answerer.ask(sample())).err());
+    if reads_texts {
+        assert(model.embed_text(&["red"]).err());
+        assert(KnowledgeMemory::build(model, &["red"], &mut |_, _| {}).err());
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_give_an_error() {
+    for phase in [1, 2, 3] {
+        let tiny = TinyModel { phase, ..TinyModel::new() };
+        for component in tiny.components() {
+            for tensor in tiny.tensors(component).iter().map(|tensor| &tensor.key) {
+                let folder = exported(&tiny);
+                let bytes = tiny.component_with(component, |key, numbers| {
+                    if key == tensor {
+                        numbers.fill(f32::NAN);
+                    }
+                });
+                replace(folder.path(), component, &bytes);
+                let model = match Mamba3Jepa::options().threads(1).open(folder.path()) {
+                    Ok(model) => model,
+                    Err(error) => {
+                        let message = error.to_string();
+                        let expected = format!("recursion.safetensors: {tensor}: NaN, expected a finite number");
+                        assert!(message.contains(&expected), "{message}");
+                        continue;
+                    }
+                };
+                // knowledge is added only where there is some; the Y-Encoder's own tensors count where texts are read
+                if tensor == "recursion.injector.projection.weight" {
+                    let ask = |answerer: &mut Answerer<'_>| {
+                        answerer.ask_many(&[Sample::question("Why?")], Some(Knowledge::Text("red")), &mut |_, _| {})
+                    };
+                    let error = ask(&mut model.answerer(AnswererOptions::default()).unwrap()).unwrap_err();
+                    assert!(matches!(error, Error::NotFinite(_)), "{tensor}: {error}");
+                } else {
+                    assert_not_finite(&model, tensor, component == "y_encoder");
+                }
+                if ["predictor", "angn", "x_encoder"].contains(&component) {
+                    let picture = picture(1);
+                    let error = model.observe(&[Sample::picture(&picture)]).unwrap_err();
+                    assert!(matches!(error, Error::NotFinite(_)), "{tensor}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_of_the_recursion_that_cannot_be_used_are_named() {
+    for (key, number, expected) in [
+        ("confusion_probe.threshold", f32::INFINITY, "inf, expected a finite number"),
+        ("confusion_probe.temperature", 0.0, "0, expected a finite number above 0"),
+        ("confusion_probe.temperature", -1.0, "-1, expected a finite number above 0"),
+        ("confusion_probe.temperature", f32::INFINITY, "inf, expected a finite number above 0"),
+        ("memory_floor", f32::NEG_INFINITY, "-inf, expected a finite number"),
+    ] {
+        let key = format!("recursion.{key}");
+        let bytes = TinyModel::new().component_with("recursion", |name, numbers| {
+            if name == key {
+                numbers.fill(number);
+            }
+        });
+        let expected = format!("recursion.safetensors: {key}: {expected}");
+        assert_says(&[&expected], |folder| replace(folder, "recursion", &bytes));
+    }
+}
+
+#[test]
+fn a_large_file_that_is_none_is_refused_before_it_is_read() {
+    let sparse = |folder: &Path, name: &str, start: &[u8]| {
+        fs::write(folder.join(name), start).unwrap();
+        fs::File::options().write(true).open(folder.join(name)).unwrap().set_len(1 << 41).unwrap();
+    };
+    let whole = TinyModel::new().component("predictor");
+    for (start, expected) in [(&b"junkjunkjunk"[..], "not a safetensors file"), (&whole, "more than this crate reads")]
+    {
+        assert_says(&["predictor.safetensors: ", expected], |folder| {
+            sparse(folder, "predictor.safetensors", start);
+            edit(folder, |config| config["files"]["predictor.safetensors"]["bytes"] = json!(1_u64 << 41));
+        });
+    }
+    assert_says(&["tokenizer.json: ", "more than a tokenizer has"], |folder| {
+        sparse(folder, "tokenizer.json", b"{}");
+        edit(folder, |config| config["tokenizer"]["bytes"] = json!(1_u64 << 41));
+    });
+}
+
+#[test]
+fn so_many_threads_are_a_mistake() {
+    let folder = exported(&TinyModel::new());
+    for n in [0, MAX_THREADS + 1, usize::MAX] {
+        let message = Mamba3Jepa::options().threads(n).open(folder.path()).err().unwrap().to_string();
+        assert_eq!(message, format!("{n} threads: expected between 1 and 1024"));
     }
 }
 
