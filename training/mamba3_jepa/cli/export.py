@@ -89,7 +89,7 @@ def _show_preset(settings: InspectSettings) -> None:
     rows = [
         (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in flattened(config).items()
     ]
-    table = Table("key", "value", "takes", box=box.SIMPLE)
+    table = Table(Column("key", no_wrap=True), "value", "takes", box=box.SIMPLE)
     for key, value in rows:
         table.add_row(key, Text("null" if value == "None" else value), type_name(types[key]))
     Console().print(table)

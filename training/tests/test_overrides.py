@@ -1,0 +1,212 @@
+"""A model's sizes and kinds from the command line: what may be said, what may not, and that a run keeps to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model, write_checkpoint
+
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.config import ModelConfig, preset
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.export.exporter import export_weights
+from mamba3_jepa.files.checkpoint import load_checkpoint
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.overrides import flattened, keys, read_model_config, type_name, with_file, with_overrides
+from mamba3_jepa.settings.export import ExportSettings
+from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
+
+SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "8", "--val-samples", "12", "--batch-size", "6", "--max-steps", "1"]
+
+
+def test_keys_are_set_with_the_types_they_take() -> None:
+    changed = with_overrides(
+        preset("tiny"),
+        [
+            "predictor.n_layers=3", "predictor.layer.is_mimo=true", "predictor.layer.a_activation=softplus",
+            "vision.mlp_ratio=2", "recursion.knowledge_dim=5", "query_prompt=7",
+        ],
+    )  # fmt: skip
+    layer = replace(preset("tiny").predictor.layer, is_mimo=True, a_activation="softplus")
+    assert changed.predictor == replace(preset("tiny").predictor, n_layers=3, layer=layer)
+    assert (changed.vision.mlp_ratio, changed.recursion.knowledge_dim) == (2.0, 5)
+    assert changed.query_prompt == "7", "a text is a text, even one of digits"
+    assert changed.y_encoder == preset("tiny").y_encoder
+    assert with_overrides(changed, ["recursion.knowledge_dim=null"]).recursion.knowledge_dim is None
+    assert with_overrides(preset("tiny"), []) == preset("tiny")
+    assert with_overrides(preset("tiny"), ["embed_dim=8", "embed_dim=9"]).embed_dim == 9, "the last one counts"
+
+
+def test_every_key_can_be_set_to_what_it_is() -> None:
+    config = preset("mini")
+    values = flattened(config.to_dict())
+    assert list(values) == list(keys())
+    free = {key: value for key, value in values.items() if key not in ("preset", "vision.pretrained")}
+    assert with_overrides(config, [f"{key}={json.dumps(value)}" for key, value in free.items()]) == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("predictor.n_layers", "expected KEY=VALUE"),
+        ("predictor.n_layer=3", r"there is no predictor\.n_layer; did you mean predictor\.n_layers"),
+        ("n_layers=3", r"did you mean .*y_encoder\.n_layers"),
+        ("predictor=3", "there is no predictor"),
+        ("xyzzy=3", r"there is no xyzzy; `inspect --preset mini` shows all keys"),
+        ("predictor.n_layers=many", r"predictor\.n_layers takes int, found many"),
+        ("predictor.n_layers=1.5", r"predictor\.n_layers takes int, found 1\.5"),
+        ("predictor.n_layers=true", r"predictor\.n_layers takes int, found true"),
+        ("predictor.layer.is_mimo=1", r"is_mimo takes bool, found 1"),
+        ("predictor.layer.a_activation=softplu", r"takes heavy_tail or softplus, found softplu; did you mean softplus"),
+        ("recursion.knowledge_dim=x", r"takes int or null, found x"),
+        ("predictor.n_layers=0", r"n_layers: .*greater than 0"),
+        ("predictor.layer.rope_fraction=0.7", r"rope_fraction 0\.7 must be 0\.5 or 1\.0"),
+        ("vision.heads=3", "hidden_size 64 is not a multiple of heads 3"),
+        ("preset=mini", "preset cannot be set"),
+        ("vision.pretrained=true", r"vision\.pretrained cannot be set"),
+    ],
+)
+def test_what_cannot_be_is_named(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        with_overrides(preset("tiny"), [assignment])
+    assert str(caught.value).startswith("`model`")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_kind_of_a_key_in_words() -> None:
+    kinds = {key: type_name(kind) for key, kind in keys().items()}
+    assert kinds["embed_dim"] == "int"
+    assert kinds["recursion.knowledge_dim"] == "int or null"
+    assert kinds["y_decoder.layer.a_activation"] == "heavy_tail or softplus"
+
+
+def test_sizes_that_do_not_go_together_stop_the_command(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Whoever finds it, the configuration or the layer: one line, and nothing left behind."""
+    for given in ("vision.patch_size=7", "predictor.layer.headdim=48", "predictor.layer.ngroups=3", "vision.heads=5"):
+        assert main(["train-jepa", *SHORT, "--model", given, "--output-dir", str(tmp_path / "run")]) == 2, given
+        error = capfd.readouterr().err
+        assert "Traceback" not in error
+        assert not (tmp_path / "run").exists()
+
+
+# --- later phases ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "mine", "other"),
+    [
+        (Phase2Settings, ["y_decoder.n_layers=3", "prefix_tokens=2"], "recursion.hidden_dim=8"),
+        (Phase3Settings, ["recursion.hidden_dim=8"], "y_decoder.n_layers=3"),
+    ],
+)
+def test_a_later_phase_changes_only_what_it_builds(settings, mine: list[str], other: str) -> None:  # type: ignore[no-untyped-def]
+    config = preset("tiny")
+    assert settings(model=tuple(mine)).changed(config) == with_overrides(config, mine)
+    for key in (other, "predictor.n_layers=3", "embed_dim=8", "query_prompt=What?"):
+        with pytest.raises(UserError, match=f"an earlier phase decided {key.partition('=')[0]}; this one builds"):
+            settings(model=(key,)).changed(config)
+
+
+# --- whole configurations in files ---
+
+
+def write(path: Path, values: object) -> Path:
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def test_a_whole_configuration_from_a_file(tmp_path: Path) -> None:
+    config = with_overrides(preset("tiny"), ["predictor.n_layers=3", "query_prompt=Was ist das? ü"])
+    for values in (config.to_dict(), {"settings": {}, "model": config.to_dict()}):
+        path = write(tmp_path / "config.json", values)
+        assert read_model_config(path) == config
+        settings = Phase1Settings(model_config=path, model=("embed_dim=8",)).resolved()
+        assert (settings.preset, settings.epochs) == ("tiny", 2)
+        assert settings.build_config() == config.replace(embed_dim=8)
+    with pytest.raises(UserError, match="is a tiny model, not mini"):
+        Phase1Settings(model_config=path, preset="mini").resolved()
+
+
+def test_what_inspect_prints_is_a_whole_configuration(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert main(["inspect", "--preset", "mini", "--json"]) == 0
+    (tmp_path / "mini.json").write_text(capfd.readouterr().out)
+    assert read_model_config(tmp_path / "mini.json") == preset("mini")
+    assert main(["inspect", "--preset", "tiny"]) == 0
+    shown = capfd.readouterr().out
+    for key in keys():
+        assert key in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("vision"), "vision: Field required"),
+        (lambda values: values["predictor"].update(n_layer=3), r"there is no predictor\.n_layer; did you mean"),
+        (lambda values: values["predictor"].update(n_layers="3"), r"predictor\.n_layers"),
+        (lambda values: values["vision"].update(heads=3), "not a multiple of heads 3"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    values = preset("tiny").to_dict()
+    change(values)
+    path = write(tmp_path / "config.json", values)
+    with pytest.raises(UserError, match=message) as caught:
+        read_model_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text("predictor.n_layers: 3")
+    for path, message in (
+        (tmp_path / "none.json", "cannot be read"),
+        (tmp_path / "text.json", "not JSON"),
+        (write(tmp_path / "list.json", [1]), "expected a JSON object, found list"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_model_config(path)
+
+
+def test_a_later_phase_takes_its_own_part_of_a_file_that_agrees(tmp_path: Path) -> None:
+    config = preset("tiny").replace(vocab_size=300)
+    decoder = replace(config.y_decoder, n_layers=4)
+    vision = replace(config.vision, pretrained=True)
+    path = write(tmp_path / "a.json", config.replace(y_decoder=decoder, vocab_size=512, vision=vision).to_dict())
+    assert with_file(config, path, Phase2Settings.BUILT) == config.replace(y_decoder=decoder)
+    other = write(tmp_path / "b.json", config.replace(embed_dim=8).to_dict())
+    with pytest.raises(UserError, match=r"b\.json: embed_dim is 8, the checkpoint has 32: an earlier phase decided"):
+        with_file(config, other, Phase2Settings.BUILT)
+
+
+# --- runs ---
+
+
+def test_a_mimo_predictor_is_trained_saved_loaded_and_exported(tmp_path: Path) -> None:
+    given = ["--model", "predictor.layer.is_mimo=true", "predictor.layer.mimo_rank=2", "predictor.n_layers=1"]
+    assert main(["train-jepa", *SHORT, *given, "--output-dir", str(tmp_path / "run")]) == 0
+    path = tmp_path / "run" / "phase1_best.pt"
+    model = Mamba3Jepa.from_checkpoint(path)
+    assert model.config.predictor == with_overrides(preset("tiny"), given[1:]).predictor
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert ModelConfig.from_dict(written) == model.config
+    report = export_weights(ExportSettings(checkpoint=path, output=tmp_path / "weights", verify=True))
+    assert all(difference.ok for difference in report.differences)
+
+
+def test_a_run_goes_on_with_the_model_it_was_started_with(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    phase1 = write_checkpoint(tmp_path / "phase1.pt", tiny_model(), 1)
+    command = ["train-decoder", *SHORT, "--phase1-checkpoint", str(phase1), "--output-dir", str(tmp_path / "run")]
+    assert main([*command, "--model", "y_decoder.n_layers=1"]) == 0
+    for other in ([], ["--model", "y_decoder.n_layers=2"]):
+        assert main([*command, *other, "--resume"]) == 2
+        assert "--model" in capfd.readouterr().err
+    longer = [*command[:-2], "--max-steps", "2", *command[-2:]]
+    assert main([*longer, "--model", "y_decoder.n_layers=1", "--resume"]) == 0
+    checkpoint = load_checkpoint(tmp_path / "run" / "phase2_last.pt", phase=2)
+    assert checkpoint.config.y_decoder.n_layers == 1
+    assert checkpoint.trainer is not None
+    assert checkpoint.trainer["position"]["step"] == 2
+    assert main([*command, "--model", "predictor.n_layers=1"]) == 2
+    assert "an earlier phase decided predictor.n_layers" in " ".join(capfd.readouterr().err.split())
