@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, strict, and clear about what is wrong."""
 
+import dataclasses
+import json
 import resource
 import signal
 import subprocess
@@ -42,6 +44,54 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
     assert loaded.trainer is not None
     assert loaded.trainer["position"] == {"step": 3}
     assert [p.name for p in path.parent.iterdir()] == ["phase1_last.pt"]
+
+
+def test_where_the_data_came_from_survives(tmp_path: Path) -> None:
+    record = DataRecord(
+        source="scenes",
+        synthetic=False,
+        train_samples=0,
+        fingerprint="abc",
+        answers=["red", "größer"],
+        confusion={"clear": 3},
+        earlier=DataRecord(source="before", synthetic=True, earlier=DataRecord(source="long before")),
+    )
+    assert DataRecord.from_dict(record.to_dict(), "test") == record
+    assert DataRecord.from_dict(json.loads(json.dumps(record.to_dict())), "test") == record
+    assert record.to_dict()["synthetic"] is False, "a value that is known, though it is false"
+    assert record.to_dict()["train_samples"] == 0
+    assert DataRecord().to_dict() == {}
+    save_checkpoint(tmp_path / "c.pt", dataclasses.replace(_checkpoint(), data=record))
+    assert load_checkpoint(tmp_path / "c.pt").data == record
+    assert record.without_answers() == dataclasses.replace(record, answers=[])
+
+
+def test_the_earlier_phase_by_its_old_name(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", _checkpoint(phase=3))
+    values = torch.load(tmp_path / "c.pt", weights_only=True)
+    values["data"] = {"source": "c", "earlier": {"source": "b", "phase1": {"source": "a", "synthetic": True}}}
+    torch.save(values, tmp_path / "c.pt")
+    first = DataRecord(source="a", synthetic=True)
+    assert load_checkpoint(tmp_path / "c.pt").data == DataRecord(
+        source="c", earlier=DataRecord(source="b", earlier=first)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"sauce": "scenes"}, "sauce: "),
+        ({"answers": "red"}, "answers: "),
+        ({"earlier": {"train_samples": "many"}}, r"earlier\.train_samples: "),
+        ({"confusion": {"clear": "three"}}, r"confusion\.clear: "),
+    ],
+)
+def test_data_that_is_no_record_names_the_field(tmp_path: Path, data: dict[str, object], message: str) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, _checkpoint())
+    torch.save(torch.load(path, weights_only=True) | {"data": data}, path)
+    with pytest.raises(UserError, match=rf"c\.pt is damaged: its data: {message}"):
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_from_before_the_memory_floor(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""InfoNCE against a loop that follows the definition, one row at a time."""
+"""The losses against loops that follow their definitions, one row at a time."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 
-from mamba3_jepa.models.losses import info_nce
-from mamba3_jepa.training.optim import build_optimizer, learning_rate
+from mamba3_jepa.models.losses import confusion_loss, info_nce, injection_error
+from mamba3_jepa.training.optim import build_optimizer
+from mamba3_jepa.training.schedule import learning_rate
 
 
 def _by_definition(predicted: torch.Tensor, target: torch.Tensor, keys: list[int], temperature: float) -> float:
@@ -61,6 +62,35 @@ def test_low_precision_does_not_reach_the_logits() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = info_nce(predicted, target, keys, torch.tensor(0.01)).loss
     assert torch.equal(exact, mixed)
+
+
+def test_confusion_loss_is_the_mean_negative_log_probability_of_the_labels() -> None:
+    torch.manual_seed(2)
+    logits = 3 * torch.randn(7, dtype=torch.float64)
+    confused = torch.tensor([True, False, False, True, True, False, True])
+    expected = 0.0
+    for logit, label in zip(logits.tolist(), confused.tolist(), strict=True):
+        probability = 1 / (1 + math.exp(-logit))
+        expected -= math.log(probability if label else 1 - probability) / 7
+    assert math.isclose(float(confusion_loss(logits, confused)), expected, rel_tol=1e-6)
+    sure = confusion_loss(torch.tensor([200.0, -200.0]), torch.tensor([False, True]))
+    assert float(sure) == 200.0, "what a probability of 0 would make infinite"
+    low = confusion_loss(logits.bfloat16(), confused)
+    assert low.dtype == torch.float32
+
+
+def test_injection_error_is_the_mean_square_of_those_that_were_injected() -> None:
+    torch.manual_seed(3)
+    predicted, target = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3)
+    injected = torch.tensor([True, False, True, True, False])
+    error = injection_error(predicted, target, injected)
+    for i in range(5):
+        expected = sum((float(predicted[i, e]) - float(target[i, e])) ** 2 for e in range(3)) / 3
+        assert math.isclose(float(error[i]), expected if injected[i] else 0.0, rel_tol=1e-5)
+    error.sum().backward()
+    assert predicted.grad is not None
+    assert torch.equal(predicted.grad[~injected], torch.zeros(2, 3))
+    torch.testing.assert_close(predicted.grad, 2 / 3 * (predicted - target).detach() * injected[:, None])
 
 
 def test_learning_rate_warms_up_then_falls() -> None:

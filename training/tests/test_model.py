@@ -19,6 +19,7 @@ from mamba3_jepa.data.images import normalize, to_pixels
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, save_checkpoint
+from mamba3_jepa.models import vljepa
 from mamba3_jepa.models.pooling import l2_normalize, masked_mean
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -240,6 +241,28 @@ def test_embed_takes_paths_and_images(model: Mamba3Jepa, images: list[Path]) -> 
     assert embeddings.dtype == torch.float32
     grey = Image.open(images[1]).convert("L")
     assert model.embed([grey], [None]).isfinite().all()
+
+
+def test_a_picture_asked_several_questions_is_decoded_and_encoded_once(
+    model: Mamba3Jepa, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in each batch, told by its file or by the object it is."""
+    opened = Image.open(images[2])
+    asked: list[Any] = [images[0], None, str(images[0]), opened, images[1], opened, images[0]]
+    questions = ["red", "red", "blue", "red", "red", "blue", None]
+    alone = torch.cat([model.embed([image], [question]) for image, question in zip(asked, questions, strict=True)])
+    decoded: list[Any] = []
+    decode = vljepa.to_pixels
+    monkeypatch.setattr(vljepa, "to_pixels", lambda image, size: (decoded.append(image), decode(image, size))[1])
+    encoded: list[int] = []
+    with model.x_encoder.register_forward_hook(lambda _, inputs, output: encoded.append(len(inputs[0]))):
+        for batch_size, sizes in ((7, [3]), (4, [2, 3])):
+            together = model.observe(asked, questions, batch_size).embedding
+            assert encoded == sizes
+            assert len(decoded) == sum(sizes)
+            torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+            encoded.clear()
+            decoded.clear()
 
 
 def test_embed_leaves_the_model_as_it_was(model: Mamba3Jepa) -> None:
