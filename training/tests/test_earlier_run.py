@@ -66,7 +66,7 @@ def test_a_run_that_works_moves_it_aside(checkpoints: dict[int, Path], earlier: 
     (aside,) = [path for path in earlier.parent.iterdir() if path.name.startswith("run.")]
     assert (aside / "phase2_last.pt").read_bytes() == kept
     assert (earlier / "phase2_last.pt").read_bytes() != kept
-    assert json.loads((earlier / "config.json").read_text())["data"]["phase1"] == {"source": "test", "synthetic": True}
+    assert json.loads((earlier / "config.json").read_text())["data"]["earlier"] == {"source": "test", "synthetic": True}
 
 
 REFUSED = {

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 
 import pytest
 
-import mamba3_jepa
 from mamba3_jepa.cli.flags import FlagFilter, as_flag, with_flags
 from mamba3_jepa.cli.main import main
-
-PACKAGE = Path(mamba3_jepa.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -49,15 +45,3 @@ def test_an_error_of_the_library_reaches_the_user_with_its_flag(tmp_path: Path, 
     error = " ".join(capfd.readouterr().err.split())
     assert "--phase1-checkpoint" in error
     assert "`" not in error
-
-
-def test_only_the_command_line_says_flags() -> None:
-    """Below cli/ and settings/, whose help is the command line's, no message names a flag that a caller of the
-    library does not have."""
-    strings = re.compile(r'"[^"\n]*"')
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] in ("cli", "settings"):
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            for text in strings.findall(line):
-                assert not re.search(r"(?<![\w-])--[a-z]", text), f"{path}:{number}: {text}"

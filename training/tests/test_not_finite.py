@@ -93,7 +93,8 @@ def test_no_command_prints_nan(
         assert "is not finite" in last
         assert str(checkpoint) in last
         assert message in last
-    assert [path.name for path in tmp_path.iterdir()] == ["damaged.pt"]
+    known_answers = set() if damage is text_encoder else {"damaged.answers.safetensors"}  # sound, and so kept
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged.pt"} | known_answers
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_given_knowledge_comes_before_the_answer(phase2: Path, tmp_path: Path) -
         ([[1.0] * 32, [1.0] * 5], None, r'manifest.jsonl line 2: field "knowledge": .*length 5, .* takes 32'),
         ([[1.0] * 5, "a text"], 5, r'manifest.jsonl line 2: field "knowledge".* is a text, .* 32 numbers.* is 5'),
         ([[1.0] * 5, [1.0] * 4], 5, r'manifest.jsonl line 2: field "knowledge": .*length 4, .* takes 5'),
-        ([None], 5, r"--knowledge-dim 5: .* has no knowledge vectors"),
+        ([None], 5, r"`knowledge_dim` 5: .* has no knowledge vectors"),
     ],
 )
 def test_knowledge_that_does_not_fit_names_its_line(
@@ -383,7 +383,7 @@ def test_only_a_phase_2_checkpoint_will_do(
     mini = replace(checkpoint, config=checkpoint.config.replace(preset="mini"))
     save_checkpoint(tmp_path / "mini.pt", mini)
     for path, message in (
-        (tmp_path / "phase1.pt", "train the decoder on it first"),
+        (tmp_path / "phase1.pt", r"train phase 2 on it first \(train_decoder\.py --phase1-checkpoint\)"),
         (finished / "phase3_best.pt", "phase 3 checkpoint.*--resume"),
         (tmp_path / "nowhere.pt", "train phase 2 first"),
         (tmp_path / "mini.pt", "--tiny: .* is a mini model"),
