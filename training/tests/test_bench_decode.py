@@ -50,9 +50,9 @@ def test_it_sees_time_and_memory_that_grow(monkeypatch: pytest.MonkeyPatch) -> N
     ("changes", "message"),
     [
         ({"early": 1}, "starts before the text"),
-        ({"late": 4}, "--late 4 must come after --early 4"),
+        ({"late": 4}, "`late` 4 must come after `early` 4"),
         ({"rounds": 0}, "rounds is 0"),
-        ({"device": "cuda:7"}, "--device cuda:7: not available here"),
+        ({"device": "cuda:7"}, "`device` cuda:7: not available here"),
     ],
 )
 def test_impossible_settings(changes: dict, message: str) -> None:

@@ -20,7 +20,7 @@ from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.records import MAX_TEXT_BYTES, parse_record
 from mamba3_jepa.data.sources import open_source, open_splits, source_texts
-from mamba3_jepa.data.splits import hash_split
+from mamba3_jepa.data.splits import split_by_hash, stable_hash
 from mamba3_jepa.errors import UserError
 
 
@@ -98,8 +98,9 @@ def test_kinds_and_groups(data: Path) -> None:
         "Hello",
         "images/001.jpg",
     ]
-    train, val = hash_split((source.group(i) for i in range(7)), 0.5)
+    train, val = split_by_hash(source.group_hashes(), 0.5)
     hashes = source.group_hashes()
+    assert hashes.tolist() == [stable_hash(source.group(i)) for i in range(7)]
     assert set(hashes[train]).isdisjoint(hashes[val])
     assert list(source_texts(source, [0, 1])) == ["a red picture", "What color?", "Blue"]
 
@@ -266,24 +267,29 @@ def test_folder_pairs(tmp_path: Path) -> None:
     assert skipping.fingerprint == source.fingerprint
 
 
-def test_hash_split_is_by_group_stable_and_close_to_the_fraction() -> None:
+def hashes_of(groups: list[str]) -> np.ndarray:
+    return np.array([stable_hash(group) for group in groups], dtype=np.uint64)
+
+
+def test_the_split_is_by_group_stable_and_close_to_the_fraction() -> None:
     groups = [f"images/{i // 3}.jpg" for i in range(9000)]
-    train, val = hash_split(groups, 0.2)
+    train, val = split_by_hash(hashes_of(groups), 0.2)
     assert sorted([*train, *val]) == list(range(9000))
     assert {groups[i] for i in train}.isdisjoint(groups[i] for i in val)
     assert abs(len(val) / 9000 - 0.2) < 0.03
     more = [*groups, *(f"new/{i}.jpg" for i in range(1000))]
-    assert set(hash_split(more, 0.2)[1]) >= set(val), "new data moves nothing"
-    assert set(hash_split(groups, 0.3)[1]) >= set(val)
+    assert set(split_by_hash(hashes_of(more), 0.2)[1]) >= set(val), "new data moves nothing"
+    assert set(split_by_hash(hashes_of(groups), 0.3)[1]) >= set(val)
     code = (
-        "from mamba3_jepa.data.splits import hash_split;"
-        "print(*hash_split([f'images/{i // 3}.jpg' for i in range(9000)], 0.2)[1])"
+        "import numpy as np; from mamba3_jepa.data.splits import split_by_hash, stable_hash;"
+        "hashes = np.array([stable_hash(f'images/{i // 3}.jpg') for i in range(9000)], dtype=np.uint64);"
+        "print(*split_by_hash(hashes, 0.2)[1])"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert output.stdout.split() == [str(i) for i in val]
     with pytest.raises(UserError, match="`val_fraction`"):
-        hash_split(groups, 1.0)
+        split_by_hash(hashes_of(groups), 1.0)
 
 
 def test_open_splits_of_a_manifest(tmp_path: Path) -> None:

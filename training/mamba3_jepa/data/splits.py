@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
@@ -17,22 +16,19 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def hash_split(groups: Iterable[str], val_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Splits samples by their group, so that one group is never on both sides.
 
     Args:
-        groups: the group of each sample, in order.
-        val_fraction: the expected share of groups held out, 0 to 1.
+        hashes: `stable_hash` of the group of each sample, in order.
+        val_fraction: the expected share of groups held out, from 0 up to, but not including, 1.
 
     Returns:
         Indices of the training samples and of the validation samples, each ascending.
+
+    Raises:
+        UserError: `val_fraction` is no such share.
     """
-    hashes = np.fromiter(map(stable_hash, groups), dtype=np.uint64)
-    return split_by_hash(hashes, val_fraction)
-
-
-def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`hash_split` for groups that are hashed already."""
     if not 0 <= val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction}: expected a share from 0 up to, but not including, 1")
     held_out = hashes < np.uint64(int(val_fraction * 2**64))

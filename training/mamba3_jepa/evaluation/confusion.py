@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mamba3_jepa.data.question_type import question_type
@@ -228,11 +227,6 @@ def reliability_bins(scores: Tensor, confused: Tensor) -> list[Bin]:
             )
         )
     return bins
-
-
-def probe_loss(logits: Tensor, confused: Tensor) -> float:
-    """Mean binary cross-entropy of (N,) logits, in nats."""
-    return float(F.binary_cross_entropy_with_logits(logits.float(), confused.float()))
 
 
 def _by_kind(
