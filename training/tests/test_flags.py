@@ -20,6 +20,7 @@ from mamba3_jepa.cli.main import main
         ("`make rust` builds it", "`make rust` builds it"),
         ("`make` builds it", "`make` builds it"),
         ("val_fraction 2", "val_fraction 2"),
+        ("`embed_dim` is a key of a model", "`embed_dim` is a key of a model"),
         ("the file `Model` is", "the file `Model` is"),
         ("an odd ` is left, `seed` is not", "an odd ` is left, --seed is not"),
         ("", ""),

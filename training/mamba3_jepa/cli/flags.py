@@ -13,7 +13,7 @@ _SETTINGS = {
     field.name
     for module in (bench, export, inference, training)
     for value in vars(module).values()
-    if dataclasses.is_dataclass(value)
+    if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
     for field in dataclasses.fields(value)
 }
 

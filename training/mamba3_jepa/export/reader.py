@@ -121,7 +121,7 @@ def read_config(folder: Path) -> ExportedConfig:
         digests = {name.removesuffix(".safetensors"): entry["sha256"] for name, entry in values["files"].items()}
         digests["tokenizer"] = values["tokenizer"]["sha256"]
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: `files` and `tokenizer` must give the sha256 of every file") from error
+        raise UserError(f'{path}: "files" and "tokenizer" must give the sha256 of every file') from error
     expected = set(phase_components(config, values["phase"]))
     if set(digests) - {"x_encoder", "tokenizer"} != expected:
         raise UserError(
