@@ -1,9 +1,7 @@
-"""Confusion: what is made of the data, how it is measured, and what injection is compared with."""
+"""Confused samples: what is made of the data, and that it contradicts nothing there."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import os
 import pickle
@@ -12,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import tiny_model
 
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
@@ -22,20 +18,6 @@ from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.sample import FileBacked, Sample
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.confusion import (
-    auroc,
-    calibrate,
-    choose_threshold,
-    evaluate_confusion,
-    expected_calibration_error,
-    fit_temperature,
-    reliability_bins,
-)
-from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection
-from mamba3_jepa.evaluation.injection import InjectionSamples, InjectionTrial, gallery, other_knowledge
-from mamba3_jepa.models.vljepa import Mamba3Jepa
-
-# --- the samples ---
 
 
 @pytest.fixture(scope="module")
@@ -324,224 +306,3 @@ def test_nothing_is_left_to_recognise(kind: str, scenes: SceneSource) -> None:
     assert np.mean(similar) < 0.5
     assert corrupt(Image.new("L", (1, 1)), kind, 0).mode == "RGB"
     assert max(corrupt(Image.new("RGB", (1300, 40)), kind, 0).size) <= 512
-
-
-# --- the numbers ---
-
-
-@pytest.fixture
-def scored() -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits twice as far out as they should be, and labels."""
-    dice = np.random.default_rng(0)
-    true = dice.normal(0, 2, 3000)
-    labels = dice.random(3000) < 1 / (1 + np.exp(-true))
-    return torch.tensor(2 * true, dtype=torch.float32), torch.tensor(labels)
-
-
-def test_auroc_counts_pairs(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits, labels = (each[:200] for each in scored)
-    logits = (logits * 2).round() / 2  # with ties
-    pairs = [(a, b) for a in logits[labels].tolist() for b in logits[~labels].tolist()]
-    expected = sum(a > b for a, b in pairs) + 0.5 * sum(a == b for a, b in pairs)
-    assert auroc(logits, labels) == pytest.approx(expected / len(pairs))
-    assert auroc(logits + 200, labels) == pytest.approx(expected / len(pairs))  # far where sigmoid is 1
-
-
-def test_temperature_minimises_the_nll(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits, labels = scored
-
-    def nll(temperature: float) -> float:
-        p = torch.sigmoid(logits.double() / temperature)
-        return float(-torch.where(labels, p, 1 - p).log().mean())
-
-    fitted = fit_temperature(logits, labels)
-    assert fitted == pytest.approx(2, rel=0.1)
-    assert nll(fitted) <= min(nll(float(t)) for t in np.linspace(0.5, 5, 500)) + 1e-9
-    assert fit_temperature(torch.tensor([-1.0, 1.0]), torch.tensor([False, True])) == pytest.approx(0.05)
-    assert fit_temperature(torch.tensor([-1.0, 1.0]), torch.tensor([True, False])) == pytest.approx(20)
-
-
-def test_the_threshold_has_the_best_balanced_accuracy(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits, labels = scored
-    scores = torch.sigmoid(logits)[:300]
-    labels = labels[:300]
-
-    def balanced(threshold: float) -> float:
-        noticed = scores > threshold
-        return float(noticed[labels].double().mean() + (~noticed[~labels]).double().mean()) / 2
-
-    chosen = choose_threshold(scores, labels)
-    values = sorted(scores.tolist())
-    best = max(balanced((a + b) / 2) for a, b in itertools.pairwise(values))
-    assert balanced(chosen) == pytest.approx(best)
-    separable = choose_threshold(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([False, False, True, True]))
-    assert separable == pytest.approx(0.5)
-    assert choose_threshold(torch.tensor([0.3, 0.3]), torch.tensor([False, True])) == 0.5
-
-
-def test_calibration_error_is_the_gap_of_the_bins(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits, labels = scored
-    scores = torch.sigmoid(logits)
-    bins = reliability_bins(scores, labels)
-    assert sum(each.count for each in bins) == len(labels)
-    gap = sum(each.count * abs(each.score - each.confused) for each in bins) / len(labels)
-    assert expected_calibration_error(scores, labels) == pytest.approx(gap, abs=1e-5)
-    for edge, each in zip(range(15), bins, strict=True):
-        inside = (scores >= edge / 15) & (scores < (edge + 1) / 15)
-        assert each.count == int(inside.sum())
-        assert each.confused == pytest.approx(float(labels[inside].double().mean()))
-
-
-def test_calibration_is_measured_where_it_was_not_fitted(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits, labels = scored
-    kinds = ["mismatched" if label else "clear" for label in labels.tolist()]
-    report = evaluate_confusion(logits, labels, kinds, ["what is it"] * len(kinds))
-    assert report.calibration.temperature == pytest.approx(2, rel=0.2)
-    assert report.ece is not None
-    assert report.ece_uncalibrated is not None
-    assert report.ece < 0.5 * report.ece_uncalibrated
-    assert sum(each.count for each in report.reliability) == len(labels) // 2
-    fitted = calibrate(logits, labels)
-    assert report.calibration != fitted  # that is everything's
-
-
-def test_each_kind_is_compared_with_what_is_like_it() -> None:
-    rows = [
-        # logit, confused, kind, question
-        (0.0, False, "clear", None),
-        (4.0, False, "clear", "is there a star?"),
-        (1.0, False, "clear", "what color is it?"),
-        (2.0, True, "mismatched", "what color is that?"),
-        (0.5, True, "corrupted", None),
-        (3.0, True, "corrupted", "is there a circle?"),
-        (2.5, False, "given", "hello"),
-        (9.0, True, "given", "who are you"),
-    ]
-    logits, confused, kinds, questions = zip(*rows, strict=True)
-    report = evaluate_confusion(torch.tensor(logits), torch.tensor(confused), kinds, questions)
-    aurocs = {kind: curve.auroc for kind, curve in report.rocs.items()}
-    assert aurocs["mismatched"] == pytest.approx(1 / 3)  # against 4.0, 1.0 and 2.5, the questions
-    assert report.auroc_alike["mismatched"] == 1.0  # against 1.0 alone
-    assert aurocs["corrupted"] == pytest.approx((1 + 3) / 8)  # captions too
-    assert aurocs["given"] == 1.0
-    pairs = [(a, b) for a, ca, *_ in rows if ca for b, cb, *_ in rows if not cb]
-    assert report.auroc == pytest.approx(sum(a > b for a, b in pairs) / len(pairs))
-    assert {name: len(scores) for name, scores in report.scores.items()} == {
-        "clear": 3, "mismatched": 1, "corrupted": 2, "given_clear": 1, "given": 1
-    }  # fmt: skip
-
-
-def test_without_both_classes_nothing_is_claimed(tmp_path: Path) -> None:
-    report = evaluate_confusion(torch.tensor([1.0, -1.0]), torch.tensor([False, False]), ["clear"] * 2, [None] * 2)
-    assert report.metrics() == {"val/confusion_threshold": 0.5, "val/confusion_temperature": 1.0}
-    assert [path.name for path in plot_confusion(report, tmp_path)] == ["confusion_histograms.png"]
-    with pytest.raises(ValueError, match="logits"):
-        evaluate_confusion(torch.empty(0), torch.empty(0, dtype=torch.bool), [], [])
-
-
-# --- injection ---
-
-
-def test_wrong_knowledge_is_another_knowledge_for_another_answer() -> None:
-    """Passages 0 to 3: one serves several questions with different answers, two tell the same."""
-    expected = ["red", "blue", "red", "green", "green", "a star", "a circle", "a square"]
-    passages = [0, 0, 1, 1, 2, 3, 3, 2]
-    questions = ["q", "q", "q", "q", "q", None, None, None]
-    vectors = torch.randn(4, 6)
-    right = {0: {3, 4}, 1: {2, 3, 4}, 2: {1, 4}, 3: {0, 1}, 4: {0, 1, 2}, 5: {7}, 6: {7}, 7: {5, 6}}
-    drawn: dict[int, set[int]] = {i: set() for i in range(8)}
-    for seed in range(60):
-        for i, j in enumerate(other_knowledge(vectors[passages], expected, questions, seed)):
-            drawn[i].add(j)
-    assert drawn == right
-
-
-def test_without_another_knowledge_or_another_answer_there_is_no_wrong_one() -> None:
-    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert other_knowledge(vectors[:2], ["red", "blue"], ["q", "q"]) == [0, 1], "one passage for all"
-    assert other_knowledge(vectors[1:], ["red", "red"], ["q", "q"]) == [0, 1], "one answer for all"
-    assert other_knowledge(vectors[1:], ["red", "a star"], ["q", None]) == [0, 1], "one question and one caption"
-    assert other_knowledge(vectors, ["red", "blue", "blue"], ["q", "q", "q"]) == [2, 1, 0]
-
-
-@pytest.fixture(scope="module")
-def model() -> Mamba3Jepa:
-    texts = ["red blue green large small a star a circle yes no"] * 3
-    return tiny_model(3, texts, moved=False, max_answer_tokens=6)
-
-
-def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_path: Path) -> None:
-    """With an injector that overrules the state, the knowledge alone decides what is retrieved."""
-    texts = ["red", "blue", "green", "large", "a star", "a circle"]
-    questions = ["q", "q", "q", "q", None, None]
-    embeddings = model.embed_text(texts).clone()
-    torch.manual_seed(2)
-    pooled = torch.randn(6, 64)
-    shown = gallery([*texts, "red"], torch.cat([embeddings, embeddings[:1]]), [*questions, "q"])
-    assert shown[0] == texts
-    assert shown[2] == [True, True, True, True, False, False]
-    trial = InjectionTrial(
-        InjectionSamples(
-            pooled=pooled, knowledge=embeddings, expected=texts, questions=questions,  # type: ignore[arg-type]
-            kinds=["mismatched"] * 3 + ["corrupted"] * 3, texts=shown[0], text_embeddings=shown[1],
-            text_is_answer=shown[2],
-        )
-    )  # fmt: skip
-    assert model.recursion is not None
-    injector, head = model.recursion.injector, model.predictor.pred_head
-    untrained = trial.run(model, "cpu")
-    predicted = model.predictor.embed(pooled).detach()
-    nearest = [int((predicted[i] @ embeddings[:4].T).argmax()) for i in range(4)]
-    nearest += [4 + int((predicted[i] @ embeddings[4:].T).argmax()) for i in (4, 5)]
-    before = sum(i == j for i, j in enumerate(nearest)) / 6
-    assert untrained.retrieved.before == untrained.retrieved.after == untrained.retrieved.wrong
-    assert untrained.retrieved.before == pytest.approx(before)
-    with torch.no_grad():
-        injector.projection.weight.copy_(1e4 * torch.linalg.pinv(head.weight))
-    report = trial.run(model, "cpu")
-    assert report.retrieved.after == 1.0
-    assert report.retrieved.wrong == 0.0
-    assert report.retrieved.before == pytest.approx(before)
-    assert set(report.by_kind) == {"mismatched", "corrupted"}
-    assert report.generated is not None
-    assert report.metrics()["val/retrieved_after"] == 1.0
-    assert plot_injection(report, tmp_path).stat().st_size > 5000
-
-
-def test_a_passage_that_serves_many_questions_is_not_its_own_control(model: Mamba3Jepa, tmp_path: Path) -> None:
-    """The state is overruled: what is retrieved tells which knowledge was given."""
-    texts = ["red", "blue", "green", "large"]
-    embeddings = model.embed_text(texts).clone()
-    assert model.recursion is not None
-    with torch.no_grad():
-        model.recursion.injector.projection.weight.copy_(1e4 * torch.linalg.pinv(model.predictor.pred_head.weight))
-    # one passage for "red" and "blue", which leads to "red" whatever is asked
-    samples = InjectionSamples(
-        pooled=torch.randn(3, 64), knowledge=embeddings[[0, 0, 2]], expected=["red", "blue", "green"],
-        questions=["q", "q", "q"], kinds=["given"] * 3, texts=texts, text_embeddings=embeddings,
-        text_is_answer=[True] * 4,
-    )  # fmt: skip
-    report = InjectionTrial(samples).run(model, "cpu")
-    assert report.retrieved.after == pytest.approx(2 / 3)
-    assert report.retrieved.wrong == 0.0
-    assert report.n_without_wrong == 0
-    only = dataclasses.replace(
-        samples, pooled=samples.pooled[:2], knowledge=samples.knowledge[:2], expected=["red", "blue"],
-        questions=["q", "q"], kinds=["given"] * 2,
-    )  # fmt: skip
-    report = InjectionTrial(only).run(model, "cpu")
-    assert (report.n_without_wrong, report.retrieved.wrong) == (2, None)
-    plot_injection(report, tmp_path)
-
-
-def test_one_answer_for_all_has_no_wrong_one(model: Mamba3Jepa, tmp_path: Path) -> None:
-    embeddings = model.embed_text(["red", "red"]).clone()
-    samples = InjectionSamples(
-        pooled=torch.randn(2, 64), knowledge=embeddings, expected=["red", "red"], questions=["q", "q"],
-        kinds=["given", "given"], texts=["red"], text_embeddings=embeddings[:1], text_is_answer=[True],
-    )  # fmt: skip
-    report = InjectionTrial(samples).run(model, "cpu")
-    assert report.retrieved.wrong is None
-    assert "val/retrieved_wrong" not in report.metrics()
-    assert report.metrics()["val/injected_without_wrong"] == 2
-    plot_injection(report, tmp_path)

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from mamba3_jepa.models.losses import confusion_loss, info_nce, injection_error
-from mamba3_jepa.training.optim import build_optimizer
-from mamba3_jepa.training.schedule import learning_rate
 
 
 def _by_definition(predicted: torch.Tensor, target: torch.Tensor, keys: list[int], temperature: float) -> float:
@@ -92,21 +90,3 @@ def test_injection_error_is_the_mean_square_of_those_that_were_injected() -> Non
     assert predicted.grad is not None
     assert torch.equal(predicted.grad[~injected], torch.zeros(2, 3))
     torch.testing.assert_close(predicted.grad, 2 / 3 * (predicted - target).detach() * injected[:, None])
-
-
-def test_learning_rate_warms_up_then_falls() -> None:
-    rates = [learning_rate(i, peak=1.0, warmup_steps=10, total_steps=100) for i in range(101)]
-    assert rates[0] == 0.1
-    assert rates[9] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert math.isclose(rates[100], 0.05)
-    assert math.isclose(rates[55], 0.05 + 0.95 / 2)
-
-
-def test_weight_decay_touches_matrices_only() -> None:
-    module = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
-    decayed, free = build_optimizer(module, lr=1e-3, weight_decay=0.1).param_groups
-    assert [p.shape for p in decayed["params"]] == [torch.Size([2, 3])]
-    assert decayed["weight_decay"] == 0.1
-    assert free["weight_decay"] == 0.0
-    assert len(free["params"]) == 4
