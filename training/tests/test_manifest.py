@@ -105,6 +105,18 @@ def test_kinds_and_groups(data: Path) -> None:
     assert list(source_texts(source, [0, 1])) == ["a red picture", "What color?", "Blue"]
 
 
+@pytest.mark.parametrize("line", ['{"image": 3, "query": "Hello"}', '{"text": "a picture"}', "[1, 2, 3]"])
+def test_a_line_that_was_changed_since_is_checked_like_any_other(tmp_path: Path, line: str) -> None:
+    """Also where it is as long as what was there, so that nothing else moves."""
+    before = json.dumps({"image": None, "query": "x" * 40, "answer": "a"})
+    (tmp_path / "manifest.jsonl").write_text(f"{before}\n{before}\n")
+    source = ManifestSource(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text(f"{line.ljust(len(before))}\n{before}\n")
+    assert source.sample(1).question == "x" * 40
+    with pytest.raises(UserError, match="line 1"):
+        source.sample(0)
+
+
 def test_a_source_pickles_small_and_notices_changes(data: Path) -> None:
     source = ManifestSource(data)
     copy = pickle.loads(pickle.dumps(source))

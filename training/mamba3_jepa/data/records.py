@@ -12,7 +12,6 @@ and may not leave it, neither by ".." nor through a symbolic link.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -89,18 +88,6 @@ def parse_record(line: bytes | str, where: str) -> Record:
     if problem:
         raise UserError(f"{where}: {problem}")
     return record
-
-
-def read_record(line: bytes, where: str) -> Record:
-    """A line that `parse_record` has accepted before, without checking it again.
-
-    Raises:
-        UserError: it is another line now: the file has been changed.
-    """
-    try:
-        return Record.model_construct(**json.loads(line))
-    except (ValueError, TypeError):
-        return parse_record(line, where)
 
 
 def _explain(error: ErrorDetails) -> str:
