@@ -129,10 +129,12 @@ def test_none_is_no_number_and_a_text_like_any_other(checkpoint: Path, capfd: py
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_takes_the_half_written_file_along(tmp_path: Path, number: int, status: int) -> None:
     script = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from mamba3_jepa.cli import main
 from mamba3_jepa.files.whole_file import whole_file
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are started without it
 
 def write_half(**_):
     with whole_file(Path(sys.argv[1])) as file:
