@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, load_image
-from mamba3_jepa.data.records import Record, parse_record, read_text, resolve_inside
+from mamba3_jepa.data.records import Record, parse_record, read_record, read_text, resolve_inside
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
@@ -74,7 +74,7 @@ class ManifestSource:
         """Record i, read from the file again."""
         with self._path.open("rb") as file:
             file.seek(int(self._offsets[i]))
-            return parse_record(file.readline(), self._where(int(self._lines[i])))
+            return read_record(file.readline(), self._where(int(self._lines[i])))
 
     def sample(self, i: int) -> Sample:
         record = self.record(i)

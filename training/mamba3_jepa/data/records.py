@@ -90,6 +90,20 @@ def parse_record(line: bytes | str, where: str) -> Record:
     return record
 
 
+def read_record(line: bytes, where: str) -> Record:
+    """A line that `parse_record` has accepted before: parsed, but not checked again.
+
+    Raises:
+        UserError: it is not a record; the file has been changed since.
+    """
+    try:
+        return Record.model_validate_json(line)
+    except ValidationError as error:
+        raise UserError(
+            f"{where}: {_explain(error.errors()[0])}; the file has been changed since it was opened"
+        ) from error
+
+
 def _explain(error: ErrorDetails) -> str:
     if error["type"] == "json_invalid":
         return f"not valid JSON ({error['msg']}); expected one JSON object on the line"
