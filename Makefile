@@ -1,5 +1,6 @@
 # make demo   set up, then all three phases on a laptop CPU, questions about pictures answered by Python and by Rust, export, verification
 # make test   set up, then lint, format and type checks and all tests of both halves
+# make test-lowest   the Python tests with the oldest versions that the project allows
 # make rust   the command of the Rust half: rust/target/release/kore-vljepa
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CARGO ?= cargo
 CRATE := --manifest-path rust/Cargo.toml --locked
 export KORE_VLJEPA := $(or $(CARGO_TARGET_DIR),$(abspath rust/target))/release/kore-vljepa
 
-.PHONY: demo test test-python test-rust lint lint-python lint-rust licences setup rust fuzz clean
+.PHONY: demo test test-python test-rust test-lowest lint lint-python lint-rust licences setup rust fuzz clean
 
 setup: $(INSTALLED)
 
@@ -49,6 +50,13 @@ test-python: setup rust
 	$(CARGO) build $(CRATE) --release --example vision_tokens
 	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# In a virtual environment of its own; the oldest Python too: PYTHON=python3.10. The Rust half is not built for it.
+LOWEST := $(abspath .venv-lowest)
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	cd training && $(LOWEST)/bin/pip install -q -c constraints-lowest.txt -r requirements.txt -e '.[dev,easy-vqa,tensorboard,wandb]'
+	cd training && env -u KORE_VLJEPA OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2
+
 # Licences and sources of the dependencies; needs `cargo install cargo-deny`.
 licences:
 	cd rust && $(CARGO) deny --offline check licenses bans sources
@@ -61,4 +69,4 @@ fuzz:
 	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target --sanitizer none -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean:
-	rm -rf $(VENV) rust/target
+	rm -rf $(VENV) $(LOWEST) rust/target

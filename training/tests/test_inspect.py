@@ -1,11 +1,15 @@
-"""`mamba3-jepa inspect` on checkpoints, exported files and what is neither."""
+"""`mamba3-jepa inspect` on checkpoints, exported files and what is neither, and on the machine."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from safetensors.torch import save_file
 from tiny_export import ANSWERS, build, save
 
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.export import environment as environment_module
+from mamba3_jepa.export.environment import environment
 from mamba3_jepa.export.inspect import inspect_file
 from mamba3_jepa.export.writer import write_component
 
@@ -82,6 +88,66 @@ def test_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture)
     ):
         assert main(["inspect", str(path)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_environment(capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", "--environment", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["python", "packages", "optional", "system", "devices", "kernels"]
+    assert found["python"]["version"] == platform.python_version()
+    for name in ("torch", "numpy", "tyro"):
+        assert found["packages"][name] == importlib.metadata.version(name)
+    assert None not in found["packages"].values()
+    assert found["system"]["cores"] == os.cpu_count()
+    assert 0 < found["system"]["memory_gib"] < 10**5
+    assert found["devices"]["cuda_of_torch"] == torch.version.cuda
+    assert main(["inspect", "--environment"]) == 0
+    shown = capsys.readouterr().out
+    for word in (torch.__version__, platform.python_version(), "nvidia_driver", "siso"):
+        assert word.partition("+")[0] in shown
+
+
+def test_kernels_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reason for which the scan is not the fused one, then the fused one."""
+    installed: dict[str, str] = {}
+    monkeypatch.setattr(environment_module, "_version", installed.get)
+    monkeypatch.setattr(
+        environment_module, "_said_by", lambda *command: "570.1\n570.1" if "smi" in command[0] else None
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert environment()["kernels"]["siso"] == "chunked scan: there is no CUDA device"
+
+    properties = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(environment_module.kernels, "siso_kernel", lambda: print)
+    monkeypatch.setattr(environment_module.kernels, "mimo_kernel", lambda: None)
+    found = environment()
+    assert found["devices"]["cuda:0"] == {"name": "A GPU", "capability": "9.0", "memory_gib": 80.0}
+    assert found["devices"]["nvidia_driver"] == "570.1"
+    assert found["kernels"]["siso"] == "chunked scan: mamba-ssm is not installed"
+    installed["mamba-ssm"] = "2.3.2"
+    assert environment()["kernels"] == {
+        "siso": "mamba-ssm 2.3.2 for bfloat16 on CUDA where the sizes fit, else chunked scan",
+        "mimo": "chunked scan: mamba-ssm 2.3.2 has no fitting kernel, or it cannot be imported",
+    }
+
+
+def test_a_program_that_is_missing_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    python = (sys.executable, "-c")
+    assert environment_module._said_by(*python, "print(' 12 ')") == "12"
+    assert environment_module._said_by("/nowhere/program") is None
+    assert environment_module._said_by(*python, "print(1); raise SystemExit(3)") is None
+    monkeypatch.setattr(environment_module, "_PATIENCE", 0.2)
+    assert environment_module._said_by(*python, "import time; time.sleep(60)") is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["--environment", "--preset", "mini"], ["x.pt", "--environment"]])
+def test_one_thing_at_a_time(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", *arguments]) == 2
+    assert capsys.readouterr().err == "error: name one thing to look into: a file, --preset or --environment\n"
 
 
 @pytest.mark.parametrize("command", ["export", "inspect"])

@@ -47,6 +47,9 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     from mamba3_jepa.export.inspect import inspect_file
 
     settings.check()
+    if settings.environment:
+        _show_environment(settings)
+        return
     if settings.file is None:
         _show_preset(settings)
         return
@@ -93,6 +96,18 @@ def _show_preset(settings: InspectSettings) -> None:
     for key, value in rows:
         table.add_row(key, Text("null" if value == "None" else value), type_name(types[key]))
     Console().print(table)
+
+
+def _show_environment(settings: InspectSettings) -> None:
+    """Versions, devices and kernels."""
+    from mamba3_jepa.export.environment import environment
+
+    found = environment()
+    if settings.json:
+        output.write_out(found)
+        return
+    for name, values in found.items():
+        Console().print(_values(name, {key: "none" if value is None else value for key, value in values.items()}))
 
 
 def _right(name: str) -> Column:

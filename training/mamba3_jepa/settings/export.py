@@ -42,6 +42,8 @@ class InspectSettings:
     """A checkpoint (.pt) or any safetensors file."""
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")] = None
     """Instead of a file: every key of this model size, for --model of the training commands."""
+    environment: bool = False
+    """Instead of a file: versions, devices and kernels, for a report of an error."""
     device: str = "cpu"
     """As in the other commands; it must be there, but a file is only read, nothing is computed."""
     json: bool = False
@@ -49,5 +51,5 @@ class InspectSettings:
 
     def check(self) -> None:
         """Raise UserError unless there is one thing to look into."""
-        if (self.file is None) == (self.preset is None):
-            raise UserError("name one thing to look into: a file, or --preset")
+        if [self.file is not None, self.preset is not None, self.environment].count(True) != 1:
+            raise UserError("name one thing to look into: a file, --preset or --environment")
