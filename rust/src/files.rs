@@ -12,7 +12,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use crate::error::Error;
 
 /// Writes `path` through `content`: to a temporary file beside it, flushed to the disk, renamed. Makes the folder if
-/// need be. A link at `path` is replaced, not what it leads to. Threads and processes may write the same path at once:
+/// need be. A symbolic link stays one: what it leads to is replaced. Threads and processes may write the same path at once:
 /// one of them is last.
 ///
 /// # Errors
@@ -53,6 +53,7 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
 }
 
 fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let path = &at_the_end_of_links(path)?;
     let Some(name) = path.file_name() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not the name of a file"));
     };
@@ -66,6 +67,18 @@ fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     content(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&temporary.0, path)
+}
+
+/// Where symbolic links at `path` lead, if there are any; there need not be a file yet.
+fn at_the_end_of_links(path: &Path) -> io::Result<PathBuf> {
+    const MOST: usize = 40; // as Linux has it
+    let mut end = path.to_path_buf();
+    for _ in 0..MOST {
+        let Ok(next) = fs::read_link(&end) else { return Ok(end) };
+        end.pop(); // `next` is relative to the folder of the link, or absolute and takes its place
+        end.push(next);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "too many symbolic links"))
 }
 
 /// The temporary files; `None` once the writes were abandoned.
@@ -195,6 +208,25 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         assert!(!fs::metadata(&link).unwrap().is_file());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link, second) =
+            (folder.path().join("real/file"), folder.path().join("link"), folder.path().join("b"));
+        std::os::unix::fs::symlink("real/file", &link).unwrap(); // leads to what is not there yet
+        std::os::unix::fs::symlink(&link, &second).unwrap();
+        for (path, content) in [(&link, b"one"), (&second, b"two")] {
+            write_whole(path, |out| out.write_all(content)).unwrap();
+            assert_eq!(fs::read(&file).unwrap(), content);
+            assert!(fs::symlink_metadata(path).unwrap().is_symlink());
+        }
+        let round = folder.path().join("round");
+        std::os::unix::fs::symlink("round", &round).unwrap();
+        let message = write_whole(&round, |out| out.write_all(b"x")).unwrap_err().to_string();
+        assert!(message.ends_with("too many symbolic links"), "{message}");
     }
 
     #[test]
