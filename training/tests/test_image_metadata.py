@@ -214,9 +214,18 @@ def test_of_many_texts_the_last_counts() -> None:
 
 
 def test_a_png_cut_anywhere_is_left_to_the_decoder() -> None:
+    """As it is before the pixels, and with an end behind them, since what is missing there may not be needed."""
     data = _encoded("PNG")
+    pixels, end = data.index(b"IDAT"), data.index(b"IEND")
     for length in range(len(data)):
-        assert split_metadata(data[:length]) == (data[:length], 1)
+        given, orientation = split_metadata(data[:length])
+        assert orientation == 1
+        if length < pixels + 4:
+            assert given == data[:length]
+        else:
+            assert given.endswith(_chunk(b"IEND", b""))
+            assert given[: pixels - 4] == data[: pixels - 4]
+            assert length < end - 4 or given == data
 
 
 @pytest.mark.parametrize("data", [_webp(0x08, (b"EXIF", _tiff(_turn(6)))), _webp(0x04, (b"XMP ", _xmp(6)))])

@@ -79,6 +79,8 @@ def test_what_no_pixel_needs_may_be_damaged_or_missing(mode: _Mode) -> None:
         "cut in the chunk's checksum": file[:-14],
         "cut in the pixels' checksum": file[:-18],
         "the chunk's checksum": _flipped(file, 13),
+        "a text cut short": file[:-12] + _chunk(b"tEXt", b"Comment\0red")[:15],
+        "stray bytes": file[:-12] + bytes([7]) * 9,
     }.items():
         assert np.array_equal(np.asarray(load_image(data)), expected), what
 
@@ -132,3 +134,34 @@ def test_chunks_in_the_wrong_place_do_not_count() -> None:
     mode = (4, 1, 8, 0, 0)
     with pytest.raises(BadSampleError):
         row(_flipped(_chunk(b"tRNS", b"\0\1"), 1), data)
+
+
+def test_transparency_reaches_beyond_the_palette() -> None:
+    """4 x 1 with the indices 0 to 3, one colour and three alphas: what has no colour is black."""
+
+    def file(alphas: bytes) -> bytes:
+        pixels = _chunk(b"IDAT", zlib.compress(bytes([0, 0b00011011])))
+        colours = _chunk(b"PLTE", bytes([200, 100, 0])) + _chunk(b"tRNS", alphas)
+        return b"".join([_SIGNATURE, _header((4, 1, 2, 3, 0)), colours, pixels, _END])
+
+    expected = [[200, 100, 0], [255] * 3, [51] * 3, [0] * 3]
+    assert np.asarray(load_image(file(bytes([255, 0, 204]))))[0].tolist() == expected
+    # more than there can be indices is no transparency
+    assert np.asarray(load_image(file(bytes([9]) * 257)))[0].tolist() == [[200, 100, 0], [0] * 3, [0] * 3, [0] * 3]
+
+
+def test_many_small_chunks_are_one_piece() -> None:
+    mode = (40, 30, 8, 2, 0)
+    pixels = zlib.compress(b"".join(_rows(mode)))
+    empty = _chunk(b"IDAT", b"") * 20_000
+    file = _file(mode, pixels).replace(_chunk(b"IDAT", pixels), empty + _chunk(b"IDAT", pixels) + empty)
+    assert np.array_equal(np.asarray(load_image(file)), np.asarray(load_image(_file(mode, pixels))))
+
+
+def test_a_row_that_is_too_long_is_said() -> None:
+    """However few rows: Pillow's decoder ends with a MemoryError there."""
+    mode = (2**24 + 1, 1, 8, 0, 0)
+    data = _file(mode, zlib.compress(bytes(2**24 + 2)))
+    with pytest.raises(BadSampleError, match=r"too large to decode safely: 16777217 x 1 pixels.*16,777,216 a side"):
+        load_image(data)
+    assert load_image(_file((2**24, 1, 1, 0, 0), zlib.compress(bytes(2**21 + 1)))).size == (2**24, 1)

@@ -21,8 +21,10 @@ use crate::error::Error;
 use crate::files::{open_file, path_text};
 
 /// The most pixels a picture may have: its RGB stays under 256 MiB. Decoding takes about 8 bytes a pixel at its peak (CMYK
-/// included), and up to 12 for a PNG of 16 bits.
+/// included), and up to 13 for a PNG of 16 bits.
 pub const MAX_PIXELS: usize = 89_478_485;
+/// The most pixels a side may have; longer rows are too long for the Python side, however few they are.
+pub const MAX_SIDE: usize = 1 << 24;
 /// The most bytes a file may have; more than [`MAX_PIXELS`] take in any format.
 pub const MAX_BYTES: usize = 1 << 30;
 /// The suffixes, in lower case, of the files that a folder of images is searched for.
@@ -70,7 +72,7 @@ pub fn load_image(path: impl AsRef<Path>) -> Result<Picture, Error> {
 ///
 /// # Errors
 ///
-/// [`Error::Image`]: not an image, damaged or cut short, more than [`MAX_PIXELS`] pixels or [`MAX_BYTES`] bytes. The
+/// [`Error::Image`]: not an image, damaged or cut short, more than [`MAX_PIXELS`] pixels, [`MAX_SIDE`] a side or [`MAX_BYTES`] bytes. The
 /// size is checked before memory is taken for it.
 pub fn decode(data: &[u8]) -> Result<Picture, Error> {
     decode_bytes(data).map_err(|reason| Error::Image { name: "image".to_owned(), reason })
@@ -166,12 +168,12 @@ impl Canvas {
         let sides = usize::try_from(width).ok().zip(usize::try_from(height).ok());
         let pixels = sides.and_then(|(width, height)| width.checked_mul(height));
         match (sides, pixels) {
-            (Some((width, height)), Some(pixels @ 1..=MAX_PIXELS)) => {
+            (Some((width, height)), Some(pixels @ 1..=MAX_PIXELS)) if width.max(height) <= MAX_SIDE => {
                 Ok(Self { width, height, rgb: vec![0; 3 * pixels] })
             }
             (_, Some(0)) => Err(format!("it has no pixels: {width} x {height}")),
             _ => Err(format!(
-                "too large to decode safely: {width} x {height} pixels; at most {MAX_PIXELS} pixels are accepted, scale it down"
+                "too large to decode safely: {width} x {height} pixels; at most {MAX_PIXELS} pixels are accepted, and {MAX_SIDE} a side: scale it down"
             )),
         }
     }

@@ -171,7 +171,7 @@ fn paeth(left: u8, above: u8, corner: u8) -> u8 {
 struct Painter {
     colour: ColorType,
     depth: BitDepth,
-    /// RGB over white for each index; black where the file's palette ends.
+    /// RGB over white for each index; black is the colour where the file's palette ends.
     palette: Vec<[u8; 3]>,
     /// The transparent grey or colour, in the file's range; 16-bit colour keeps its upper 8 bits, as Pillow's does.
     key: Option<[u16; 3]>,
@@ -179,14 +179,14 @@ struct Painter {
 
 impl Painter {
     fn new(info: &Info<'_>) -> Result<Self, String> {
+        const INDICES: usize = 256;
         let transparency = info.trns.as_deref().unwrap_or_default();
         let mut palette = Vec::new();
         if info.color_type == ColorType::Indexed {
             let colours = info.palette.as_deref().ok_or("its palette is missing")?;
             let alphas = transparency.iter().copied().chain(std::iter::repeat(255));
-            palette
-                .extend(colours.chunks_exact(3).zip(alphas).map(|(rgb, alpha)| blend([rgb[0], rgb[1], rgb[2]], alpha)));
-            palette.resize(256, [0; 3]);
+            let colours = colours.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).chain(std::iter::repeat([0; 3]));
+            palette.extend(colours.zip(alphas).take(INDICES).map(|(rgb, alpha)| blend(rgb, alpha)));
         }
         let wide = info.bit_depth == BitDepth::Sixteen;
         let key = match (info.color_type, transparency, wide) {

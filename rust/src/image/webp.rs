@@ -9,11 +9,22 @@ use super::metadata::riff_chunks;
 use super::{Canvas, paint};
 
 pub(super) fn decode(data: &[u8]) -> Result<Canvas, String> {
+    let data = announced(data)?;
     let decoder = WebPDecoder::new(Cursor::new(data)).map_err(|error| error.to_string())?;
     if !frames_fit(data.get(12..).unwrap_or_default(), decoder.dimensions()) {
         return Err("a frame is not of the size that was announced, or lies within another".to_owned());
     }
     paint(decoder)
+}
+
+/// The file as far as its header says that it goes; all of it must be there.
+fn announced(data: &[u8]) -> Result<&[u8], String> {
+    let size = data.get(4..8).and_then(|size| size.try_into().ok()).map(u32::from_le_bytes);
+    let size = size.and_then(|size| usize::try_from(size).ok()).ok_or("it has no size")?;
+    let end = size.checked_add(8).filter(|end| (20..=data.len()).contains(end));
+    let end =
+        end.ok_or_else(|| format!("it is cut short: of {size} bytes {} are there", data.len().saturating_sub(8)))?;
+    Ok(&data[..end])
 }
 
 /// Whether each frame among these chunks has the size that the canvas, or the animation's frame around it, has.

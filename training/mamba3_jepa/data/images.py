@@ -23,6 +23,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 
 MAX_PIXELS = 89_478_485  # a decoded RGB image stays under 256 MiB
+MAX_SIDE = 2**24  # longer rows are too long for Pillow, however few they are
 MAX_BYTES = 2**30  # of a file; more than MAX_PIXELS take in any format
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,7 +63,8 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         name: what to call the image in messages; the path by default.
 
     Raises:
-        BadSampleError: missing, not an image, truncated, more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
+        BadSampleError: missing, not an image, truncated, more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or
+            `MAX_BYTES` bytes.
     """
     if name is None:
         name = path_text(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
@@ -72,7 +74,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
             image = Image.open(io.BytesIO(pixels), formats=_FORMATS)
         with image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             if image.format == "PNG":
                 check_rows(pixels)
@@ -82,7 +84,8 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         raise BadSampleError(f"{name}: there is no such image file") from error
     except Image.DecompressionBombError as error:
         raise BadSampleError(
-            f"{name}: too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, scale it down"
+            f"{name}: too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, and "
+            f"{MAX_SIDE:,} a side: scale it down"
         ) from error
     except MemoryError:
         raise

@@ -48,7 +48,7 @@ def split_metadata(data: bytes) -> tuple[bytes, int]:
 
 
 def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
-    kept = [_PNG_SIGNATURE]
+    kept = _Pieces(data, end=8)
     exif = None
     texts: dict[bytes, tuple[bytes, bytes]] = {}  # kind and content by keyword; of several the last counts
     position, kind, header = 8, b"", b""
@@ -57,16 +57,21 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
-            kind = b""
-            break  # truncated: the decoder says so
+            break
         body = data[position + 8 : end - 4]
         if _is_pixel_chunk(kind, length, header, taken):
             taken.add(kind)
             if kind == b"IHDR":
                 header = body
-            kept.append(data[position:end])
-            if kind == b"tRNS" and header[9] != 3 and _png_chunk(kind, body) == kept[-1]:
-                kept[-1] = _png_chunk(kind, _key_as_decoded(body, header[8], header[9]))
+            if kind == b"PLTE" and not body:
+                raise ValueError("its palette is empty")
+            whole = _png_chunk(kind, body) == data[position:end] if kind == b"tRNS" else False
+            if whole and header[9] == 3 and length > 256:
+                pass  # more than there can be indices
+            elif whole and header[9] != 3:
+                kept.add(_png_chunk(kind, _key_as_decoded(body, header[8], header[9])))
+            else:
+                kept.keep(position, end)
         elif kind == b"eXIf":
             exif = body
         elif kind in _PNG_TEXT_CHUNKS:
@@ -74,12 +79,41 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
             if keyword in (_EXIF_TEXT, _XMP_TEXT):
                 texts[keyword] = kind, text
         position = end
-    if kind != b"IEND":
-        kept.append(data[position:])
+    cut_pixels = data[position + 4 : position + 8] == b"IDAT"
+    if kind == b"IEND":
+        pass
+    elif cut_pixels or b"IDAT" in taken:
+        # The file is cut short, but whether pixels are missing is seen when they are inflated.
+        if cut_pixels:
+            kept.add(_png_chunk(b"IDAT", data[position + 8 :]))
+        kept.add(_png_chunk(b"IEND", b""))
+    else:
+        kept.keep(position, len(data))
     if exif is None and _EXIF_TEXT in texts:
         profile = _png_text(*texts[_EXIF_TEXT])
         exif = None if profile is None else _raw_profile(profile)
-    return b"".join(kept), exif, _png_text(*texts[_XMP_TEXT]) if _XMP_TEXT in texts else None
+    return kept.join(), exif, _png_text(*texts[_XMP_TEXT]) if _XMP_TEXT in texts else None
+
+
+class _Pieces:
+    """What is kept of a file: parts of it as they lie, of which neighbours are one piece, and others in their place."""
+
+    def __init__(self, data: bytes, end: int) -> None:
+        self._data, self._start, self._end = data, 0, end
+        self._pieces: list[bytes] = []
+
+    def keep(self, start: int, end: int) -> None:
+        if start != self._end:
+            self._pieces.append(self._data[self._start : self._end])
+            self._start = start
+        self._end = end
+
+    def add(self, piece: bytes) -> None:
+        self._pieces += [self._data[self._start : self._end], piece]
+        self._start = self._end = -1
+
+    def join(self) -> bytes:
+        return b"".join([*self._pieces, self._data[self._start : self._end]])
 
 
 def _is_pixel_chunk(kind: bytes, length: int, header: bytes, taken: set[bytes]) -> bool:

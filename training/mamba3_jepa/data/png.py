@@ -1,7 +1,7 @@
 """Whether a PNG holds all of its pixels, undamaged.
 
 Pillow takes a file with too few rows for a whole one, and may not look at what follows the last row, the checksum of
-all pixels among it. The rules here are those of the Rust side's `image/png.rs`.
+all pixels among it. Up to the last row the rules here are those of the Rust side's `image/png.rs`.
 """
 
 from __future__ import annotations

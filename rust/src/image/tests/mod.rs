@@ -263,7 +263,7 @@ fn reason(file: &[u8]) -> String {
 
 #[test]
 fn what_is_too_large_is_refused_before_memory_is_taken() {
-    for (width, height) in [(60_000, 60_000), (89_478_486, 1), (u32::MAX >> 1, u32::MAX >> 1)] {
+    for (width, height) in [(60_000, 60_000), (89_478_486, 1), (1, (1 << 24) + 1), (u32::MAX >> 1, u32::MAX >> 1)] {
         let mut file = png((1, 1), ColorType::Rgb, BitDepth::Eight, &[0; 3]);
         let header = [width.to_be_bytes(), height.to_be_bytes()].concat();
         let header = chunk(b"IHDR", &[&header, &[8, 2, 0, 0, 0][..]].concat());
@@ -284,6 +284,21 @@ fn what_is_no_image_or_cut_short_is_refused() {
         for keep in [12, file.len() / 2, file.len() * 3 / 4] {
             assert!(reason(&file[..keep]).contains("expected a complete JPEG"), "{keep} bytes of {:?}", &file[..4]);
         }
+    }
+}
+
+#[test]
+fn a_webp_is_as_long_as_it_says() {
+    let whole = files::LOSSY_WEBP.to_vec();
+    let expected = decode(&whole).unwrap();
+    assert_eq!(decode(&[&whole[..], b"more"].concat()).unwrap(), expected);
+    for cut in 1..4 {
+        assert!(reason(&whole[..whole.len() - cut]).contains("it is cut short"));
+    }
+    for size in [0, 11, whole.len() as u32 - 6, u32::MAX] {
+        let mut file = whole.clone();
+        file[4..8].copy_from_slice(&size.to_le_bytes());
+        assert!(reason(&file).contains("it is cut short"), "{size}");
     }
 }
 

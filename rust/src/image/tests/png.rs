@@ -85,6 +85,8 @@ fn what_no_pixel_needs_may_be_damaged_or_missing() {
             ("cut in the chunk's checksum", file[..file.len() - 14].to_vec()),
             ("cut in the pixels' checksum", file[..file.len() - 18].to_vec()),
             ("the chunk's checksum", wrong_checksum),
+            ("a text cut short", [&file[..file.len() - 12], &chunk(b"tEXt", b"Comment\0red")[..15]].concat()),
+            ("stray bytes", [&file[..file.len() - 12], &[7; 9][..]].concat()),
         ] {
             assert!(decode(&file).unwrap() == expected, "{mode:?}: {what}");
         }
@@ -146,4 +148,18 @@ fn chunks_in_the_wrong_place_do_not_count() {
     assert!(reason(&file(&[&colours, &flipped(&key, 1), &data])).contains("CRC error"));
     let key = flipped(&chunk(b"tRNS", &[0, 1]), 1);
     assert!(reason(&[SIGNATURE, &header(0), &key, &data].concat()).contains("CRC error"));
+}
+
+#[test]
+fn transparency_reaches_beyond_the_palette() {
+    // 4 x 1, two bits of index: 0, 1, 2, 3; one colour, three alphas
+    let header = chunk(b"IHDR", &[0, 0, 0, 4, 0, 0, 0, 1, 2, 3, 0, 0, 0]);
+    let pixels = chunk(b"IDAT", &fdeflate::compress_to_vec(&[0, 0b0001_1011]));
+    let file = |alphas: &[u8]| {
+        let chunks = [chunk(b"PLTE", &[200, 100, 0]), chunk(b"tRNS", alphas)].concat();
+        [SIGNATURE, &header, &chunks, &pixels, &chunk(b"IEND", b"")].concat()
+    };
+    assert_eq!(decode(&file(&[255, 0, 204])).unwrap().rgb, [200, 100, 0, 255, 255, 255, 51, 51, 51, 0, 0, 0]);
+    // more than there can be indices is no transparency
+    assert_eq!(decode(&file(&[9; 257])).unwrap().rgb, [200, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
