@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.errors import UserError
 
 # Keys that something else decides, and what.
@@ -42,7 +42,7 @@ def with_overrides(config: ModelConfig, assignments: Sequence[str], among: Seque
     values = config.to_dict()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals:
+        if not equals or not key:
             raise UserError(f"`model` {assignment}: expected KEY=VALUE, such as predictor.n_layers=8")
         _demand_key(key, f"`model` {assignment}")
         if key in _DECIDED:
@@ -73,7 +73,7 @@ def with_file(config: ModelConfig, path: Path, among: Sequence[str]) -> ModelCon
 
 def read_model_config(path: Path) -> ModelConfig:
     """A whole configuration from a JSON file: as `inspect --preset mini --json` prints one, or the `config.json` of a
-    run or of an export, whose "model" is taken.
+    run or of an export, whose "model" is taken; its vocabulary was learned there, so that its preset's limit counts.
 
     Raises:
         UserError: the file cannot be read, or is not a valid configuration; names the key.
@@ -84,13 +84,15 @@ def read_model_config(path: Path) -> ModelConfig:
         raise UserError(f"`model_config` {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"`model_config` {path}: not JSON: {error}") from error
-    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+    is_of_a_run = isinstance(values, dict) and isinstance(values.get("model"), dict)
+    if is_of_a_run:
         values = values["model"]
     if not isinstance(values, dict):
         raise UserError(f"`model_config` {path}: expected a JSON object, found {type(values).__name__}")
     for key in flattened(values):
         _demand_key(key, f"`model_config` {path}")
-    return ModelConfig.from_json(json.dumps(values), source=f"`model_config` {path}")
+    config = ModelConfig.from_json(json.dumps(values), source=f"`model_config` {path}")
+    return config.replace(vocab_size=preset(config.preset).vocab_size) if is_of_a_run else config
 
 
 def keys(kind: Any = ModelConfig, prefix: str = "") -> dict[str, Any]:
@@ -115,6 +117,8 @@ def _demand_key(key: str, where: str) -> None:
     known = list(keys())
     if key in known:
         return
+    if inside := [name for name in known if name.startswith(f"{key}.")]:
+        raise UserError(f"{where}: {key} has keys of its own: {', '.join(inside)}")
     names = difflib.get_close_matches(key.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, n=1)
     of_name = [name for name in known if name.rpartition(".")[2] in names]
     near = difflib.get_close_matches(key, of_name or known, n=3, cutoff=0.0 if of_name else 0.6)

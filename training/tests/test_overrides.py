@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
-from mamba3_jepa.config import ModelConfig, preset
+from mamba3_jepa.config import AngnConfig, ModelConfig, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
 from mamba3_jepa.files.checkpoint import load_checkpoint
@@ -54,7 +54,11 @@ def test_every_key_can_be_set_to_what_it_is() -> None:
         ("predictor.n_layers", "expected KEY=VALUE"),
         ("predictor.n_layer=3", r"there is no predictor\.n_layer; did you mean predictor\.n_layers"),
         ("n_layers=3", r"did you mean .*y_encoder\.n_layers"),
-        ("predictor=3", "there is no predictor"),
+        ("predictor=3", "predictor has keys of its own: predictor.n_layers, predictor.layer.d_model"),
+        ("embed_dim=99999999999999999999", "embed_dim: "),
+        ("angn.sparsity_weight=1e999", "angn.sparsity_weight"),
+        ("vision.mlp_ratio=0.001", "mlp_ratio 0.001 leaves no width"),
+        ("=3", "expected KEY=VALUE"),
         ("xyzzy=3", r"there is no xyzzy; `inspect --preset mini` shows all keys"),
         ("predictor.n_layers=many", r"predictor\.n_layers takes int, found many"),
         ("predictor.n_layers=1.5", r"predictor\.n_layers takes int, found 1\.5"),
@@ -130,6 +134,37 @@ def test_a_whole_configuration_from_a_file(tmp_path: Path) -> None:
         Phase1Settings(model_config=path, preset="mini").resolved()
 
 
+def test_a_flag_and_a_key_of_the_same_contradict_each_other() -> None:
+    for given, key in (
+        ({"patch_size": 16}, "vision.patch_size=8"),
+        ({"tokenizer": Path("tokenizer.json")}, "vocab_size=300"),
+        ({"angn_sparsity_weight": 0.5}, "angn.sparsity_weight=0.1"),
+    ):
+        with pytest.raises(UserError, match=f"--model {key.partition('=')[0]} both say it"):
+            Phase1Settings(tiny=True, model=(key,), **given).resolved()
+
+
+def test_sizes_are_those_of_the_changed_model() -> None:
+    settings = Phase1Settings(tiny=True, model=("vision.image_size=64",), patch_size=64, image_shift=40)
+    assert settings.resolved().build_config().vision.patch_size == 64
+    with pytest.raises(UserError, match="--image-shift 20: must lie between 0 and 15"):
+        Phase1Settings(tiny=True, model=("vision.image_size=16",), image_shift=20).resolved()
+
+
+def test_a_flag_stands_above_a_file(tmp_path: Path) -> None:
+    config = preset("tiny").replace(angn=AngnConfig(enabled=True, sparsity_weight=0.05))
+    path = write(tmp_path / "config.json", config.to_dict())
+    assert Phase1Settings(model_config=path).build_config().angn == config.angn
+    assert Phase1Settings(model_config=path, angn_sparsity_weight=0.01).build_config().angn.sparsity_weight == 0.01
+
+
+def test_the_vocabulary_of_another_run_is_no_limit(tmp_path: Path) -> None:
+    learned = preset("tiny").replace(vocab_size=300)
+    run = write(tmp_path / "run.json", {"settings": {}, "model": learned.to_dict()})
+    assert read_model_config(run) == preset("tiny")
+    assert read_model_config(write(tmp_path / "own.json", learned.to_dict())) == learned
+
+
 def test_what_inspect_prints_is_a_whole_configuration(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert main(["inspect", "--preset", "mini", "--json"]) == 0
     (tmp_path / "mini.json").write_text(capfd.readouterr().out)
@@ -199,11 +234,11 @@ def test_a_run_goes_on_with_the_model_it_was_started_with(tmp_path: Path, capfd:
     phase1 = write_checkpoint(tmp_path / "phase1.pt", tiny_model(), 1)
     command = ["train-decoder", *SHORT, "--phase1-checkpoint", str(phase1), "--output-dir", str(tmp_path / "run")]
     assert main([*command, "--model", "y_decoder.n_layers=1"]) == 0
-    for other in ([], ["--model", "y_decoder.n_layers=2"]):
-        assert main([*command, *other, "--resume"]) == 2
-        assert "--model" in capfd.readouterr().err
+    assert main([*command, "--model", "y_decoder.n_layers=2", "--resume"]) == 2
+    assert "another model configuration (y_decoder.n_layers 1 -> 2)" in " ".join(capfd.readouterr().err.split())
+    assert main([*command, "--model", "prefix_tokens=4", "y_decoder.n_layers=1", "--resume"]) == 0, "the same model"
     longer = [*command[:-2], "--max-steps", "2", *command[-2:]]
-    assert main([*longer, "--model", "y_decoder.n_layers=1", "--resume"]) == 0
+    assert main([*longer, "--resume"]) == 0, "the model stays what it is"
     checkpoint = load_checkpoint(tmp_path / "run" / "phase2_last.pt", phase=2)
     assert checkpoint.config.y_decoder.n_layers == 1
     assert checkpoint.trainer is not None

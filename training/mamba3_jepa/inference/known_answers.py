@@ -34,6 +34,8 @@ def known_answers(model: Mamba3Jepa, checkpoint: Path, texts: Sequence[str]) -> 
         except UserError as error:
             logger.info("%s; its embeddings are computed again", error)
     answers = KnowledgeMemory.build(model, texts)
+    if path.exists() and not path.is_file():
+        return answers
     try:
         answers.save(path)
     except UserError as error:

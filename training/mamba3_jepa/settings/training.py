@@ -33,7 +33,7 @@ class TrainSettings:
     """Where checkpoints, metrics and plots go."""
     model: _Assignments = ()
     """Change the model key by key: predictor.n_layers=8 predictor.layer.is_mimo=true embed_dim=256. All keys:
-    mamba3-jepa inspect --preset mini. Stands above every other flag; a later phase changes only what it builds."""
+    mamba3-jepa inspect --preset mini. A later phase changes only what it builds."""
     model_config: _Path = None
     """A JSON file with a whole model configuration, such as another run's config.json."""
     epochs: _Int = None
@@ -98,6 +98,12 @@ class TrainSettings:
             "epochs",
             "max_steps",
             "cache_dir",
+            # what they decide is the model's configuration, which is compared itself
+            "model",
+            "model_config",
+            "angn_enabled",
+            "angn_sparsity_weight",
+            "angn_reset_threshold",
         ]
     )
 
@@ -129,6 +135,14 @@ class TrainSettings:
             config = with_file(config, self.model_config, self.BUILT)
         return with_overrides(config, self.model, self.BUILT)
 
+    def _demand_tiny(self, preset_name: PresetName, checkpoint: Path) -> None:
+        """Refuse --tiny for the checkpoint of a larger model."""
+        if getattr(self, "tiny", False) and preset_name != "tiny":
+            raise UserError(
+                f"--tiny: {checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint of a --tiny "
+                "run"
+            )
+
     def with_defaults(self: _Settings, values: dict[str, Any]) -> _Settings:
         """A copy in which `values` stand wherever the command line was silent, which is where a field is None.
 
@@ -150,6 +164,16 @@ _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
     "small": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "synthetic_scenes": 20_000, "val_samples": 2048},
     "mini": {"epochs": 10, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
     "tiny": {"epochs": 2, "batch_size": 16, "lr": 2e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
+}
+
+
+# Settings of phase 1 that are also keys of the model.
+_ALSO_A_FLAG = {
+    "tokenizer": "vocab_size",
+    "patch_size": "vision.patch_size",
+    "angn_enabled": "angn.enabled",
+    "angn_sparsity_weight": "angn.sparsity_weight",
+    "angn_reset_threshold": "angn.context_reset_threshold",
 }
 
 
@@ -180,10 +204,10 @@ class Phase1Settings(TrainSettings):
     """Initial InfoNCE temperature (learned, kept within 0.01 and 1)."""
     angn_enabled: bool = False
     """Gate the Predictor's residual stream before every layer (ANGN)."""
-    angn_sparsity_weight: float = 0.01
-    """Weight of the gates' sparsity penalty in the loss."""
-    angn_reset_threshold: float = 0.3
-    """In inference, mean gate activity under this value is reported as a context reset."""
+    angn_sparsity_weight: _Float = None
+    """Weight of the gates' sparsity penalty in the loss; default: 0.01."""
+    angn_reset_threshold: _Float = None
+    """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
 
     def resolved(self) -> Phase1Settings:
         """A copy in which the preset has filled every value the command line left open.
@@ -207,9 +231,12 @@ class Phase1Settings(TrainSettings):
             raise UserError("--patch-size is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
         if self.vit_checkpoint is not None and any(each.startswith("vision.") for each in self.model):
             raise UserError("--model vision.* is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
-        image_size = base.vision.image_size
+        for flag, key in _ALSO_A_FLAG.items():
+            if getattr(self, flag) and any(each.startswith(f"{key}=") for each in self.model):
+                raise UserError(f"{_flag(flag)} and --model {key} both say it; give one of them")
+        image_size = with_overrides(base, self.model).vision.image_size
         if self.patch_size is not None and (self.patch_size < 1 or image_size % self.patch_size):
-            raise UserError(f"--patch-size {self.patch_size}: must divide the {image_size} pixels of --preset {name}")
+            raise UserError(f"--patch-size {self.patch_size}: must divide the {image_size} pixels of the images")
         if not 0 <= self.image_shift < image_size:
             raise UserError(f"--image-shift {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
@@ -223,21 +250,18 @@ class Phase1Settings(TrainSettings):
         config = self._base(self.preset)
         given: dict[str, Any] = {
             "enabled": self.angn_enabled or None,
-            "sparsity_weight": self._unless_default("angn_sparsity_weight"),
-            "context_reset_threshold": self._unless_default("angn_reset_threshold"),
+            "sparsity_weight": self.angn_sparsity_weight,
+            "context_reset_threshold": self.angn_reset_threshold,
         }
         angn = dataclasses.replace(config.angn, **{name: value for name, value in given.items() if value is not None})
         vision = dataclasses.replace(config.vision, pretrained=False)
-        if self.patch_size is not None:
-            vision = dataclasses.replace(vision, patch_size=self.patch_size)
-        return with_overrides(config.replace(vision=vision, angn=angn), self.model)
+        config = with_overrides(config.replace(vision=vision, angn=angn), self.model)
+        if self.patch_size is None:
+            return config
+        return config.replace(vision=dataclasses.replace(config.vision, patch_size=self.patch_size))
 
     def _base(self, name: PresetName | None) -> ModelConfig:
         return preset(name or "small") if self.model_config is None else read_model_config(self.model_config)
-
-    def _unless_default(self, name: str) -> float | None:
-        value = getattr(self, name)
-        return None if value == type(self).__dataclass_fields__[name].default else value
 
 
 _PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -270,11 +294,7 @@ class Phase2Settings(TrainSettings):
             UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
         """
         self.check()
-        if self.tiny and preset_name != "tiny":
-            raise UserError(
-                f"--tiny: {self.phase1_checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint "
-                "of a --tiny phase 1"
-            )
+        self._demand_tiny(preset_name, self.phase1_checkpoint)
         filled = self.with_defaults(_PHASE2_DEFAULTS[preset_name])
         return dataclasses.replace(filled, cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs")
 
@@ -323,11 +343,9 @@ class Phase3Settings(TrainSettings):
             raise UserError(f"--knowledge-dim {self.knowledge_dim}: must be greater than 0")
         if not 0 <= self.injection_weight < float("inf"):
             raise UserError(f"--injection-weight {self.injection_weight}: must not be negative")
-        if self.tiny and preset_name != "tiny":
-            raise UserError(
-                f"--tiny: {self.phase2_checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint "
-                "of a --tiny phase 2"
-            )
+        if self.knowledge_dim is not None and any(each.startswith("recursion.knowledge_dim=") for each in self.model):
+            raise UserError("--knowledge-dim and --model recursion.knowledge_dim both say it; give one of them")
+        self._demand_tiny(preset_name, self.phase2_checkpoint)
         filled = self.with_defaults(_PHASE3_DEFAULTS[preset_name])
         return dataclasses.replace(
             filled,

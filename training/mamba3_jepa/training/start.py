@@ -106,7 +106,9 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
     if run.resumed is None:
         return
     if run.resumed.config != config:
-        raise UserError(f"cannot resume {run.last_path}: it was made with another model configuration")
+        theirs, ours = flattened(run.resumed.config.to_dict()), flattened(config.to_dict())
+        changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
+        raise UserError(f"cannot resume {run.last_path}: it was made with another model configuration ({changed})")
     known = run.resumed.data
     if known.fingerprint != data.fingerprint:
         raise UserError(
