@@ -142,7 +142,7 @@ class ManifestSource:
 
     def _check_files(self, record: Record, where: str) -> None:
         for field, relative in (("image", record.image), ("text", record.text_path)):
-            if relative is not None and not (self._root / relative).is_file():
+            if relative is not None and not os.path.isfile(self._root / relative):
                 raise UserError(
                     f'{where}: field "{field}": there is no file {self._root / relative}; '
                     "correct the path, or leave such records out with `on_bad_sample` skip"

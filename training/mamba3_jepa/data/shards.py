@@ -222,7 +222,7 @@ def _read(path: str, offset: int, size: int, where: str) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:
-        raise UserError(f"{where}: cannot read the shard: {error.strerror}") from error
+        raise BadSampleError(f"{where}: cannot read the shard: {error.strerror}") from error
     if len(content) != size:
         raise UserError(f"{where}: the shard became shorter while in use; do not change data during a run")
     return content

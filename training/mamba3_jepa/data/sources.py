@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mamba3_jepa.data.files import FolderSource, ManifestSource, contains_images
+from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_texts
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.shards import ShardSource
@@ -35,12 +36,16 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplits:
-    """Training and validation samples; the two sources are one object where a hash divides it."""
+    """Training and validation samples; the two sources are one object where a hash divides it.
+
+    left_out: those of them that passes over the data have found to be bad.
+    """
 
     train: Source
     train_indices: NDArray[np.int64]
     val: Source
     val_indices: NDArray[np.int64]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def synthetic(self) -> bool:
