@@ -124,7 +124,8 @@ def test_bad_samples_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     left_out = LeftOut()
     left_out.say("epoch 1", ["a", "b", "a"])
     left_out.say("epoch 2", ["b", "a"])
-    left_out.say("validation", ["a", "c"])
+    left_out.note(["b", "c"])
+    left_out.say("validation", ["a"])
     assert [record.message for record in caplog.records] == [
         "epoch 1: 2 bad samples skipped, the first: a",
         "validation: 1 bad samples skipped (3 so far), the first: c",

@@ -15,13 +15,19 @@ class LeftOut:
 
     def __init__(self) -> None:
         self._known: set[int] = set()
+        self._noted: list[str] = []
 
     def __len__(self) -> int:
         return len(self._known)
 
+    def note(self, bad: Iterable[str]) -> None:
+        """Keep the messages `bad` for the next `say`."""
+        self._noted += bad
+
     def say(self, where: str, bad: Iterable[str]) -> None:
         """Warn of those of the messages `bad` that are new; nothing is said if none is."""
-        new = {stable_hash(message): message for message in bad}
+        new = {stable_hash(message): message for message in (*self._noted, *bad)}
+        self._noted = []
         new = {key: message for key, message in new.items() if key not in self._known}
         if not new:
             return

@@ -115,7 +115,7 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
         bad += batch.bad
         if len(batch.pixels):
             tokens.append(model.x_encoder(normalize(batch.pixels.to(model.device)))[batch.picture])
-    data.left_out.say(data.train.name, bad)
+    data.left_out.note(bad)  # said with the first epoch, which meets them again
     if tokens:
         model.predictor.whiten_vision(torch.cat(tokens).flatten(0, 1))
 
