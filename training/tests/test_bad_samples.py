@@ -24,6 +24,7 @@ from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import source_texts
 from mamba3_jepa.files.checkpoint import load_checkpoint
+from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.training.phase3_data import given_knowledge
 from tests.tiny import tiny_model
 
@@ -88,6 +89,27 @@ def _said(log: str) -> list[int]:
 def test_each_phase_counts_every_bad_sample_once(runs: Path, phase: int) -> None:
     log = (runs / f"phase{phase}.log").read_text()
     assert sum(_said(log)) == 6, log
+
+
+def test_the_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
+    n, broken = 24, (1, 8, 13)  # fewer than a batch of one rank
+    for i in range(n):
+        (tmp_path / f"{i}.png").write_bytes(b"no image" if i in broken else _png(i))
+    lines = [
+        json.dumps({"image": f"{i}.png", "text": f"picture {i} " + "long " * 80 * (i < 2)}) + "\n" for i in range(n)
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    (tmp_path / "val.jsonl").write_text("".join(lines[2:6]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
+    command += ["mamba3_jepa.cli.main", "train-jepa", "--tiny", "--data-dir", str(tmp_path), "--batch-size", "4"]
+    command += ["--epochs", "1", "--log-every", "1", *SKIP, "--output-dir", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert sum(_said(done.stderr)) == 3, done.stderr
+    assert re.findall(r"(\d+) texts longer", done.stderr) == ["1"], "the other long one has a broken image"
+    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    assert [sum(line[f"train/{name}"] for line in steps) for name in ("skipped_samples", "truncated_texts")] == [3, 1]
 
 
 def test_phase_3_counts_what_it_trains_on(runs: Path) -> None:
