@@ -22,7 +22,7 @@ from mamba3_jepa.data.confusion import ConfusionSource
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
-from mamba3_jepa.data.sample import source_texts
+from mamba3_jepa.data.sample import image_to_show, source_texts
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.training.phase3_data import given_knowledge
@@ -153,6 +153,16 @@ def test_bad_samples_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
         "validation: 1 bad samples skipped (3 so far), the first: c",
     ]
     assert len(left_out) == 3
+
+
+def test_an_image_that_is_lost_meanwhile_costs_no_picture(tmp_path: Path) -> None:
+    source = _knowing_manifest(tmp_path)
+    image = image_to_show(source, 0)
+    assert image is not None
+    assert image.size == (24, 20)
+    (tmp_path / "0.png").unlink()
+    assert image_to_show(source, 0) is None
+    assert image_to_show(source, 9) is None, "its text cannot be read"
 
 
 def _knowing_manifest(folder: Path) -> ManifestSource:

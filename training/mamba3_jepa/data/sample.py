@@ -100,6 +100,15 @@ def source_texts(
             yield sample.target
 
 
+def image_to_show(source: Source, i: int) -> Image.Image | None:
+    """The image of sample i; None where there is none, or it can no longer be read: a picture less stops no run."""
+    try:
+        load = source.sample(i).image
+        return None if load is None else load()
+    except BadSampleError:
+        return None
+
+
 @runtime_checkable
 class FileBacked(Protocol):
     """A source, or a view of one, whose samples lie in files that may be replaced while its fingerprint stays."""
