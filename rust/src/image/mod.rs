@@ -28,7 +28,7 @@ pub const MAX_SIDE: usize = 1 << 24;
 /// The most bytes a file may have; more than [`MAX_PIXELS`] take in any format.
 pub const MAX_BYTES: usize = 1 << 30;
 /// The suffixes, in lower case, of the files that a folder of images is searched for.
-pub const IMAGE_SUFFIXES: [&str; 4] = [".jpg", ".jpeg", ".png", ".webp"];
+pub const IMAGE_SUFFIXES: [&str; 9] = [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp"];
 
 /// A decoded picture: upright, without transparency.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.splits import stable_hash
@@ -60,10 +61,16 @@ class Asked:
 
 
 def question_hashes(source: Source, indices: NDArray[np.int64], query_prompt: str) -> NDArray[np.uint64]:
-    """(n,) hashes of what n samples ask; reads no image, and no caption."""
+    """(n,) hashes of what n samples ask; reads no image, and no caption.
+
+    A sample that cannot be read has the prompt's: whoever wants to use it is told, or leaves it out.
+    """
     hashes = np.full(len(indices), stable_hash(plain_text(query_prompt)), dtype=np.uint64)
     for row in np.flatnonzero(~np.isin(indices, source.indices("caption"))):
-        question = source.sample(int(indices[row])).question
+        try:
+            question = source.sample(int(indices[row])).question
+        except BadSampleError:
+            continue
         if question is not None:
             hashes[row] = stable_hash(plain_text(question))
     return hashes

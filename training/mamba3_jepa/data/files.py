@@ -17,6 +17,7 @@ from mamba3_jepa.data.images import IMAGE_SUFFIXES, load_image
 from mamba3_jepa.data.records import Record, parse_record, read_record, read_text, resolve_inside
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.data.survey import walk_visible
 from mamba3_jepa.errors import UserError
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
@@ -142,7 +143,7 @@ class ManifestSource:
 
     def _check_files(self, record: Record, where: str) -> None:
         for field, relative in (("image", record.image), ("text", record.text_path)):
-            if relative is not None and not (self._root / relative).is_file():
+            if relative is not None and not os.path.isfile(self._root / relative):
                 raise UserError(
                     f'{where}: field "{field}": there is no file {self._root / relative}; '
                     "correct the path, or leave such records out with `on_bad_sample` skip"
@@ -166,7 +167,8 @@ def _load_inside(root: Path, relative: str, where: str) -> Image.Image:
 
 
 class FolderSource:
-    """Image-text pairs `x.jpg` + `x.txt` anywhere under a directory, in the order of their paths."""
+    """Image-text pairs `x.jpg` + `x.txt` anywhere under a directory, in the order of their paths; hidden files and
+    folders are not looked at."""
 
     synthetic = False
 
@@ -200,7 +202,7 @@ class FolderSource:
     def sample(self, i: int) -> Sample:
         relative = self._images[i]
         where = str(Path(self.name) / relative)
-        text_path = resolve_inside(self._root, str(Path(relative).with_suffix(".txt")), where)
+        text_path = resolve_inside(self._root, str(_text_beside(self._root / relative)), where)
         return Sample(
             image=partial(_load_inside, self._root, relative, where),
             target=read_text(text_path, where),
@@ -219,20 +221,20 @@ class FolderSource:
     def file_state(self, indices: NDArray[np.int64]) -> str:
         """Changes when an image or a text file of these samples does (see `sample.FileBacked`)."""
         images = (self._root / self._images[i] for i in indices)
-        return state_of_files(path for image in images for path in (image, image.with_suffix(".txt")))
+        return state_of_files(path for image in images for path in (image, _text_beside(image)))
 
 
-def contains_images(data_dir: Path) -> bool:
-    """Whether there is any image file under a directory."""
-    return next(_walk_images(data_dir), None) is not None
+def _text_beside(image: Path) -> Path:
+    """The caption's path; the suffix may be in upper case, as the image's may."""
+    lower, upper = image.with_suffix(".txt"), image.with_suffix(".TXT")
+    return upper if not lower.exists() and upper.exists() else lower
 
 
 def _walk_images(root: Path) -> Iterator[tuple[str, bool]]:
     """Relative path of every image, in sorted order, and whether a text file is beside it."""
-    for directory, folders, names in os.walk(root):
-        folders.sort()
+    for folder, names in walk_visible(root):
         present = set(names)
-        for name in sorted(names):
+        for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES:
-                yield os.path.relpath(os.path.join(directory, name), root), f"{stem}.txt" in present
+                yield os.path.join(folder, name), f"{stem}.txt" in present or f"{stem}.TXT" in present

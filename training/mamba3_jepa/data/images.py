@@ -25,7 +25,8 @@ from mamba3_jepa.files.path_text import path_text
 MAX_PIXELS = 89_478_485  # a decoded RGB image stays under 256 MiB
 MAX_SIDE = 2**24  # longer rows are too long for Pillow, however few they are
 MAX_BYTES = 2**30  # of a file; more than MAX_PIXELS take in any format
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# of files that the decoders below take; the same in rust/src/image/mod.rs
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

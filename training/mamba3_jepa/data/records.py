@@ -163,11 +163,11 @@ def resolve_inside(root: Path, relative: str, where: str) -> Path:
     """The real path of `root`/`relative`; `root` must be resolved already.
 
     Raises:
-        UserError: symbolic links lead out of `root`.
+        BadSampleError: symbolic links lead out of `root`.
     """
     path = Path(os.path.realpath(root / relative))
     if not path.is_relative_to(root):
-        raise UserError(
+        raise BadSampleError(
             f"{where}: {relative!r} leads out of the data directory to {path}; "
             "copy the files in, or give the real directory as `data_dir`"
         )

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mamba3_jepa.data.images import BadSampleError
+
 OnBadSample = Literal["error", "skip"]
 
 # Samples that have: anything; a target text that is right for what they show, so none that are labelled as confused;
@@ -73,14 +75,38 @@ class Source(Protocol):
         ...
 
 
-def source_texts(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[str]:
-    """Every question and target of some samples, to train a tokenizer on; decodes no image."""
+def source_texts(
+    source: Source, indices: Sequence[int] | NDArray[np.int64], bad: list[str] | None = None
+) -> Iterator[str]:
+    """Every question and target of some samples, to train a tokenizer on; decodes no image.
+
+    Args:
+        bad: takes what was wrong with samples that cannot be read, which are then passed over.
+
+    Raises:
+        BadSampleError: a sample cannot be read, and there is no `bad`.
+    """
     for i in indices:
-        sample = source.sample(int(i))
+        try:
+            sample = source.sample(int(i))
+        except BadSampleError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
+            continue
         if sample.question is not None:
             yield sample.question
         if sample.target is not None:
             yield sample.target
+
+
+def image_to_show(source: Source, i: int) -> Image.Image | None:
+    """The image of sample i; None where there is none, or it can no longer be read: a picture less stops no run."""
+    try:
+        load = source.sample(i).image
+        return None if load is None else load()
+    except BadSampleError:
+        return None
 
 
 @runtime_checkable

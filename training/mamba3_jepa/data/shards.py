@@ -1,4 +1,7 @@
-"""WebDataset shards as img2dataset writes them: tars of `KEY.jpg` (.png, .webp) and `KEY.txt` or `KEY.json`.
+"""WebDataset shards as img2dataset writes them: tars of `KEY.jpg` (.png, ...) and `KEY.txt` or `KEY.json`.
+
+The key ends at the first dot of the name, as WebDataset has it. Names with more dots are understood all the same:
+`a.2021.jpg` goes with `a.2021.txt`, and `a.input.jpg` with `a.outputs.txt` where key `a` has one image and one text.
 
 Samples are read by position, so that shuffling, the hash split and exact resume are those of every other
 source. The index is made here because the alternatives do not fit: webdataset streams (and its random-access
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
@@ -26,9 +30,10 @@ from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
 from mamba3_jepa.data.records import decode_text
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.data.survey import described, is_hidden, looks_like_samples, suffix_of, walk_visible
 from mamba3_jepa.errors import UserError
 
-_BLOCK = 512
+_BLOCK, _RECORD = 512, 10_240  # an archive is filled up to whole records
 _IMAGE_EXTENSIONS = {suffix[1:] for suffix in IMAGE_SUFFIXES}
 _TEXT_EXTENSIONS = ("txt", "json")  # the first one present is used
 
@@ -47,9 +52,13 @@ class Member(NamedTuple):
 
 
 class ShardSource:
-    """Image-text pairs in every `*.tar` of a directory, in the order of the file names and of their members.
+    """Image-text pairs in every `*.tar` under a directory, in the order of the files' paths and of their members.
 
-    Opening reads the headers of all shards. The group of a sample is "SHARD/KEY".
+    Opening reads the headers of all shards. The group of a sample is "SHARD/KEY", SHARD the path in the directory.
+    Hidden files, folders and members are not looked at.
+
+    n_left_out: images without text; n_further: images of samples that have one already; unread: members that look
+    like samples and are not read, by suffix; n_folders: that hold shards.
     """
 
     synthetic = False
@@ -61,14 +70,17 @@ class ShardSource:
                 counted), or there is no sample at all.
         """
         self.name = str(data_dir)
-        self.n_left_out = 0
-        self._shards = sorted(str(path) for path in Path(data_dir).glob("*.tar"))
+        self.n_left_out = self.n_further = 0
+        self.unread: Counter[str] = Counter()
+        self._names = sorted(_find_shards(Path(data_dir)))
+        self._shards = [str(Path(data_dir) / name) for name in self._names]
+        self.n_folders = len({os.path.dirname(name) for name in self._names})
         places, keys = array("q"), []
         digest = blake2b(digest_size=16)
         for shard, path in enumerate(self._shards):
-            for key, image, text in _image_members(path):
+            for key, image, text in self._image_members(path):
                 if text is not None:
-                    row = (shard, image.offset, image.size, text.offset, text.size, text.extension == "json")
+                    row = (shard, image.offset, image.size, text.offset, text.size, text.extension.endswith("json"))
                     places.extend(row)
                     keys.append(key.encode("utf-8", "surrogateescape"))
                     digest.update(repr((row, keys[-1])).encode())
@@ -80,7 +92,8 @@ class ShardSource:
                         "rewrite the shard, or leave such images out with `on_bad_sample` skip"
                     )
         if not keys:
-            raise UserError(f"{self.name}: no image with a caption in {len(self._shards)} *.tar shards")
+            seen = f", but {described(self.unread)}" if self.unread else ""
+            raise UserError(f"{self.name}: no image with a caption in {len(self._shards)} *.tar shards{seen}")
         self._keys = np.array(keys)  # one fixed-width array: far smaller than as many objects
         self._places = np.array(places, dtype=np.int64).reshape(-1, 6)
         self.fingerprint = digest.hexdigest()
@@ -101,7 +114,7 @@ class ShardSource:
         )
 
     def group(self, i: int) -> str:
-        return f"{os.path.basename(self._shards[self._places[i, 0]])}/{self._key(i)}"
+        return f"{self._names[self._places[i, 0]]}/{self._key(i)}"
 
     def group_hashes(self) -> NDArray[np.uint64]:
         groups = (stable_hash(self.group(i)) for i in range(len(self)))
@@ -117,18 +130,69 @@ class ShardSource:
     def _key(self, i: int) -> str:
         return bytes(self._keys[i]).decode("utf-8", "surrogateescape")
 
+    def _image_members(self, path: str) -> Iterator[tuple[str, Member, Member | None]]:
+        """Key, image and caption of every sample of one shard; counts the members that are not read."""
+        samples: dict[str, dict[str, Member]] = {}
+        for member in read_tar_index(path):
+            if any(map(is_hidden, member.name.split("/"))):
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, extension = name.partition(".")[0], member.extension
+            files = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            if _is_image(extension):
+                self.n_further += extension in files  # the same name once more: the last one counts
+            elif extension not in _TEXT_EXTENSIONS and looks_like_samples(suffix_of(name)):
+                self.unread[suffix_of(name)] += 1
+            files[extension] = member
+        for key, files in samples.items():
+            found = list(_pairs(key, files))
+            self.n_further += sum(_is_image(extension) for extension in files) - len(found)
+            yield from found
 
-def _image_members(path: str) -> Iterator[tuple[str, Member, Member | None]]:
-    """Key, image and caption of every image in one shard; the key ends at the first dot of the name."""
-    samples: dict[str, dict[str, Member]] = {}
-    for member in read_tar_index(path):
-        folder, _, name = member.name.rpartition("/")
-        stem = name.partition(".")[0]
-        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[member.extension] = member
-    for key, files in samples.items():
-        image = next((files[extension] for extension in files if extension in _IMAGE_EXTENSIONS), None)
-        if image is not None:
-            yield key, image, next((files[e] for e in _TEXT_EXTENSIONS if e in files), None)
+
+def _find_shards(root: Path) -> Iterator[str]:
+    """Paths, relative to `root`, of its shards."""
+    for folder, names in walk_visible(root):
+        yield from (os.path.join(folder, name) for name in names if suffix_of(name) == ".tar")
+
+
+def _is_image(extension: str) -> bool:
+    return extension.rpartition(".")[2] in _IMAGE_EXTENSIONS
+
+
+def _pairs(key: str, files: dict[str, Member]) -> Iterator[tuple[str, Member, Member | None]]:
+    """Key, image and caption of each sample in the `files` of one WebDataset key, by extension."""
+    images: dict[str, Member] = {}  # by what stands between the key and the suffix, of each the first
+    for extension, member in files.items():
+        if _is_image(extension):
+            images.setdefault(extension.rpartition(".")[0], member)
+    texts = {middle: _text_of(files, middle) for middle in images}
+    if len(images) == 1 and not any(texts.values()) and all(_is_role(name.rpartition(".")[0]) for name in files):
+        yield key, next(iter(images.values())), _only_text(files)
+        return
+    for middle, image in images.items():
+        # beside a whole sample, another image without a text of its own is one more view of it
+        if texts[middle] is not None or texts.get("") is None:
+            yield f"{key}.{middle}" if middle else key, image, texts[middle]
+
+
+def _text_of(files: dict[str, Member], middle: str) -> Member | None:
+    names = (f"{middle}.{extension}" if middle else extension for extension in _TEXT_EXTENSIONS)
+    return next((files[name] for name in names if name in files), None)
+
+
+def _only_text(files: dict[str, Member]) -> Member | None:
+    """The one text of a key, whatever word stands before its suffix; None where there is none, or a choice."""
+    for extension in _TEXT_EXTENSIONS:
+        found = [member for name, member in files.items() if name.rpartition(".")[2] == extension]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _is_role(middle: str) -> bool:
+    """Whether it names a part of a sample, as "input" does in `a.input.jpg`; a date or number tells samples apart."""
+    return middle.replace("_", "").isalpha() or not middle
 
 
 def read_tar_index(path: str | Path) -> Iterator[Member]:
@@ -158,7 +222,11 @@ def _members(file: BinaryIO, file_size: int, path: str) -> Iterator[Member]:
                 "download or write it again"
             )
         if not header.strip(b"\0"):
-            return
+            following = _next_archive(file, position)
+            if following is None:
+                return
+            position = following
+            continue
         size = _number(header[124:136], path, position)
         if pax.get("size", "").isdigit():
             size = int(pax["size"])
@@ -180,6 +248,17 @@ def _members(file: BinaryIO, file_size: int, path: str) -> Iterator[Member]:
             if kind in (b"0", b"\0"):
                 yield Member(pax.get("path") or long_name or _name(header), start, size)
             pax, long_name = {}, None
+
+
+def _next_archive(file: BinaryIO, end_mark: int) -> int | None:
+    """Where another archive begins behind the end mark and its padding, as `cat a.tar b.tar` leaves it."""
+    file.seek(end_mark)
+    padding = file.read(_RECORD + _BLOCK)
+    for offset in range(_BLOCK, len(padding), _BLOCK):
+        block = padding[offset : offset + _BLOCK]
+        if block.strip(b"\0"):
+            return end_mark + offset if block[257:262] == b"ustar" else None
+    return None
 
 
 def _number(field: bytes, path: str, position: int) -> int:
@@ -222,7 +301,7 @@ def _read(path: str, offset: int, size: int, where: str) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:
-        raise UserError(f"{where}: cannot read the shard: {error.strerror}") from error
+        raise BadSampleError(f"{where}: cannot read the shard: {error.strerror}") from error
     if len(content) != size:
         raise UserError(f"{where}: the shard became shorter while in use; do not change data during a run")
     return content

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mamba3_jepa.data.files import FolderSource, ManifestSource, contains_images
+from mamba3_jepa.data.files import FolderSource, ManifestSource
+from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_texts
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
+from mamba3_jepa.data.survey import Survey, described
 from mamba3_jepa.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_FORMS = "manifest.jsonl, no *.tar shards and no image-text pairs (x.jpg + x.txt)"
 
 __all__ = [
     "DataSplits",
@@ -35,12 +40,16 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplits:
-    """Training and validation samples; the two sources are one object where a hash divides it."""
+    """Training and validation samples; the two sources are one object where a hash divides it.
+
+    left_out: those of them that passes over the data have found to be bad.
+    """
 
     train: Source
     train_indices: NDArray[np.int64]
     val: Source
     val_indices: NDArray[np.int64]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def synthetic(self) -> bool:
@@ -60,27 +69,51 @@ def open_source(
     Args:
         manifest: the name of another manifest in the directory to open instead, such as "test.jsonl".
 
+    What looks like data beside what is read is said, with its number.
+
     Returns:
-        None if the directory holds none of the three.
+        None if nothing in the directory looks like data.
 
     Raises:
-        UserError: there is no such directory, or what it holds is malformed.
+        UserError: there is no such directory, what it holds is malformed, or looks like data and is none of the three.
     """
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"`data_dir` {root}: there is no such directory")
     source: ManifestSource | ShardSource | FolderSource
-    if manifest is not None or (root / "manifest.jsonl").exists():
+    if manifest is not None or os.path.lexists(root / "manifest.jsonl"):
         return ManifestSource(root, manifest or "manifest.jsonl", on_bad_sample)
-    if any(root.glob("*.tar")):
+    survey = Survey.of(root)
+    if survey.n_shards:
         source = ShardSource(root, on_bad_sample)
-    elif contains_images(root):
+        _say_of_shards(source, survey)
+    elif survey.n_images:
         source = FolderSource(root, on_bad_sample)
     else:
+        seen = survey.unread(tables=True)
+        if seen:
+            raise UserError(f"`data_dir` {root}: no {_FORMS}, but {seen}")
         return None
     if source.n_left_out:
         logger.warning("%s: %d images without text left out", source.name, source.n_left_out)
+    if unread := survey.unread(tables=False):
+        logger.warning("%s: not read: %s", source.name, unread)
     return source
+
+
+def _say_of_shards(source: ShardSource, survey: Survey) -> None:
+    """What lies in the shards and beside them without being a sample."""
+    if source.n_folders > 1:
+        logger.info("%s: the shards of %d folders are one data set", source.name, source.n_folders)
+    if source.n_further:
+        logger.warning("%s: %d more images of samples that have one already left out", source.name, source.n_further)
+    if source.unread:
+        logger.warning("%s: not read in the shards: %s", source.name, described(source.unread))
+    if survey.n_images:
+        logger.warning(
+            "%s: %d image files beside the shards are not read: a directory with *.tar is read as shards alone",
+            source.name, survey.n_images,
+        )  # fmt: skip
 
 
 def open_splits(
@@ -125,8 +158,9 @@ def open_splits(
     for name, part, way in (("validation", val_part, "raise"), ("training", train_part, "lower")):
         if not len(part):
             raise UserError(
-                f"{source.name}: none of {len(found)} samples falls to the {name} side of the split by "
-                f"hash: {way} `val_fraction` (now {val_fraction}), give more data, or write a val.jsonl"
+                f"{source.name}: none of {len(found)} samples falls to the {name} side of the split by hash, as "
+                f"samples of one image stay together: {way} `val_fraction` (now {val_fraction}), give more data, or "
+                "write a val.jsonl"
             )
     return DataSplits(train=source, train_indices=found[train_part], val=source, val_indices=found[val_part])
 
@@ -157,9 +191,9 @@ def _warn_synthetic(data_dir: str | Path | None) -> None:
         logger.warning("no `data_dir`: training on SYNTHETIC scenes (coloured shapes), not on real data")
     else:
         logger.warning(
-            "%s holds no manifest.jsonl, no *.tar shards and no image-text pairs (x.jpg + x.txt): training "
-            "on SYNTHETIC scenes (coloured shapes), not on real data",
+            "%s holds no %s: training on SYNTHETIC scenes (coloured shapes), not on real data",
             data_dir,
+            _FORMS,
         )
 
 

@@ -24,7 +24,8 @@ def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDAr
         val_fraction: the expected share of groups held out, from 0 up to, but not including, 1.
 
     Returns:
-        Indices of the training samples and of the validation samples, each ascending.
+        Indices of the training samples and of the validation samples, each ascending. Where there are two groups or
+        more, neither side is empty, unless `val_fraction` is 0: the group that comes nearest to it goes there.
 
     Raises:
         UserError: `val_fraction` is no such share.
@@ -32,6 +33,11 @@ def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDAr
     if not 0 <= val_fraction < 1:
         raise UserError(f"`val_fraction` {val_fraction}: expected a share from 0 up to, but not including, 1")
     held_out = hashes < np.uint64(int(val_fraction * 2**64))
+    if val_fraction and len(hashes) and hashes.min() < hashes.max():
+        if not held_out.any():
+            held_out = hashes == hashes.min()
+        elif held_out.all():
+            held_out = hashes < hashes.max()
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

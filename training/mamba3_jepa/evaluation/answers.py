@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.sample import Source, image_to_show
 from mamba3_jepa.evaluation.answer_metrics import AnswerMetrics, answer_metrics
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answer_sheet import answer_sheet
@@ -88,9 +88,8 @@ def write_answer_sheet(answers: Answers, source: Source, path: Path) -> Path:
     captions = [i for i, question in enumerate(answers.questions) if question is None]
     chosen = captions[: max(_CARDS // 3, _CARDS - len(asked))]
     chosen += asked[: _CARDS - len(chosen)]
-    images = [source.sample(answers.index[i]).image for i in chosen]
     return answer_sheet(
-        images=[None if image is None else image() for image in images],
+        images=[image_to_show(source, answers.index[i]) for i in chosen],
         questions=[answers.questions[i] for i in chosen],
         expected=[answers.expected[i] for i in chosen],
         generated=[answers.generated[i] for i in chosen],

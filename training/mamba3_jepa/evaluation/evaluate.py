@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
@@ -50,11 +51,13 @@ class ZeroShotReport:
 class EvaluationReport:
     """Everything one evaluation measured.
 
+    n_skipped: bad samples that were left out.
     generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
     ending. nearest: of the nearest texts instead.
     """
 
     data: str
+    n_skipped: int
     validation: ValidationReport
     nearest: AnswerMetrics
     generated: AnswerMetrics | None
@@ -115,11 +118,15 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         on_bad_sample=settings.on_bad_sample,
     )
     collected = collect(model, loader, model.device)
+    LeftOut().say(source.name, collected.bad)
+    if not collected.texts:
+        raise UserError(f"{source.name}: not one of {len(collected.bad)} samples could be read")
     for what, embeddings in (("predicted", collected.predicted), ("target", collected.target)):
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
     answers, unfinished = _answers(model, collected, settings)
     report = EvaluationReport(
         data=source.name,
+        n_skipped=len(collected.bad),
         validation=evaluate(collected),
         nearest=answers.nearest_metrics(),
         generated=None if unfinished is None else answers.metrics(),
@@ -196,6 +203,7 @@ def _write(
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
         values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
+        values["skipped_samples"] = report.n_skipped
         values |= report.metrics() | {"by_type": report.by_type()}
         write_json(settings.output, finite_or_null(values))  # the uniformity of a single text is NaN
     if settings.contact_sheet is not None:

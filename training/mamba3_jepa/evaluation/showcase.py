@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.sample import Source, image_to_show
 from mamba3_jepa.evaluation.contact_sheet import contact_sheet
 from mamba3_jepa.evaluation.retrieval import distinct, top_texts
 from mamba3_jepa.evaluation.validate import Collected
@@ -23,9 +23,8 @@ def write_contact_sheet(collected: Collected, source: Source, path: Path) -> Pat
     chosen = captions[: _CARDS - min(half, len(questions))]
     chosen += questions[: _CARDS - len(chosen)]
     nearest = {i: texts for rows in (captions, questions) for i, texts in _nearest(collected, rows, chosen)}
-    samples = [source.sample(int(collected.index[i])) for i in chosen]
     return contact_sheet(
-        images=[None if sample.image is None else sample.image() for sample in samples],
+        images=[image_to_show(source, int(collected.index[i])) for i in chosen],
         questions=[collected.questions[i] for i in chosen],
         expected=[collected.texts[i] for i in chosen],
         retrieved=[nearest[i] for i in chosen],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Collected:
     questions: list[str | None]  # N; None for captions
     index: Tensor  # (N,) int64, the samples' numbers in their source
     gate_activity: Tensor | None  # (n_layers,) mean over the samples; None without ANGN
+    bad: list[str] = field(default_factory=list)  # what was wrong with each sample that was left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,10 @@ def collect(
     activity = None if model.angn is None else torch.zeros(model.config.predictor.n_layers)
     texts: list[str] = []
     questions: list[str | None] = []
+    bad: list[str] = []
     with eval_mode(model), precision or nullcontext():
         for batch in batches:
+            bad += batch.bad
             if len(batch) == 0:
                 continue
             batch = batch.to(device)
@@ -132,6 +135,7 @@ def collect(
         texts=texts,
         questions=questions,
         index=torch.cat(index),
+        bad=bad,
         gate_activity=None if activity is None else activity / max(1, len(texts)),
     )
 
@@ -146,6 +150,7 @@ def merge(parts: Sequence[Collected]) -> Collected:
         texts=[text for part in parts for text in part.texts],
         questions=[question for part in parts for question in part.questions],
         index=torch.cat([part.index for part in parts]),
+        bad=[message for part in parts for message in part.bad],
         gate_activity=torch.stack(activity).sum(dim=0) if activity else None,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
 from mamba3_jepa.data.sample import OnBadSample
+from mamba3_jepa.data.survey import described, looks_like_samples, suffix_of, walk_visible
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
@@ -42,19 +44,26 @@ class NamedEmbeddings:
 
 
 def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
-    """The given files, then every image under the folder, sorted by path.
+    """The given files, then every image under the folder that is not hidden, sorted by path.
+
+    What looks like an image and is not read is said, with its number.
 
     Raises:
-        UserError: no image at all, or no such folder.
+        UserError: no image at all, or no such folder, or one that cannot be read.
     """
     found = list(images)
     if image_dir is not None:
         if not image_dir.is_dir():
             raise UserError(f"`image_dir` {image_dir}: there is no such folder")
-        walked = [Path(folder) / name for folder, _, names in os.walk(image_dir) for name in names]
-        inside = sorted((path for path in walked if path.suffix.lower() in IMAGE_SUFFIXES), key=_bytes)
+        walked = [image_dir / folder / name for folder, names in walk_visible(image_dir) for name in names]
+        inside = sorted((path for path in walked if suffix_of(path.name) in IMAGE_SUFFIXES), key=_bytes)
+        suffixes = Counter(suffix_of(path.name) for path in walked)
+        unread = described({suffix: n for suffix, n in suffixes.items() if looks_like_samples(suffix)})
         if not inside:
-            raise UserError(f"`image_dir` {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+            seen = f", but {unread}" if unread else ""
+            raise UserError(f"`image_dir` {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)}){seen}")
+        if unread:
+            logger.warning("%s: not read: %s", path_text(image_dir), unread)
         found += inside
     if not found:
         raise UserError("no images: give `images` or `image_dir`")

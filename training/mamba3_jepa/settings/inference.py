@@ -84,7 +84,7 @@ class ImageSettings(ModelSettings):
     images: _Paths = ()
     """Image files."""
     image_dir: _Path = None
-    """A folder; every image in it and in the folders under it is taken."""
+    """A folder; every image in it and in the folders under it is taken, hidden ones aside."""
     batch_size: int = 32
     """Images computed at once."""
     on_bad_sample: Literal["error", "skip"] = "error"
@@ -220,7 +220,7 @@ class EvaluateSettings:
     workers: int = 0
     """Data-loading processes."""
     on_bad_sample: Literal["error", "skip"] = "error"
-    """An unreadable image is an error, or is left out with a warning."""
+    """An unreadable image or text is an error, or is left out with a warning."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
     labels: _Path = None

@@ -63,7 +63,7 @@ class TrainSettings:
     workers: _Int = None
     """Data-loading processes per training process; default: the CPU cores beyond two, at most 8."""
     on_bad_sample: Literal["error", "skip"] = "error"
-    """An unreadable image stops the run, or is skipped, counted and reported."""
+    """An unreadable image or text stops the run, or is skipped, counted once and reported."""
     val_fraction: float = 0.02
     """Share of the data held out for validation (by hash), unless val.jsonl is there."""
     val_samples: _Int = None

@@ -66,6 +66,15 @@ def all_gather_object(value: Any) -> list[Any]:
     return values
 
 
+def sum_over_ranks(counts: Tensor) -> Tensor:
+    """The sum of every rank's `counts`, without a gradient."""
+    if world_size() == 1:
+        return counts
+    total = counts.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
     """For each flag, whether it is set on at least one rank: all ranks then take the same decision."""
     if world_size() == 1:

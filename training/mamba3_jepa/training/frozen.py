@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba3_jepa.data.batch import Batch
+from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
@@ -213,8 +214,7 @@ def _assemble(parts: list[Part], model: Mamba3Jepa, source: Source) -> FrozenOut
         bad=[text for part in parts for text in part.bad],
         n_truncated=sum(part.n_truncated for part in parts),
     )
-    if outputs.bad:
-        logger.warning("%s: %d bad samples skipped, the first: %s", source.name, len(outputs.bad), outputs.bad[0])
+    LeftOut().say(source.name, outputs.bad)  # several samples may be made of one that is bad
     if outputs.n_truncated:
         logger.warning("%s: %d texts longer than the token limit were cut", source.name, outputs.n_truncated)
     if not len(outputs):

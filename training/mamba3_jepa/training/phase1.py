@@ -32,7 +32,7 @@ from mamba3_jepa.models.losses import info_nce
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase1Settings
-from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, world_size
+from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, sum_over_ranks, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator
@@ -110,11 +110,12 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
         drop_last=False,
         on_bad_sample=settings.on_bad_sample,
     )
-    tokens = [
-        model.x_encoder(normalize(batch.pixels.to(model.device)))[batch.picture]
-        for batch in loader
-        if len(batch.pixels)
-    ]
+    tokens, bad = [], []
+    for batch in loader:
+        bad += batch.bad
+        if len(batch.pixels):
+            tokens.append(model.x_encoder(normalize(batch.pixels.to(model.device)))[batch.picture])
+    data.left_out.note(bad)  # said with the first epoch, which meets them again
     if tokens:
         model.predictor.whiten_vision(torch.cat(tokens).flatten(0, 1))
 
@@ -142,7 +143,9 @@ def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, 
         return TextTokenizer.from_file(settings.tokenizer)
     trained = ""
     if rank() == 0:
-        texts = [config.query_prompt, *source_texts(data.train, data.train_indices)]
+        bad: list[str] | None = [] if settings.on_bad_sample == "skip" else None
+        texts = [config.query_prompt, *source_texts(data.train, data.train_indices, bad)]
+        data.left_out.say(data.train.name, bad or ())
         trained = TextTokenizer.train(texts, config.vocab_size).to_json()
     return TextTokenizer.from_json(all_gather_object(trained)[0])
 
@@ -165,14 +168,15 @@ class Phase1Objective(nn.Module):
         predicted = model(*batch.inputs()).embedding
         target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
         temperature = self.log_temperature.exp()
+        counts = sum_over_ranks(torch.tensor([len(batch.bad), batch.n_truncated], device=predicted.device))
         contrast = info_nce(all_gather(predicted), all_gather(target), all_gather(batch.target_hash), temperature)
         loss = contrast.loss
         logged = {
             "info_nce": contrast.loss.detach(),
             "accuracy": contrast.accuracy,
             "temperature": temperature.detach(),
-            "skipped_samples": torch.tensor(float(len(batch.bad))),
-            "truncated_texts": torch.tensor(float(batch.n_truncated)),
+            "skipped_samples": counts[0],
+            "truncated_texts": counts[1],
         }
         if model.angn is not None:
             penalty = model.angn.sparsity_penalty()
@@ -201,6 +205,8 @@ class Phase1Task:
         self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)
         self.collected: Collected | None = None
+        self._epoch, self._n_truncated = 0, 0  # of the training batches since all ranks last spoke of them
+        self._bad: list[str] = []
         self._record = data_record(data)
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
@@ -222,20 +228,30 @@ class Phase1Task:
         )
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """This process's batches of `epoch`, without the first `skip`; at the end, says what was left out or cut."""
+        """This process's batches of `epoch`, without the first `skip`."""
         self.loader.set_epoch(epoch, skip)
-        bad: list[str] = []
-        truncated = 0
+        self._epoch = epoch
         try:
             for batch in self.loader:
-                bad += batch.bad
-                truncated += batch.n_truncated
+                self._bad += batch.bad
+                self._n_truncated += batch.n_truncated
                 yield batch
-        finally:
-            if bad:
-                logger.warning("epoch %d: %d bad samples skipped, the first: %s", epoch + 1, len(bad), bad[0])
-            if truncated:
-                logger.warning("epoch %d: %d texts longer than the token limit were cut", epoch + 1, truncated)
+        finally:  # a run that stops here has no validation to come, which would say it of all ranks
+            if rank() == 0:
+                self.data.left_out.say(f"epoch {epoch + 1}", self._bad)
+
+    def _say_left_out(self, validation: list[str]) -> None:
+        """What all ranks have left out or cut in training since the last time, and in this `validation`."""
+        shares = all_gather_object((self._bad, self._n_truncated))
+        self._bad, self._n_truncated = [], 0
+        if rank() != 0:
+            return
+        where = f"epoch {self._epoch + 1}"
+        self.data.left_out.say(where, [message for bad, _ in shares for message in bad])
+        self.data.left_out.say("validation", validation)
+        truncated = sum(count for _, count in shares)
+        if truncated:
+            logger.warning("%s: %d texts longer than the token limit were cut", where, truncated)
 
     def weights(self, batches: Sequence[Batch]) -> list[float]:
         """Micro-batches count alike: each is a contrast of its own."""
@@ -251,6 +267,7 @@ class Phase1Task:
         if self.model.angn is not None:
             self.model.angn.reset_context()  # its moving average is for inference, not for what was measured here
         self.collected = everyone = merge(all_gather_object(mine))
+        self._say_left_out(everyone.bad)
         report = evaluate(everyone)
         metrics = report.metrics()
         metrics["val/loss"] = self._loss(everyone)

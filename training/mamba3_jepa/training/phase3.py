@@ -91,12 +91,12 @@ def train_phase3(settings: Phase3Settings) -> None:
         compile_layers(model)
     train, train_rows = _confusion(data, "train", settings, config.query_prompt)
     val, val_rows = _confusion(data, "val", settings, config.query_prompt)
-    record = data_record(data, start=start, phase=3, confusion=_counts(train))
     demand_one_batch(train.name, len(train_rows), settings)
     train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
     val_data = _outputs(model, val, val_rows, settings, demand_vectors=False)
+    record = data_record(data, start=start, phase=3, confusion=_counts(train_data))
     if run.is_main:
-        _say(model, train, train_data, val_data)
+        _say(model, train_data, val_data)
     fit(Phase3Task(model, train_data, val_data, settings, record), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
@@ -158,15 +158,16 @@ def _outputs(
     )
 
 
-def _counts(source: ConfusionSource) -> dict[str, int]:
-    """Samples of each kind."""
-    return dict(Counter(CONFUSION_KINDS[kind] for kind in source.kinds.tolist()))
+def _counts(data: Phase3Data) -> dict[str, int]:
+    """Samples of each kind, without those that were left out."""
+    return dict(Counter(CONFUSION_KINDS[kind] for kind in data.source.kinds[data.frozen.index.numpy()].tolist()))
 
 
-def _say(model: Mamba3Jepa, source: ConfusionSource, train: Phase3Data, val: Phase3Data) -> None:
+def _say(model: Mamba3Jepa, train: Phase3Data, val: Phase3Data) -> None:
     say_model(model, trained="recursion")
-    kinds = ", ".join(f"{name} {count:,}" for name, count in _counts(source).items())
-    logger.info("data: %s, %d training (%s) and %d validation samples", source.name, len(train), kinds, len(val))
+    kinds = ", ".join(f"{name} {count:,}" for name, count in _counts(train).items())
+    name = train.source.name
+    logger.info("data: %s, %d training (%s) and %d validation samples", name, len(train), kinds, len(val))
 
 
 @dataclass(frozen=True, kw_only=True)

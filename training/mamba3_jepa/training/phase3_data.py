@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import OnBadSample, Sample
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -83,7 +84,7 @@ def phase3_data(
         Interrupted: SIGTERM or Ctrl-C; complete parts are kept.
     """
     # first: what is wrong with it should be said at once
-    given = given_knowledge(model, source, indices, demand_vectors=demand_vectors)
+    given = given_knowledge(model, source, indices, on_bad_sample=on_bad_sample, demand_vectors=demand_vectors)
     frozen = frozen_outputs(
         model,
         source,
@@ -107,11 +108,20 @@ def phase3_data(
 
 
 def given_knowledge(
-    model: Mamba3Jepa, source: ConfusionSource, indices: NDArray[np.int64], *, demand_vectors: bool = True
+    model: Mamba3Jepa,
+    source: ConfusionSource,
+    indices: NDArray[np.int64],
+    *,
+    on_bad_sample: OnBadSample = "error",
+    demand_vectors: bool = True,
 ) -> GivenKnowledge:
     """The knowledge that the data gives with some samples: vectors as they are, texts as the Y-Encoder embeds them.
 
+    With "skip", a sample that cannot be read counts as one without knowledge; it is left out of the frozen model's
+    outputs as well, which say so.
+
     Raises:
+        BadSampleError: a sample cannot be read.
         UserError: a vector has another length than the model's `knowledge_dim`; or that is not `embed_dim`, and there
             is a text, or, with `demand_vectors`, no vector at all; or a number is too large for float32. Names the file
             and line.
@@ -121,7 +131,12 @@ def given_knowledge(
     vectors = torch.zeros(len(index), length)
     texts: dict[str, list[int]] = {}
     for row, i in enumerate(index):
-        sample = source.sample(int(i))
+        try:
+            sample = source.sample(int(i))
+        except BadSampleError:
+            if on_bad_sample == "error":
+                raise
+            continue
         if isinstance(sample.knowledge, str):
             if length != embed_dim:
                 raise UserError(

@@ -79,14 +79,17 @@ impl ImageArgs {
     }
 }
 
-/// Every image file in a folder and in those under it, sorted by path. Links to folders are not followed, and folders
-/// that cannot be read are passed over.
+/// Every image file in a folder and in those under it that is not hidden, sorted by path. Links to folders are not
+/// followed, and folders that cannot be read are passed over.
 fn images_under(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(path),
                 Ok(_) if is_image(&path) && !path.is_dir() => found.push(without_dots(&path)),
@@ -112,10 +115,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         fs::create_dir_all(root.join("b/deep.png")).unwrap();
-        for name in ["c.png", "b/z.JPG", "b/a.webp", "b/notes.txt", "b-a.jpeg", ".png", "b/deep.png/x.png"] {
+        fs::create_dir(root.join(".hidden")).unwrap();
+        let shown = ["c.png", "b/z.JPG", "b/a.webp", "b/notes.txt", "b-a.jpeg", "b/deep.png/x.png", "d.jfif", "e.GIF"];
+        for name in shown.into_iter().chain([".png", "b/._a.webp", ".hidden/a.png"]) {
             fs::write(root.join(name), "").unwrap();
         }
-        let expected = ["b/a.webp", "b/deep.png/x.png", "b/z.JPG", "b-a.jpeg", "c.png"];
+        let expected = ["b/a.webp", "b/deep.png/x.png", "b/z.JPG", "b-a.jpeg", "c.png", "d.jfif", "e.GIF"];
         assert_eq!(images_under(root), expected.map(|name| root.join(name)));
     }
 }

@@ -1,0 +1,123 @@
+"""What lies in a folder, by the names of its files: what can be read, and what only looks like data.
+
+Hidden files and folders, whose names begin with a dot, are nobody's data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mamba3_jepa.data.images import IMAGE_SUFFIXES
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.path_text import path_text
+
+# Suffixes of what looks like data and is not read, with the cure.
+_UNDECODED = "no decoder for them: convert them to JPEG or PNG"
+_COMPRESSED = "samples are read by position, which compression hides: unpack them to .tar"
+_PACKED = "unpack them"
+_MOVING = "samples are single images"
+_TABLE = "list the samples in a manifest.jsonl"
+_ADVICE = {
+    suffix: advice
+    for suffixes, advice in (
+        (".tif .tiff .heic .heif .avif .jxl .jp2 .j2k .ico .tga .pbm .pgm .ppm .pnm .psd .svg .dib .exr", _UNDECODED),
+        (".hdr .dng .cr2 .cr3 .nef .arw .raw", _UNDECODED),
+        (".tar.gz .tgz .tar.bz2 .tbz .tbz2 .tar.xz .txz .tar.zst .tzst .tar.lz4 .tar.z", _COMPRESSED),
+        (".zip .7z .rar .gz .bz2 .xz .zst", _PACKED),
+        (".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg", _MOVING),
+        (".json .jsonl .ndjson .csv .tsv .parquet .arrow .feather .tfrecord .h5 .hdf5 .mdb .npy .npz .pkl", _TABLE),
+    )
+    for suffix in suffixes.split()
+}
+
+
+def suffix_of(name: str) -> str:
+    """The suffix that says what a file is, in lower case, with its dot: ".jpg", ".tar.gz"."""
+    stem, last = os.path.splitext(name.lower())
+    double = os.path.splitext(stem)[1] + last
+    return double if double in _ADVICE else last
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden; "." and ".." are not."""
+    return name.startswith(".") and name not in (".", "..")
+
+
+def looks_like_samples(suffix: str) -> bool:
+    """Whether such files, which are not read, hold images or shards; tables often lie beside what is read."""
+    return _ADVICE.get(suffix, _TABLE) != _TABLE
+
+
+def described(unread: Mapping[str, int]) -> str:
+    """Numbers of files by suffix, with what can be done: "3 .tif, 1 .heic (no decoder ...); 2 .zip (unpack them)"."""
+    by_advice: dict[str, list[str]] = {}
+    for suffix, count in sorted(unread.items(), key=lambda item: (-item[1], item[0])):
+        by_advice.setdefault(_ADVICE[suffix], []).append(f"{count} {suffix}")
+    return "; ".join(f"{', '.join(counts)} ({advice})" for advice, counts in by_advice.items())
+
+
+def walk_visible(
+    root: Path, *, linked: list[str] | None = None, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from `root` down, relative to it ("" for itself), with the sorted names of its visible files.
+
+    Args:
+        linked: takes the relative paths of folders that are links; they are not followed.
+        on_error: called with what kept a folder from being read; without it, that is an error.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    for directory, folders, names in os.walk(root, onerror=on_error or _refuse):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        relative = os.path.relpath(directory, root)
+        relative = "" if relative == os.curdir else relative
+        if linked is not None:
+            linked += [os.path.join(relative, f) for f in folders if os.path.islink(os.path.join(directory, f))]
+        yield relative, sorted(name for name in names if not is_hidden(name))
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{path_text(str(error.filename))}: cannot read the folder: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Visible files of a folder and those below by suffix, and its folders that are links, which are not followed."""
+
+    counts: Counter[str]
+    linked: list[str]
+
+    @staticmethod
+    def of(root: Path) -> Survey:
+        """Look at every name.
+
+        Raises:
+            UserError: a folder cannot be read.
+        """
+        linked: list[str] = []
+        counts = Counter(suffix_of(name) for _, names in walk_visible(root, linked=linked) for name in names)
+        return Survey(counts, linked)
+
+    @property
+    def n_shards(self) -> int:
+        """Files `*.tar`."""
+        return self.counts[".tar"]
+
+    @property
+    def n_images(self) -> int:
+        """Images in files of their own."""
+        return sum(self.counts[suffix] for suffix in IMAGE_SUFFIXES)
+
+    def unread(self, *, tables: bool) -> str:
+        """What looks like data and is not read, in words; empty if nothing does. `tables`: those too."""
+        unread = {suffix: self.counts[suffix] for suffix in self.counts if suffix in _ADVICE}
+        seen = [described({suffix: n for suffix, n in unread.items() if tables or looks_like_samples(suffix)})]
+        if self.linked:
+            first = path_text(self.linked[0])
+            seen.append(f"{len(self.linked)} links to folders, such as {first} (not followed: put the folder there)")
+        return "; ".join(part for part in seen if part)
