@@ -18,7 +18,7 @@ PresetName = Literal["small", "mini", "tiny"]
 
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 
