@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.encodings import read_text_file
 
 # `train` writes the first name of each; the others let tokenizers of other projects be used as they are.
 _SPECIAL_NAMES = {
@@ -87,7 +88,7 @@ class TextTokenizer:
             UserError: the file is missing, is not a tokenizer, or lacks pad, bos or eos.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text_file(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
         return cls.from_json(text, source=str(path))
