@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -35,6 +36,10 @@ def made(kind: type, name: str, value: Any) -> Any:
         given["method"] = "sample"
     if name in ("beams", "length_penalty"):
         given["method"] = "beam"
+    if name == "dt_min":
+        given["dt_max"] = sys.float_info.max
+    if name == "dt_max":
+        given["dt_min"] = sys.float_info.min
     return kind(**given | {name: value})
 
 
@@ -96,6 +101,7 @@ def test_a_range_says_what_it_holds(allowed: Range, text: str) -> None:
         (["prepare", "scenes", "--output", "x", "--image-size", "1"], "--image-size 1: must be at least 16"),
         (["prepare", "scenes", "--output", "x", "--scenes", "0"], "--scenes 0: must be at least 1"),
         (["bench", "layer", "--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["bench", "parity", "--dt-min", "2"], "--dt-min 2.0: must not be above --dt-max 1.5"),
         (["bench", "parity", "--lr", "-inf"], "--lr -inf: must be finite and greater than 0"),
         (["evaluate", "--checkpoint", "x.pt", "--workers", "-1"], "--workers -1: must be at least 0"),
         (["ask", "--checkpoint", "x.pt", "x", "--max-tokens", "0"], "max_tokens is 0, it must be at least 1"),

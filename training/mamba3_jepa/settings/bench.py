@@ -169,6 +169,11 @@ class ParitySettings(Checked):
     output_dir: Path = Path("outputs/parity")
     """Where parity.png and parity.json go."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dt_min > self.dt_max:
+            raise UserError(f"--dt-min {self.dt_min}: must not be above --dt-max {self.dt_max}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RustBenchmarkSettings(Checked):

@@ -66,7 +66,7 @@ class GenerationConfig:
             raise UserError(f"generation: method is {self.method!r}, it must be greedy, sample or beam")
         check_ranges(self, lambda name, value, rule: f"generation: {name} is {value!r}, it {rule}")
         if self.top_p == 0:
-            raise UserError("generation: top_p is 0, it must be greater than 0: no token would be left")
+            raise UserError("generation: top_p is 0.0, it must be greater than 0")
         for each in fields(self):
             method = _BELONGS_TO.get(each.name, self.method)
             if method != self.method and getattr(self, each.name) != each.default:
