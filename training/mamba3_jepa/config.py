@@ -19,7 +19,9 @@ PresetName = Literal["small", "mini", "tiny"]
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-MAX_SIZE = 1 << 24  # of whatever is counted: beyond it nothing fits into a memory
+
+# Beyond these no machine goes; a size that is a slip of the hand is refused before memory is asked for it.
+LARGEST_SIZE, MOST_LAYERS = 10_000_000, 10_000
 
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 
@@ -28,17 +30,17 @@ NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 class Mamba3Config:
     """One Mamba-3 layer; the names are the constructor arguments of `models.mamba3.Mamba3`."""
 
-    d_model: int = Field(gt=0, le=MAX_SIZE)
-    d_state: int = Field(default=128, gt=0, le=MAX_SIZE)
-    expand: int = Field(default=2, gt=0, le=MAX_SIZE)
-    headdim: int = Field(default=64, gt=0, le=MAX_SIZE)
-    ngroups: int = Field(default=1, gt=0, le=MAX_SIZE)
+    d_model: int = Field(gt=0, le=LARGEST_SIZE)
+    d_state: int = Field(default=128, gt=0, le=LARGEST_SIZE)
+    expand: int = Field(default=2, gt=0, le=LARGEST_SIZE)
+    headdim: int = Field(default=64, gt=0, le=LARGEST_SIZE)
+    ngroups: int = Field(default=1, gt=0, le=LARGEST_SIZE)
     rope_fraction: float = 0.5
     a_activation: Literal["heavy_tail", "softplus"] = "heavy_tail"
     is_mimo: bool = False
-    mimo_rank: int = Field(default=4, gt=0, le=MAX_SIZE)
+    mimo_rank: int = Field(default=4, gt=0, le=LARGEST_SIZE)
     is_outproj_norm: bool = False
-    chunk_size: int = Field(default=64, gt=0, le=MAX_SIZE)
+    chunk_size: int = Field(default=64, gt=0, le=LARGEST_SIZE)
 
     def __post_init__(self) -> None:
         if self.rope_fraction not in (0.5, 1.0):
@@ -49,7 +51,7 @@ class Mamba3Config:
 class BackboneConfig:
     """A pre-norm residual stack of `n_layers` equal Mamba-3 layers."""
 
-    n_layers: int = Field(gt=0, le=MAX_SIZE)
+    n_layers: int = Field(gt=0, le=MOST_LAYERS)
     layer: Mamba3Config
 
     @property
@@ -61,14 +63,14 @@ class BackboneConfig:
 class VisionConfig:
     """The X-Encoder: a V-JEPA 2 vision transformer. Sizes in pixels and frames."""
 
-    hidden_size: int = Field(default=1024, gt=0, le=MAX_SIZE)
-    depth: int = Field(default=24, gt=0, le=MAX_SIZE)
-    heads: int = Field(default=16, gt=0, le=MAX_SIZE)
+    hidden_size: int = Field(default=1024, gt=0, le=LARGEST_SIZE)
+    depth: int = Field(default=24, gt=0, le=MOST_LAYERS)
+    heads: int = Field(default=16, gt=0, le=LARGEST_SIZE)
     mlp_ratio: float = Field(default=4.0, gt=0)
-    image_size: int = Field(default=256, gt=0, le=MAX_SIZE)
-    patch_size: int = Field(default=16, gt=0, le=MAX_SIZE)
-    tubelet_size: int = Field(default=2, gt=0, le=MAX_SIZE)
-    frames: int = Field(default=64, gt=0, le=MAX_SIZE)
+    image_size: int = Field(default=256, gt=0, le=LARGEST_SIZE)
+    patch_size: int = Field(default=16, gt=0, le=LARGEST_SIZE)
+    tubelet_size: int = Field(default=2, gt=0, le=LARGEST_SIZE)
+    frames: int = Field(default=64, gt=0, le=LARGEST_SIZE)
     pretrained: bool = False
     """Whether the weights come from a file, rather than from chance; it travels with them through the phases."""
 
@@ -100,9 +102,9 @@ class AngnConfig:
 class RecursionConfig:
     """The confusion monitor and the state injector on the predictor's pooled state."""
 
-    hidden_dim: int = Field(default=256, gt=0, le=MAX_SIZE)
+    hidden_dim: int = Field(default=256, gt=0, le=LARGEST_SIZE)
     """Width of the confusion probe's hidden layer."""
-    knowledge_dim: int | None = Field(default=None, gt=0, le=MAX_SIZE)
+    knowledge_dim: int | None = Field(default=None, gt=0, le=LARGEST_SIZE)
     """Length of a knowledge vector; None: `embed_dim`, what the Y-Encoder gives."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """How much of the smoothed confusion score stays when the next state is observed."""
@@ -117,11 +119,11 @@ class ModelConfig:
     predictor: BackboneConfig
     y_encoder: BackboneConfig
     y_decoder: BackboneConfig
-    prefix_tokens: int = Field(default=8, gt=0, le=MAX_SIZE)
-    embed_dim: int = Field(default=1536, gt=0, le=MAX_SIZE)
-    vocab_size: int = Field(default=32_000, gt=0, le=MAX_SIZE)
-    max_query_tokens: int = Field(default=64, gt=1, le=MAX_SIZE)
-    max_answer_tokens: int = Field(default=64, gt=1, le=MAX_SIZE)
+    prefix_tokens: int = Field(default=8, gt=0, le=LARGEST_SIZE)
+    embed_dim: int = Field(default=1536, gt=0, le=LARGEST_SIZE)
+    vocab_size: int = Field(default=32_000, gt=0, le=LARGEST_SIZE)
+    max_query_tokens: int = Field(default=64, gt=1, le=LARGEST_SIZE)
+    max_answer_tokens: int = Field(default=64, gt=1, le=LARGEST_SIZE)
     query_prompt: str = Field(default=QUERY_PROMPT, min_length=1)
     angn: AngnConfig = Field(default_factory=AngnConfig)
     recursion: RecursionConfig = Field(default_factory=RecursionConfig)

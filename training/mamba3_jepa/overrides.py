@@ -79,7 +79,7 @@ def read_model_config(path: Path) -> ModelConfig:
         UserError: the file cannot be read, or is not a valid configuration; names the key.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"`model_config` {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -14,7 +14,7 @@ from tiny import tiny_model
 
 from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.data import batch as data_batch
-from mamba3_jepa.data.batch import Batch, target_hash
+from mamba3_jepa.data.batch import Batch, target_hash, target_keys
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import Source, source_texts
@@ -160,6 +160,17 @@ def test_the_query_never_contains_the_target(scenes: SceneSource, tokenizer: Tex
     for question, target in zip(asked(batch), batch.targets, strict=True):
         assert target not in ("", question)
         assert len(target.split()) < 3 or target not in question
+
+
+def test_texts_that_are_cut_to_the_same_tokens_are_the_same_text(tokenizer: TextTokenizer) -> None:
+    start = "a small red circle above a blue square, " * 4
+    texts = [start + "and a star", start + "and a moon", start.strip(), "red"]
+    cut = tokenizer.encode(texts, 12)
+    assert cut.n_truncated == 3
+    same = target_keys(tokenizer, cut)
+    assert same[0] == same[1] == same[2] != same[3] == target_hash("red")
+    whole = target_keys(tokenizer, tokenizer.encode(texts, 1000))
+    assert whole == [target_hash(text) for text in texts], "a key of a whole text is that of its letters"
 
 
 def test_target_hash_is_stable_and_non_negative() -> None:

@@ -302,7 +302,7 @@ def test_sampled_answers_follow_the_decoder_and_the_seed(decoder: YDecoder, embe
 def test_bad_settings_name_what_is_wrong() -> None:
     for settings, message in (
         ({"method": "best"}, "method is 'best'"),
-        ({"method": "sample", "temperature": -1.0}, "temperature is -1.0, it must be at least 0"),
+        ({"method": "sample", "temperature": -1.0}, "temperature is -1.0, it must be finite and at least 0"),
         ({"method": "sample", "temperature": math.nan}, "temperature is nan"),
         ({"method": "sample", "top_k": 0}, "top_k is 0"),
         ({"method": "sample", "top_p": 0.0}, "top_p is 0.0"),

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -40,6 +41,13 @@ def test_identical_texts_are_not_negatives() -> None:
     assert float(output.loss.detach()) == 0.0
     assert torch.equal(target.grad, torch.zeros_like(target))
     assert float(output.accuracy) == 1.0
+    assert float(output.negatives) == 0
+
+
+def test_the_negatives_are_counted() -> None:
+    embeddings = F.normalize(torch.randn(5, 4), dim=-1)
+    output = info_nce(embeddings, embeddings, torch.tensor([1, 1, 2, 3, 2]), torch.tensor(0.07))
+    assert float(output.negatives) == pytest.approx((3 + 3 + 3 + 4 + 3) / 5)
 
 
 def test_an_empty_batch_teaches_nothing() -> None:

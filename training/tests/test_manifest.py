@@ -134,7 +134,100 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     assert [source.sample(i).question for i in range(2)] == ["a", "c"]
 
 
+WIDE = ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
+AWKWARD = ["caf\u00e9 \U0001f600", "\u0a0a and \u0d0a: bytes of line ends", "\u2028 is no line end", "d"]
+
+
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_manifest_as_powershell_writes_it(tmp_path: Path, encoding: str, end: str) -> None:
+    lines = [json.dumps({"image": None, "query": text, "answer": "b"}, ensure_ascii=False) for text in AWKWARD]
+    (tmp_path / "manifest.jsonl").write_bytes(("\ufeff" + end.join([*lines[:2], "", *lines[2:]])).encode(encoding))
+    source = pickle.loads(pickle.dumps(ManifestSource(tmp_path)))
+    assert [source.sample(i).question for i in (3, 0, 2, 1)] == [AWKWARD[i] for i in (3, 0, 2, 1)]
+    assert "line 4" in source.sample(2).meta["origin"], "blank lines count as lines"
+    (tmp_path / "utf8").mkdir()
+    _write(tmp_path / "utf8", *lines)
+    assert ManifestSource(tmp_path / "utf8").group_hashes().tolist() == source.group_hashes().tolist()
+
+
+def test_utf_16_without_its_mark_is_known_by_its_first_brace(tmp_path: Path) -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "manifest.jsonl").write_bytes('{"image": null, "query": "\u00e9"}\n'.encode(encoding))
+        assert ManifestSource(tmp_path).sample(0).question == "\u00e9"
+
+
+def test_a_manifest_that_is_no_text_says_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_bytes('\ufeff{"image": null'.encode("utf-16-le") + b"\x00\xd8\x41")
+    with pytest.raises(UserError, match=r"manifest.jsonl: not UTF-16 text .*; save it as UTF-8"):
+        ManifestSource(tmp_path)
+
+
+def test_a_caption_in_utf_16(tmp_path: Path) -> None:
+    _image(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("\ufeffein Foto, \u00fcber\r\n".encode("utf-16-le"))
+    assert FolderSource(tmp_path).sample(0).target == "ein Foto, \u00fcber"
+
+
+def test_paths_of_windows(tmp_path: Path) -> None:
+    _image(tmp_path / "images/a/001.jpg", "red")
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions/001.txt").write_text("a red picture")
+    _write(
+        tmp_path,
+        {"image": "images\\a\\001.jpg", "text": "captions\\001.txt"},
+        {"image": ".\\images\\a/001.jpg", "question": "Red?", "answer": "yes\\no"},
+        {"image": "images/a/001.jpg", "text": "a C:\\path in a text"},
+    )
+    source = ManifestSource(tmp_path)
+    assert [source.sample(i).target for i in range(3)] == ["a red picture", "yes\\no", "a C:\\path in a text"]
+    first = source.sample(0).image
+    assert first is not None
+    assert first().getpixel((3, 3))[0] > 250
+    assert [source.group(i) for i in range(3)] == ["images/a/001.jpg"] * 3, "one picture, on one side of the split"
+    assert len(set(source.group_hashes().tolist())) == 1
+
+
+def test_a_backslash_in_a_name_that_is_there_is_a_backslash(tmp_path: Path) -> None:
+    for name, colour in (("a\\b.png", "red"), ("a/b.png", "blue")):
+        _image(tmp_path / name, colour)
+    _write(tmp_path, {"image": "a\\b.png", "text": "x"})
+    image = ManifestSource(tmp_path).sample(0).image
+    assert image is not None
+    assert image().getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_id_and_meta_are_kept_and_used_for_nothing(tmp_path: Path) -> None:
+    given: list[Any] = [7, "x", None, {"source": ["a", {"b": 1.5}], "ok": True}]
+    plain = {"image": None, "query": "Who?", "answer": "Me"}
+    _write(tmp_path, *({**plain, "id": value, "meta": value} for value in given))
+    source = ManifestSource(tmp_path)
+    assert [source.record(i).id for i in range(4)] == [source.record(i).meta for i in range(4)] == given
+    assert source.sample(3).meta["meta"] == given[3]
+    assert len(set(source.group_hashes().tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("Image", "image"), ("img", "image"), ("file_name", "image"), ("caption", "text"), ("texts", "text"),
+     ("anwser", "answer"), ("answers", "answer"), ("label", "answer"), ("questions", "question"), ("prompt", "query"),
+     ("metadata", "meta"), ("confuse", "confused"), ("tool", "tool_used"), ("ID", "id")],
+)  # fmt: skip
+def test_an_unknown_field_near_a_known_one_is_answered_with_that(field: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf'm line 2: unknown field "{field}" \(is "{meant}" meant\?\); the fields are'):
+        parse_record(json.dumps({field: "x", "query": "x"}), "m line 2")
+
+
+def test_an_unknown_field_like_no_other_is_answered_with_all() -> None:
+    with pytest.raises(UserError, match='unknown field "width"; the fields are image, text'):
+        parse_record('{"width": 3}', "m line 2")
+
+
 MALFORMED = [
+    ('{"image": "..\\\\a.png", "text": "x"}', r"line 2: .*leaves the data directory"),
+    ('{"image": "C:\\\\data\\\\a.png", "text": "x"}', r"line 2: .*is an absolute path of Windows"),
+    ('{"image": "\\\\\\\\host\\\\a.png", "text": "x"}', r"line 2: .*is an absolute path of Windows"),
+    ('{"image": "gone\\\\a.png", "text": "x"}', r'line 2: field "image": there is no file .*gone/a\.png'),
     ('{"image": "a.png", "text": "x"', r"line 2: not valid JSON"),
     ('{"image": "a.png", "text": "x"} trailing', r"line 2: not valid JSON"),
     ('["a.png", "x"]', r"line 2: expected a JSON object"),

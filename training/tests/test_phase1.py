@@ -258,7 +258,7 @@ def test_a_bad_image_stops_the_run_with_its_path(tmp_path: Path, capfd: pytest.C
 BAD_ARGUMENTS = {
     "unknown flag": (["--colour", "red"], "colour"),
     "not a number": (["--epochs", "many"], "epochs"),
-    "zero": (["--grad-accum", "0"], "--grad-accum 0: must be greater than 0"),
+    "zero": (["--grad-accum", "0"], "--grad-accum 0: must be at least 1"),
     "batch larger than the data": (["--batch-size", "4000"], "larger than the 48 samples"),
     "accumulation larger than the epoch": (["--grad-accum", "50"], "lower --batch-size or --grad-accum"),
     "no such data": (["--data-dir", "/nowhere"], "there is no such directory"),

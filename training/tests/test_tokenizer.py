@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mamba3_jepa.data.tokenizer import MIN_VOCAB_SIZE, TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -117,7 +117,7 @@ def test_files_that_are_refused(tokenizer: TextTokenizer, tmp_path: Path) -> Non
         TextTokenizer.from_file(broken)
     plain = tmp_path / "plain.json"
     plain.write_text(Tokenizer(models.BPE()).to_str(), encoding="utf-8")
-    with pytest.raises(UserError, match=r"plain\.json.*no pad token"):
+    with pytest.raises(UserError, match=r"plain\.json.*no eos token"):
         TextTokenizer.from_file(plain)
     without_eos = tmp_path / "without_eos.json"
     without_eos.write_text(tokenizer.to_json().replace("<eos>", "<end>"), encoding="utf-8")
@@ -129,3 +129,100 @@ def test_names_of_other_projects_are_understood(tokenizer: TextTokenizer) -> Non
     state = json.loads(tokenizer.to_json().replace("<pad>", "[PAD]").replace("<bos>", "<s>").replace("<eos>", "</s>"))
     copy = TextTokenizer.from_json(json.dumps(state))
     assert (copy.pad_id, copy.bos_id, copy.eos_id) == (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def of_another_project(layout: str) -> str:
+    """A tokenizer.json laid out as GPT-2's, GPT-NeoX's, CLIP's or Llama's, with few tokens."""
+    specials = {
+        "GPT-2": ["<|endoftext|>"],
+        "GPT-NeoX": ["<|endoftext|>", "<|padding|>"],
+        "CLIP": ["<|startoftext|>", "<|endoftext|>"],
+        "Llama": ["<unk>", "<s>", "</s>"],
+    }[layout]
+    first = BYTES
+    if layout == "CLIP":
+        first = [*BYTES, *(f"{letter}</w>" for letter in BYTES)]
+    elif layout == "Llama":
+        first = [*(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *map(chr, range(97, 123))]
+    at_the_end = layout != "Llama"
+    tokens = [*first, *specials] if at_the_end else [*specials, *first]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if layout == "CLIP":
+        model = models.BPE(vocab, [], unk_token="<|endoftext|>", end_of_word_suffix="</w>")
+        made = Tokenizer(model)
+        made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(r"'s|'t|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        made.decoder = decoders.ByteLevel()
+        made.post_processor = processors.RobertaProcessing(
+            ("<|endoftext|>", vocab["<|endoftext|>"]), ("<|startoftext|>", vocab["<|startoftext|>"])
+        )
+    elif layout == "Llama":
+        made = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        made.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        made.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
+        )
+    else:
+        made = Tokenizer(models.BPE(vocab, []))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(specials)
+    return made.to_str()
+
+
+@pytest.mark.parametrize(
+    ("layout", "pad", "bos", "eos"),
+    [
+        ("GPT-2", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
+        ("GPT-NeoX", "<|padding|>", "<|endoftext|>", "<|endoftext|>"),
+        ("CLIP", "<|endoftext|>", "<|startoftext|>", "<|endoftext|>"),
+        ("Llama", "</s>", "<s>", "</s>"),
+    ],
+)
+def test_tokenizers_of_other_projects_are_used_as_they_are(
+    layout: str, pad: str, bos: str, eos: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(of_another_project(layout), encoding="utf-8")
+    library = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    read = TextTokenizer.from_file(tmp_path / "tokenizer.json")
+    assert (read.pad_id, read.bos_id, read.eos_id) == tuple(map(library.token_to_id, (pad, bos, eos)))
+    texts = ["a red circle", "red", f"what is {eos}"]
+    encoded = read.encode(texts, 64)
+    for text, ids, mask in zip(texts, encoded.ids, encoded.mask, strict=True):
+        inside = ids[mask][1:-1].tolist()
+        assert (ids[0], ids[mask][-1]) == (read.bos_id, read.eos_id)
+        assert (ids[~mask] == read.pad_id).all()
+        assert not {read.bos_id, read.eos_id} & set(inside), "a text never gives a special token"
+        assert inside == library.encode(text, add_special_tokens=False).ids or eos in text
+    assert read.decode(encoded.ids[0]).replace("</w>", " ").strip() == "a red circle"
+    assert read.vocab_size == library.get_vocab_size()
+    assert torch.equal(pickle.loads(pickle.dumps(read)).encode(texts, 64).ids, encoded.ids)
+
+
+@pytest.mark.parametrize("layout", ["GPT-2", "GPT-NeoX", "CLIP", "Llama"])
+def test_a_tokenizer_of_another_project_goes_through_two_phases_and_the_export(layout: str, tmp_path: Path) -> None:
+    from mamba3_jepa.cli.main import main
+
+    (tmp_path / "tokenizer.json").write_text(of_another_project(layout), encoding="utf-8")
+    few = ["--tiny", "--cpu", "--synthetic-scenes", "8", "--val-samples", "6", "--max-steps", "2", "--batch-size", "4"]
+    first, second, weights = tmp_path / "1", tmp_path / "2", tmp_path / "weights"
+    given = ["--tokenizer", str(tmp_path / "tokenizer.json"), "--output-dir", str(first)]
+    assert main(["train-jepa", *few, *given]) == 0
+    given = ["--phase1-checkpoint", str(first / "phase1_best.pt"), "--output-dir", str(second)]
+    assert main(["train-decoder", *few, *given]) == 0
+    checkpoint = ["--checkpoint", str(second / "phase2_best.pt")]
+    assert main(["export", *checkpoint, "--output", str(weights), "--x-encoder", "--verify"]) == 0
+    read = TextTokenizer.from_file(weights / "tokenizer.json")
+    tokens = json.loads((weights / "config.json").read_text())["tokens"]
+    assert tokens == {"pad": read.pad_id, "bos": read.bos_id, "eos": read.eos_id}

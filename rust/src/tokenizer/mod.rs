@@ -14,8 +14,9 @@ use tokenizers::{ModelWrapper, Tokenizer as Library};
 use crate::error::{Error, LoadError};
 use crate::texts::distinct;
 
-/// What the special tokens may be called; the first that the vocabulary has counts.
-const PAD: [&str; 3] = ["<pad>", "[PAD]", "<|pad|>"];
+/// What the special tokens may be called; the first that the vocabulary has counts. Where there is none, eos stands in for
+/// pad, which is masked wherever it stands, and for bos, which only has to be the same each time.
+const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
 const BOS: [&str; 7] = ["<bos>", "<s>", "[BOS]", "[CLS]", "<|bos|>", "<|startoftext|>", "<|begin_of_text|>"];
 const EOS: [&str; 7] = ["<eos>", "</s>", "[EOS]", "[SEP]", "<|eos|>", "<|endoftext|>", "<|end_of_text|>"];
 
@@ -28,7 +29,8 @@ pub struct Encoded {
     pub truncated: bool,
 }
 
-/// A tokenizer with known pad, bos and eos; every encoded text is `[bos] ... [eos]`.
+/// A tokenizer with known pad, bos and eos; every encoded text is `[bos] ... [eos]`. One token may be several of them:
+/// GPT-2 and GPT-NeoX begin and end with `<|endoftext|>`, CLIP and Llama have no pad.
 ///
 /// The text never gives a special token: `<eos>` typed by somebody is encoded as five ordinary characters.
 ///
@@ -57,8 +59,7 @@ impl Tokenizer {
     /// `Strip` with a `stop` are not read.
     ///
     /// # Errors
-    /// [`LoadError::Read`] if the file cannot be read, [`LoadError::Damaged`] if it is not a tokenizer or lacks pad, bos
-    /// or eos.
+    /// [`LoadError::Read`] if the file cannot be read, [`LoadError::Damaged`] if it is not a tokenizer or lacks eos.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Tokenizer, LoadError> {
         let path = path.as_ref();
         check_size(path)?;
@@ -69,7 +70,7 @@ impl Tokenizer {
     /// The tokenizer whose JSON is in `json`; `path` only names it in messages.
     ///
     /// # Errors
-    /// [`LoadError::Damaged`] if it is not a tokenizer or lacks pad, bos or eos.
+    /// [`LoadError::Damaged`] if it is not a tokenizer or lacks eos.
     pub fn from_bytes(path: impl AsRef<Path>, json: &[u8]) -> Result<Tokenizer, LoadError> {
         let path = path.as_ref();
         let invalid =
@@ -86,13 +87,11 @@ impl Tokenizer {
         library.with_padding(None);
         library.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
         library.set_encode_special_tokens(true);
-        let special = |role: &str, names: &[&str]| {
-            names.iter().find_map(|name| library.token_to_id(name)).ok_or_else(|| {
-                let names = names.join(", ");
-                damaged(path, &format!("it has no {role} token; add one of {names} to it as a special token"))
-            })
-        };
-        let (pad_id, bos_id, eos_id) = (special("pad", &PAD)?, special("bos", &BOS)?, special("eos", &EOS)?);
+        let special = |names: &[&str]| names.iter().find_map(|name| library.token_to_id(name));
+        let eos_id = special(&EOS).ok_or_else(|| {
+            damaged(path, &format!("it has no eos token; add one of {} to it as a special token", EOS.join(", ")))
+        })?;
+        let (pad_id, bos_id) = (special(&PAD).unwrap_or(eos_id), special(&BOS).unwrap_or(eos_id));
         let largest = library.get_vocab(true).into_values().max().unwrap_or(0);
         let vocab_size = usize::try_from(largest).map_or(usize::MAX, |id| id.saturating_add(1));
         let unknown = unknown_token(&library);

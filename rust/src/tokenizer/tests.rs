@@ -96,15 +96,39 @@ fn reads_the_names_and_kinds_of_other_projects() {
     assert_eq!(tokenizer.decode(&[1, 4, 5, 2]).unwrap(), "reds");
 }
 
-#[test]
-fn says_which_special_token_is_missing() {
-    let message = message(|value| {
-        value["added_tokens"][1]["content"] = json!("<begin>");
+/// The tiny tokenizer with other names for its special tokens; those without a name are ordinary then.
+fn renamed(names: [Option<&str>; 3]) -> Value {
+    let mut value = tiny();
+    for (id, old) in ["<pad>", "<bos>", "<eos>"].into_iter().enumerate() {
+        let name = names[id].map_or_else(|| format!("ordinary{id}"), String::from);
         let vocab = value["model"]["vocab"].as_object_mut().unwrap();
-        let id = vocab.remove("<bos>").unwrap();
-        vocab.insert("<begin>".into(), id);
-    });
-    assert!(message.contains("it has no bos token; add one of <bos>, <s>, "), "{message}");
+        vocab.remove(old);
+        vocab.insert(name.clone(), json!(id));
+        value["added_tokens"][id]["content"] = json!(name);
+    }
+    value
+}
+
+#[test]
+fn one_token_may_be_several_of_pad_bos_and_eos() {
+    for (layout, names, expected) in [
+        ("GPT-NeoX", [Some("<|padding|>"), None, Some("<|endoftext|>")], (0, 2, 2)),
+        ("CLIP", [None, Some("<|startoftext|>"), Some("<|endoftext|>")], (2, 1, 2)),
+        ("Llama", [None, Some("<s>"), Some("</s>")], (2, 1, 2)),
+        ("GPT-2", [None, None, Some("<|endoftext|>")], (2, 2, 2)),
+    ] {
+        let tokenizer = read(&renamed(names)).unwrap();
+        assert_eq!((tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id()), expected, "{layout}");
+        let ids = tokenizer.encode("hello red", 64).unwrap().ids;
+        assert_eq!(ids, [expected.1, 262, 265, 2], "{layout}");
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "hello red", "{layout}");
+    }
+}
+
+#[test]
+fn says_that_eos_is_missing() {
+    let message = message(|value| *value = renamed([Some("<pad>"), Some("<bos>"), None]));
+    assert!(message.contains("it has no eos token; add one of <eos>, </s>, "), "{message}");
 }
 
 /// Each of these made the library panic, loop, or take memory without end.

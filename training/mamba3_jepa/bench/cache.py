@@ -74,7 +74,6 @@ def run_cache_benchmark(settings: CacheBenchmarkSettings) -> CacheBenchmark:
     Raises:
         UserError: impossible settings, or a device that is not there.
     """
-    settings.check()
     device = checked_device(settings.device)
     torch.set_num_threads(settings.threads)
     batch_size = settings.batch_size or Phase2Settings().resolved(settings.preset).batch_size or 1

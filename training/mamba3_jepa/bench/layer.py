@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba3_jepa.bench.hardware import hardware
+from mamba3_jepa.device import checked_device
 from mamba3_jepa.models import mamba3
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.scan import sequential_scan
@@ -64,7 +65,12 @@ class LayerBenchmark:
 
 
 def run_layer_benchmark(settings: LayerBenchmarkSettings) -> LayerBenchmark:
-    """Measure every candidate that is there, then the scaling with length."""
+    """Measure every candidate that is there, then the scaling with length.
+
+    Raises:
+        UserError: there is no such device, or the sizes do not go together.
+    """
+    checked_device(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     candidates = dict(_candidates(settings))

@@ -70,7 +70,7 @@ def _knowledge(settings: AskSettings) -> Knowledge | None:
 def _read_vector(path: Path) -> list[float]:
     expected = "expected a .npy file with one row of numbers, or a JSON list of numbers"
     try:
-        values = _read_npy(path) if path.suffix == ".npy" else json.loads(path.read_text(encoding="utf-8"))
+        values = _read_npy(path) if path.suffix == ".npy" else json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot read the knowledge vector: {error.strerror or error}") from error
     except (ValueError, RecursionError, TokenError) as error:  # the last from headers that are no Python

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
-from mamba3_jepa.cli.output import table, write_out
+from mamba3_jepa.cli.output import show, table, write_out
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import embed_images, find_images, texts_or_file
 from mamba3_jepa.inference.opening import open_model
@@ -40,4 +38,4 @@ def run_classify(settings: ClassifySettings) -> None:
         for name, ranked in zip(images.names, best, strict=True)
         for number, (label, probability) in enumerate(ranked)
     ]
-    Console().print(table(("image", "label", "probability"), rows))
+    show(table(("image", "label", "probability"), rows))

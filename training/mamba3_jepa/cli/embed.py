@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mamba3_jepa.cli.output import printable, write_line
-from mamba3_jepa.files.path_text import path_text
+from mamba3_jepa.cli.output import say
 from mamba3_jepa.inference.embeddings import (
     NamedEmbeddings,
     embed_images,
@@ -36,5 +35,5 @@ def run_embed(settings: EmbedSettings) -> None:
         groups["texts"] = embed_texts(model, texts)
     written = write_embeddings(settings.output, groups)
     counts = " and ".join(f"{len(group.names)} {name}" for name, group in groups.items())
-    files = ", ".join(map(path_text, written))
-    write_line(printable(f"{counts}, {model.config.embed_dim} numbers each: {files}"))
+    files = ", ".join(map(str, written))
+    say(f"{counts}, {model.config.embed_dim} numbers each: {files}")

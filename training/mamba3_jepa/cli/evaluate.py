@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
-from mamba3_jepa.cli.output import table
+from mamba3_jepa.cli.output import say, show, table
 from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint
 from mamba3_jepa.settings.inference import EvaluateSettings
 
@@ -21,11 +19,10 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
     by_type = [name for name in numbers if name.startswith("exact_match_")]  # they have a table of their own
     rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in by_type]
-    console = Console()
-    console.print(report.data, markup=False, highlight=False, soft_wrap=True)
-    console.print(table(("metric", "value"), rows))
+    say(report.data)
+    show(table(("metric", "value"), rows))
     if report.nearest.by_type:
-        console.print(table(*_types(report)))
+        show(table(*_types(report)))
 
 
 def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:

@@ -15,7 +15,6 @@ from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
 from mamba3_jepa.config import preset
 from mamba3_jepa.files.json_file import finite_or_null
-from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.overrides import flattened, keys, type_name
 from mamba3_jepa.settings.export import ExportSettings, InspectSettings
 
@@ -33,7 +32,7 @@ def export(settings: Annotated[ExportSettings, tyro.conf.arg(name="")]) -> None:
         table.add_row(file.path.name, f"{file.tensors}", f"{file.parameters:,}", f"{file.size:,}")
     console.print(table)
     golden = f", with inputs and outputs of {len(report.golden)} components in golden/" if report.golden else ""
-    output.write_line(printable(f"written to {path_text(settings.output)}{golden}"))
+    output.say(f"written to {settings.output}{golden}")
     if report.differences:
         table = Table("verified", _right("largest difference"), _right("allowed"), box=box.SIMPLE)
         for difference in report.differences:
@@ -62,7 +61,7 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     heading = f"{found['file']}: {found['kind']}, {found['bytes']:,} bytes"
     if found["kind"] == "checkpoint":
         heading += f", phase {found['phase']}, {'resumable' if found['resumable'] else 'weights only'}"
-    output.write_line(printable(heading))
+    output.say(heading)
     descriptions = found.get("metadata", {}).get("tensors")  # golden files say what each tensor is
     if isinstance(descriptions, dict):
         del found["metadata"]["tensors"]

@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.cli.flags import FlagFilter, with_flags
+from mamba3_jepa.cli.output import open_streams, printable
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.settings.inference import (
@@ -33,6 +34,8 @@ from mamba3_jepa.settings.inference import (
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
 from mamba3_jepa.training.interrupt import Interrupted
 
+# what a standard output says that cannot be written: a full disk or quota, a terminal that is gone
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, which Windows lacks
 
 app = tyro.extras.SubcommandApp()
@@ -123,6 +126,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
 
     0 done, 2 user error, 128 + signal when interrupted, 141 (128 + SIGPIPE) when nobody reads the output any more.
     """
+    open_streams()
     _set_up_logging()
     try:
         with _ending_at_sigterm(), _failing_output():
@@ -142,7 +146,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _print_error(f"out of memory: {' '.join(str(error).split()) or 'none is left'}; use smaller sizes or batches")
+        return 2
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python and NumPy, torch on the CPU, or torch on a GPU; torch itself may not be loaded."""
+    said = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError) or said or type(error).__name__ == "OutOfMemoryError"
 
 
 class _Terminated(BaseException):
@@ -190,7 +205,7 @@ def _failing_output() -> Iterator[None]:
         raise _ClosedPipe from end  # what rich makes of a closed pipe
     except OSError as error:
         is_closed = isinstance(error, BrokenPipeError) and _has_no_reader()
-        if not is_closed and (error.errno != errno.ENOSPC or error.filename is not None):
+        if not is_closed and (error.errno not in _CANNOT_WRITE or error.filename is not None):
             raise  # it is about something else; that a file cannot be written is a UserError
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if is_closed:
@@ -199,17 +214,18 @@ def _failing_output() -> Iterator[None]:
 
 
 def _has_no_reader() -> bool:
-    """Whether the standard output is a pipe whose other end is closed."""
+    """Whether the standard output is a pipe or a socket whose other end is closed."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _print_error(message: str) -> None:
     console = Console(stderr=True, emoji=False)
-    console.print(f"error: {path_text(message)}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    lines = "\n".join(map(printable, path_text(message).split("\n")))
+    console.print(f"error: {lines}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _set_up_logging() -> None:

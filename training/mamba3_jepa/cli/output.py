@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from mamba3_jepa.files.json_file import to_json
+from mamba3_jepa.files.path_text import path_text
+
+
+def open_streams() -> None:
+    r"""Let the standard streams take every text: a letter that their encoding lacks is written as \xNN or \uNNNN.
+
+    A stream that was closed before the program started leads nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def write_out(values: Any) -> None:
@@ -19,12 +36,28 @@ def write_out(values: Any) -> None:
     Raises:
         UserError: a number is not finite.
     """
-    write_line(to_json(values))
+    text = to_json(values)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = to_json(values, ascii_only=True)  # the stream's own escapes are not JSON's
+    write_line(text)
 
 
 def write_line(text: str) -> None:
     """A line to the standard output as it is: unwrapped and uncoloured, and no word in it means an emoji."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line for people: what is in it, paths too, is neither markup nor steers the terminal."""
+    write_line(printable(path_text(text)))
+
+
+def show(made: RenderableType) -> None:
+    """A table or a panel to the standard output."""
+    Console().print(made)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
-from mamba3_jepa.cli.output import printable, table, write_line, write_out
+from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import embed_images, find_images
 from mamba3_jepa.inference.opening import open_model
@@ -18,7 +16,6 @@ def run_search(settings: SearchSettings) -> None:
     Raises:
         UserError: the settings, the checkpoint, an image or the output cannot be used.
     """
-    settings.check()
     paths = find_images(settings.images, settings.image_dir)
     model, _ = open_model(settings)
     images = embed_images(model, paths, batch_size=settings.batch_size, on_bad_sample=settings.on_bad_sample)
@@ -30,5 +27,5 @@ def run_search(settings: SearchSettings) -> None:
         write_out({"text": settings.text, "images_searched": len(images.names), "results": results})
         return
     rows = [(path_text(name), f"{cosine:.3f}") for name, cosine in found]
-    write_line(f"{printable(settings.text)}   ({len(images.names)} images)")
-    Console().print(table(("image", "cosine"), rows))
+    say(f"{settings.text}   ({len(images.names)} images)")
+    show(table(("image", "cosine"), rows))

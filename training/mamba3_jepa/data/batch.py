@@ -23,7 +23,7 @@ from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import BadSampleError, normalize, to_pixels
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
-from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 
 
@@ -34,7 +34,7 @@ class Batch:
     pixels: (P, 3, S, S) uint8, each picture once; picture: (Bi,) int64, which of them each sample with image sees.
     has_image: (B,) bool.
     query_ids, query_mask: (B, Lq) int64 and bool; target_ids, target_mask: (B, La).
-    target_hash: (B,) int64, equal for equal target texts.
+    target_hash: (B,) int64, equal for target texts that are equal in the tokens that are read of them.
     has_target: (B,) bool; False only where `build_loader` was told that targets are not needed. The target of
         such a sample is the empty text.
     index: (B,) int64, the samples' indices in the source.
@@ -81,6 +81,11 @@ class Batch:
 def target_hash(text: str) -> int:
     """63-bit stable hash of a target text, for an int64 tensor."""
     return stable_hash(text) >> 1
+
+
+def target_keys(tokenizer: TextTokenizer, encoded: EncodedTexts) -> list[int]:
+    """`target_hash` of what a model reads of each text: texts that are cut to the same tokens are the same to it."""
+    return [target_hash(tokenizer.decode(ids[mask])) for ids, mask in zip(encoded.ids, encoded.mask, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
             query_mask=encoded.mask,
             target_ids=answers.ids,
             target_mask=answers.mask,
-            target_hash=torch.tensor([target_hash(text) for text in targets], dtype=torch.int64),
+            target_hash=torch.tensor(target_keys(self._tokenizer, answers), dtype=torch.int64),
             has_target=torch.tensor(has_target, dtype=torch.bool),
             index=index,
             questions=questions,

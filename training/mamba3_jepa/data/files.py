@@ -14,11 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, load_image
-from mamba3_jepa.data.records import Record, parse_record, read_record, read_text, resolve_inside
+from mamba3_jepa.data.records import (
+    Record,
+    not_text,
+    parse_record,
+    read_record,
+    read_text,
+    resolve_inside,
+    with_slashes,
+)
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import walk_visible
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.encodings import line_at, lines_of
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
@@ -53,7 +62,7 @@ class ManifestSource:
             if not line.strip():
                 continue
             where = self._where(line_number)
-            record = parse_record(line, where)
+            record = with_slashes(parse_record(line, where), self._root)
             if on_bad_sample == "error" and len(offsets) < CHECKED_RECORDS:
                 self._check_files(record, where)
             offsets.append(offset)
@@ -73,9 +82,13 @@ class ManifestSource:
 
     def record(self, i: int) -> Record:
         """Record i, read from the file again."""
-        with self._path.open("rb") as file:
-            file.seek(int(self._offsets[i]))
-            return read_record(file.readline(), self._where(int(self._lines[i])))
+        where = self._where(int(self._lines[i]))
+        try:
+            with self._path.open("rb") as file:
+                line = line_at(file, int(self._offsets[i]))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: {not_text(error)}; the file has been changed since it was opened") from error
+        return with_slashes(read_record(line, where), self._root)
 
     def sample(self, i: int) -> Sample:
         record = self.record(i)
@@ -96,7 +109,7 @@ class ManifestSource:
             confused=record.confused,
             tool_used=record.tool_used,
             knowledge=record.knowledge,
-            meta={"origin": where, "image": record.image},
+            meta={"origin": where, "image": record.image, "id": record.id, "meta": record.meta},
         )
 
     def group(self, i: int) -> str:
@@ -130,14 +143,13 @@ class ManifestSource:
         return f"{self.name} line {line_number}"
 
     def _read_lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Line number from 1, byte offset and content of every line."""
+        """Line number from 1, byte offset and content, in UTF-8, of every line."""
         try:
             with self._path.open("rb") as file:
-                offset = len(b"\xef\xbb\xbf") if file.read(3) == b"\xef\xbb\xbf" else 0
-                file.seek(offset)
-                for line_number, line in enumerate(file, start=1):
+                for line_number, (offset, line) in enumerate(lines_of(file), start=1):
                     yield line_number, offset, line
-                    offset += len(line)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.name}: {not_text(error)}") from error
         except OSError as error:
             raise UserError(f"{self.name}: cannot read the manifest: {error.strerror}") from error
 

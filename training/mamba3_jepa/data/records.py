@@ -7,12 +7,15 @@
 
 `text` is a path to a text file if it is a single line that ends in ".txt" without blanks around it; anything
 else is the text itself. A question without answer needs `confused`. Paths are relative to the data directory
-and may not leave it, neither by ".." nor through a symbolic link.
+and may not leave it, neither by ".." nor through a symbolic link; those of Windows are read too (`with_slashes`).
+Every form may carry `id` and `meta`, any JSON, which is kept and used for nothing.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.encodings import decoded
 
 MAX_TEXT_BYTES = 1 << 20
 
@@ -33,7 +37,19 @@ _EXPECTED = {
     "confused": "true, false or null",
     "tool_used": "the name of a tool, or null",
     "knowledge": "a text, a list of finite numbers, or null",
+    "id": "any JSON",
+    "meta": "any JSON",
 }
+
+# What other data sets call these fields, beside names that are spelled nearly alike.
+_ELSEWHERE = {
+    "image": ("img", "file", "file_name", "filename", "path", "url", "picture"),
+    "text": ("caption", "captions", "txt", "alt", "description", "title", "sentence"),
+    "answer": ("label", "response", "output", "target"),
+    "query": ("prompt", "instruction", "input"),
+}
+_NEAR = {near: field for field, names in _ELSEWHERE.items() for near in names}
+_WINDOWS_ROOT = re.compile(r"\\|[A-Za-z]:\\")  # a share or the root of a drive, a drive
 
 
 class Record(BaseModel):
@@ -49,6 +65,8 @@ class Record(BaseModel):
     confused: bool | None = None
     tool_used: str | None = None
     knowledge: str | list[float] | None = None
+    id: Any = None
+    meta: Any = None
 
     @property
     def prompt(self) -> str | None:
@@ -83,7 +101,7 @@ def parse_record(line: bytes | str, where: str) -> Record:
     try:
         record = Record.model_validate_json(line)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error.errors()[0])}") from error
+        raise UserError(f"{where}: {_explain(_telling(error))}") from error
     problem = _field_problem(record) or _combination_problem(record)
     if problem:
         raise UserError(f"{where}: {problem}")
@@ -100,8 +118,39 @@ def read_record(line: bytes, where: str) -> Record:
         return Record.model_validate_json(line)
     except ValidationError as error:
         raise UserError(
-            f"{where}: {_explain(error.errors()[0])}; the file has been changed since it was opened"
+            f"{where}: {_explain(_telling(error))}; the file has been changed since it was opened"
         ) from error
+
+
+def with_slashes(record: Record, root: Path) -> Record:
+    """The record with paths written on Windows (`images\\001.jpg`) as they are written here.
+
+    A backslash may be part of a name here: a file that is there under the very name that was given is meant.
+    """
+    changed = {}
+    for field, path in (("image", record.image), ("text", record.text_path)):
+        if path is not None and "\\" in path and not (root / path).exists():
+            changed[field] = path.replace("\\", "/")
+    return record.model_copy(update=changed) if changed else record
+
+
+def not_text(error: UnicodeDecodeError) -> str:
+    """What is wrong with a text file that is not in the encoding it seems to be in."""
+    name = error.encoding.upper().removesuffix("-LE").removesuffix("-BE")
+    return f"not {name} text ({error.reason} at byte {error.start}); save it as UTF-8"
+
+
+def _telling(error: ValidationError) -> ErrorDetails:
+    """The error that leads to the cure: a field with a wrong name explains why another is missing."""
+    errors = error.errors()
+    return next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+
+
+def _nearest(field: str) -> str | None:
+    """The field that is meant by an unknown one, if that can be told."""
+    name = field.strip().lower()
+    near = difflib.get_close_matches(name, _EXPECTED, n=1)
+    return _NEAR.get(name) or (near[0] if near else None)
 
 
 def _explain(error: ErrorDetails) -> str:
@@ -113,7 +162,9 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f'field "{field}" is missing: expected {_EXPECTED[field]}'
     if error["type"] == "extra_forbidden":
-        return f'unknown field "{field}"; the fields are {", ".join(_EXPECTED)}: correct or remove it'
+        near = _nearest(field)
+        meant = f' (is "{near}" meant?)' if near else ""
+        return f'unknown field "{field}"{meant}; the fields are {", ".join(_EXPECTED)}: correct or remove it'
     return f'field "{field}": expected {_EXPECTED[field]}, found {_found(error["input"])}'
 
 
@@ -128,7 +179,9 @@ def _field_problem(record: Record) -> str | None:
         if value is not None and (not value or (isinstance(value, str) and not value.strip())):
             return f'field "{field}" is empty: expected {_EXPECTED[field]}'
     for field, path in (("image", record.image), ("text", record.text_path)):
-        if path is not None and leaves_directory(path):
+        if path is not None and _WINDOWS_ROOT.match(path):
+            return f'field "{field}": {path!r} is an absolute path of Windows; expected one from the data directory on'
+        if path is not None and (leaves_directory(path) or leaves_directory(path.replace("\\", "/"))):
             return (
                 f'field "{field}": the path {path!r} leaves the data directory; '
                 "expected a path relative to it, without leading slash or '..' out of it"
@@ -175,7 +228,7 @@ def resolve_inside(root: Path, relative: str, where: str) -> Path:
 
 
 def read_text(path: Path, where: str) -> str:
-    """The stripped text of a UTF-8 file.
+    """The stripped text of a file in UTF-8, or in UTF-16 with its mark.
 
     Raises:
         BadSampleError: missing, unreadable, empty or longer than `MAX_TEXT_BYTES`.
@@ -189,13 +242,13 @@ def read_text(path: Path, where: str) -> str:
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """UTF-8 bytes to stripped text; `BadSampleError` if empty, too long, or not UTF-8."""
+    """The stripped text in these bytes, UTF-8 or marked UTF-16; `BadSampleError` if empty, too long, or neither."""
     if len(content) > MAX_TEXT_BYTES:
         raise BadSampleError(f"{where}: the text is longer than {MAX_TEXT_BYTES:,} bytes; is it really a caption?")
     try:
-        text = content.decode("utf-8-sig").strip()
+        text = decoded(content).strip()
     except UnicodeDecodeError as error:
-        raise BadSampleError(f"{where}: the text is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise BadSampleError(f"{where}: {not_text(error)}") from error
     if not text:
         raise BadSampleError(f"{where}: the text is empty")
     return text

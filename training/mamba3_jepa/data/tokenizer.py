@@ -14,10 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.encodings import read_text_file
 
-# `train` writes the first name of each; the others let tokenizers of other projects be used as they are.
+# `train` writes the first name of each; the others let tokenizers of other projects be used as they are. Where there is
+# none, eos stands in for pad, which is masked wherever it stands, and for bos, which only has to be the same each time.
 _SPECIAL_NAMES = {
-    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
     "bos": ("<bos>", "<s>", "[BOS]", "[CLS]", "<|bos|>", "<|startoftext|>", "<|begin_of_text|>"),
     "eos": ("<eos>", "</s>", "[EOS]", "[SEP]", "<|eos|>", "<|endoftext|>", "<|end_of_text|>"),
 }
@@ -39,6 +41,8 @@ class EncodedTexts(NamedTuple):
 class TextTokenizer:
     """A `tokenizers.Tokenizer` with known pad, bos and eos; every encoded text is `[bos] ... [eos]`.
 
+    One token may be several of them: GPT-2 and GPT-NeoX begin and end with `<|endoftext|>`, CLIP and Llama have no pad.
+
     The text never produces a special token: "<eos>" typed by somebody is encoded as five ordinary characters.
     Instances pickle, so that data workers can hold one.
     """
@@ -47,7 +51,7 @@ class TextTokenizer:
         """Wraps `tokenizer`; `source` names it in messages.
 
         Raises:
-            UserError: pad, bos or eos is missing.
+            UserError: eos is missing.
         """
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -84,10 +88,10 @@ class TextTokenizer:
         """Reads a `tokenizer.json`.
 
         Raises:
-            UserError: the file is missing, is not a tokenizer, or lacks pad, bos or eos.
+            UserError: the file is missing, is not a tokenizer, or lacks eos.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text_file(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read the tokenizer: {error}") from error
         return cls.from_json(text, source=str(path))
@@ -97,7 +101,7 @@ class TextTokenizer:
         """The inverse of `to_json`; `source` names the text in messages.
 
         Raises:
-            UserError: not a tokenizer, or one without pad, bos or eos.
+            UserError: not a tokenizer, or one without eos.
         """
         try:
             tokenizer = Tokenizer.from_str(text)
@@ -152,13 +156,15 @@ class TextTokenizer:
 
 
 def _special_ids(tokenizer: Tokenizer, source: str) -> list[int]:
-    ids = []
-    for role, names in _SPECIAL_NAMES.items():
-        found = next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
-        if found is None:
-            raise UserError(
-                f"{source}: the tokenizer has no {role} token; add one of {', '.join(names)} "
-                "to its vocabulary as a special token"
-            )
-        ids.append(found)
-    return ids
+    """Ids of pad, bos and eos."""
+    found = {
+        role: next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
+        for role, names in _SPECIAL_NAMES.items()
+    }
+    eos = found["eos"]
+    if eos is None:
+        raise UserError(
+            f"{source}: the tokenizer has no eos token; add one of {', '.join(_SPECIAL_NAMES['eos'])} "
+            "to its vocabulary as a special token"
+        )
+    return [eos if i is None else i for i in found.values()]

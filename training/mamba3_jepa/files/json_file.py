@@ -11,14 +11,14 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.whole_file import whole_file
 
 
-def to_json(values: Any) -> str:
-    r"""Indented JSON. Letters are written as they are, lone surrogates escaped (\udNNN).
+def to_json(values: Any, *, ascii_only: bool = False) -> str:
+    r"""Indented JSON. Letters are written as they are, lone surrogates escaped (\udNNN); `ascii_only` escapes more.
 
     Raises:
         UserError: a number is not finite.
     """
     try:
-        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(values, indent=2, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError as error:
         raise UserError(f"a number is not finite, which JSON cannot say: {error}") from error
     return text.encode(errors="backslashreplace").decode()

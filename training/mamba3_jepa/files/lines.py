@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.encodings import read_text_file
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """The different lines of a UTF-8 file, stripped, without empty ones, in their order.
+    """The different lines of a file in UTF-8, or in UTF-16 with its mark, stripped, without empty ones, in their order.
 
     Args:
         what: what a line is, for messages, such as "answer".
@@ -17,12 +18,13 @@ def read_lines(path: str | Path, what: str) -> list[str]:
         UserError: the file is missing, not UTF-8, or has no line with text.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {error.strerror}; expected a text file, one {what} a line") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected one {what} a line"
+            f"{path}: not {error.encoding.upper()} text ({error.reason} at byte {error.start}); expected one {what} a "
+            "line, saved as UTF-8"
         ) from error
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not lines:

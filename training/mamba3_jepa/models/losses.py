@@ -17,10 +17,12 @@ _IGNORED = -100  # no token
 
 
 class InfoNce(NamedTuple):
-    """`loss`: scalar, nats. `accuracy`: share of rows whose own target scores highest among the distinct texts."""
+    """`loss`: scalar, nats. `accuracy`: share of rows whose own target scores highest among the distinct texts.
+    `negatives`: mean number of a row's negatives; without any the loss is 0 and has no gradient."""
 
     loss: Tensor
     accuracy: Tensor
+    negatives: Tensor
 
 
 def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: Tensor) -> InfoNce:
@@ -39,14 +41,14 @@ def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: T
     with torch.autocast(predicted.device.type, enabled=False):
         logits = predicted.to(wide) @ target.to(wide).T / temperature
     if not len(logits):  # every sample of the batch was left out: nothing to learn, and no gradient
-        return InfoNce(logits.sum() + 0 * temperature, logits.new_zeros(()))
+        return InfoNce(logits.sum() + 0 * temperature, logits.new_zeros(()), logits.new_zeros(()))
     same_text = text_key[:, None] == text_key[None, :]
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(same_text & ~own, float("-inf"))
     labels = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-    return InfoNce(loss, accuracy)
+    return InfoNce(loss, accuracy, (~same_text).sum() / len(logits))
 
 
 class TokenScores(NamedTuple):

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from mamba3_jepa.config import PresetName
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.limits import (
+    COUNT,
+    FROM_ZERO,
+    PROCESSES,
+    Checked,
+    Count,
+    Finite,
+    Positive,
+    Range,
+    Seed,
+    Threads,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerBenchmarkSettings:
+class LayerBenchmarkSettings(Checked):
     """Time one Mamba-3 layer, forward and backward, beside its own two linear maps and other
     implementations."""
 
-    d_model: int = 1024
+    d_model: Count = 1024
     """Width of the layer."""
-    d_state: int = 128
+    d_state: Count = 128
     """State size per head."""
-    headdim: int = 64
+    headdim: Count = 64
     """Size of a head."""
-    batch: int = 2
+    batch: Count = 2
     """Sequences at a time."""
-    length: int = 320
+    length: Count = 320
     """Tokens per sequence."""
-    chunk_size: int = 64
+    chunk_size: Count = 64
     """Tokens per chunk at most."""
-    threads: int = 2
+    threads: Threads = 2
     """CPU threads of torch."""
-    rounds: int = 9
+    rounds: Count = 9
     """Rounds; in each every candidate runs once, and the median over the rounds counts."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
@@ -41,153 +53,146 @@ class LayerBenchmarkSettings:
     """Also time the token-by-token reference (slow)."""
     packages: bool = True
     """Also time mamba-ssm (CUDA only), mamba3-ssm and mamba3-jax, those of them that are installed."""
-    scaling_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    scaling_lengths: tuple[Count, ...] = (1024, 2048, 4096, 8192)
     """Lengths at which to measure time and peak memory of one sequence; none leaves that out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataBenchmarkSettings:
+class DataBenchmarkSettings(Checked):
     """What `mamba3-jepa bench data` measures."""
 
     preset: PresetName = "mini"
     """Model whose image size, token limits and training step are used."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Samples per batch."""
-    workers: tuple[int, ...] = (0, 1, 2)
+    workers: tuple[Annotated[int, PROCESSES], ...] = (0, 1, 2)
     """Numbers of data-loading processes to compare."""
-    jpeg_size: int = 256
+    jpeg_size: Annotated[int, Range(16, 16_384)] = 256
     """Side of the JPEG files, in pixels."""
-    n_images: int = 512
+    n_images: Count = 512
     """Number of JPEG files."""
-    seconds: float = 4.0
+    seconds: Positive = 4.0
     """Time spent on each measurement of the loader alone."""
-    steps: int = 20
+    steps: Annotated[int, FROM_ZERO] = 20
     """Training steps in each measurement of the waiting time; 0 leaves it out."""
 
     def check(self) -> None:
         """Raises UserError for values that cannot be measured."""
-        if min(self.batch_size, self.n_images, self.jpeg_size // 16) < 1 or self.seconds <= 0:
-            raise UserError("bench data: --batch-size, --n-images, --jpeg-size (>= 16) and --seconds must be positive")
-        if self.steps < 0 or not self.workers or min(self.workers) < 0:
-            raise UserError("bench data: --steps and --workers must not be negative")
+        if not self.workers:
+            raise UserError("bench data: --workers: give at least one number")
         if self.n_images < self.batch_size:
             raise UserError(f"bench data: --n-images {self.n_images} is less than one batch of {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeBenchmarkSettings:
+class DecodeBenchmarkSettings(Checked):
     """Time the Y-Decoder token by token, near the beginning of a text and far into it."""
 
     preset: PresetName = "small"
     """Model size; the weights are random, which changes nothing about the time."""
-    batch: int = 1
+    batch: Count = 1
     """Sequences at a time."""
-    early: int = 20
+    early: Count = 20
     """Position of the early token."""
-    late: int = 2000
+    late: Count = 2000
     """Position of the late token."""
-    window: int = 32
+    window: Count = 32
     """Tokens to time around each position."""
-    rounds: int = 15
+    rounds: Count = 15
     """Rounds; in each both windows run, and the medians over the rounds count."""
     full_forward: bool = True
     """Also time what a model without a state would do: run all tokens so far again for the next one (slow)."""
-    threads: int = 2
+    threads: Threads = 2
     """CPU threads of torch."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheBenchmarkSettings:
+class CacheBenchmarkSettings(Checked):
     """Time phase 2 with the frozen model's outputs from the disk, and with that model run in every step."""
 
     preset: PresetName = "mini"
     """Model size; the weights are random, which changes nothing about the time."""
-    batches: int = 24
+    batches: Count = 24
     """Batches to time; each way takes one in turn, so that a busy machine slows all alike."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, COUNT] = None
     """Samples per batch; default: that of phase 2 for this preset."""
-    epoch_samples: int = 24_000
+    epoch_samples: Count = 24_000
     """Samples of the epoch that the times are extrapolated to."""
-    threads: int = 2
+    threads: Threads = 2
     """CPU threads of torch."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
-    def check(self) -> None:
-        """Raise UserError for values that cannot be measured."""
-        for name in ("batches", "batch_size", "epoch_samples", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"bench cache: --{name.replace('_', '-')} {value}: must be at least 1")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ParitySettings:
+class ParitySettings(Checked):
     """Train a small Mamba-3 stack on the parity of short bit strings, with rotation and without; test it on
     long ones."""
 
-    n_layers: int = 1
+    n_layers: Count = 1
     """Layers of the stack."""
-    d_model: int = 32
+    d_model: Count = 32
     """Width."""
-    d_state: int = 4
+    d_state: Count = 4
     """State size per head; 4 leaves one rotating pair, which cannot fit short strings with several slow turns."""
-    headdim: int = 64
+    headdim: Count = 64
     """Size of a head; 64 makes it one head."""
     a_activation: Literal["heavy_tail", "softplus"] = "softplus"
     """How the decay rate is made; softplus comes close to zero soon, where a state lasts."""
-    initial_decay_logit: float = 8.0
+    initial_decay_logit: Finite = 8.0
     """How far below zero the argument of the activation starts, on average."""
-    dt_min: float = 0.5
+    dt_min: Positive = 0.5
     """Smallest initial step size; the language default, at most 0.1, turns the state by a tenth of pi at
     most."""
-    dt_max: float = 1.5
+    dt_max: Positive = 1.5
     """Largest initial step size."""
-    train_length: int = 40
+    train_length: Count = 40
     """Longest string in training."""
-    test_lengths: tuple[int, ...] = (16, 40, 64, 128, 256, 512)
+    test_lengths: tuple[Count, ...] = (16, 40, 64, 128, 256, 512)
     """Lengths of the strings to test on."""
-    test_strings: int = 2048
+    test_strings: Count = 2048
     """Fresh random strings per test length."""
-    steps: int = 1000
+    steps: Annotated[int, FROM_ZERO] = 1000
     """Training steps."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Strings per step."""
-    lr: float = 5e-3
+    lr: Positive = 5e-3
     """Highest learning rate of Adam."""
-    warm_up: int = 50
+    warm_up: Annotated[int, FROM_ZERO] = 50
     """Steps of warm-up."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides weights and strings."""
-    threads: int = 2
+    threads: Threads = 2
     """CPU threads of torch."""
     output_dir: Path = Path("outputs/parity")
     """Where parity.png and parity.json go."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dt_min > self.dt_max:
+            raise UserError(f"--dt-min {self.dt_min}: must not be above --dt-max {self.dt_max}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class RustBenchmarkSettings:
+class RustBenchmarkSettings(Checked):
     """Time the Rust crate and PyTorch on the same weights, in turns."""
 
     command: Path = Path("../rust/target/release/kore-vljepa")
     """The Rust command; `make rust` builds it."""
     preset: PresetName = "small"
     """Model size; the weights are random, which changes nothing about the time."""
-    rounds: int = 5
+    rounds: Count = 5
     """Rounds; in each both run, in turns as to which goes first, and the medians over the rounds count."""
-    threads: int = 2
+    threads: Threads = 2
     """CPU threads of both."""
-    question_tokens: int = 16
+    question_tokens: Count = 16
     """Tokens of the question that the predictor reads behind the image."""
     folder: Path | None = None
     """Where to keep the exported weights (several GiB at small), for another time; default: a temporary folder."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot be measured."""
-        for name in ("rounds", "threads", "question_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"bench rust: --{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if not self.command.is_file():
             raise UserError(f"bench rust: {self.command}: there is no such command; `make rust` builds it")

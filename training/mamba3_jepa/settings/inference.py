@@ -11,6 +11,18 @@ import tyro
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.limits import (
+    COUNT,
+    PROCESSES,
+    Checked,
+    Count,
+    Finite,
+    HashedSeed,
+    NotNegative,
+    Positive,
+    Range,
+    check_ranges,
+)
 
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 _Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
@@ -33,34 +45,28 @@ class GenerationConfig:
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
     """greedy: the most probable token each time; sample: draw it; beam: search for the most probable answer."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """sample: divides the logits; below 1 the probable tokens get more probable, 0 is greedy."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, COUNT] = None
     """sample: draw from the k most probable tokens only."""
-    top_p: float | None = None
+    top_p: Annotated[float | None, Range(0, 1)] = None
     """sample: draw from the fewest most probable tokens that have this probability together."""
-    beams: int = 4
+    beams: Count = 4
     """beam: unfinished answers kept at a time."""
-    length_penalty: float = 0.0
+    length_penalty: Finite = 0.0
     """beam: an answer's log-probability is divided by its number of tokens to this power; 0 prefers the most probable
     answer, 1 the one with the best mean."""
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, COUNT] = None
     """Stop after this many tokens, the end mark included; default: as long as the model's longest answers."""
-    seed: int = 0
+    seed: HashedSeed = 0
     """sample: the same seed draws the same answers."""
 
     def __post_init__(self) -> None:
-        for name, is_right, rule in (
-            ("method", self.method in ("greedy", "sample", "beam"), "must be greedy, sample or beam"),
-            ("temperature", 0 <= self.temperature < float("inf"), "must be at least 0"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
-            ("beams", self.beams >= 1, "must be at least 1"),
-            ("length_penalty", abs(self.length_penalty) < float("inf"), "must be a number"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be at least 1"),
-        ):
-            if not is_right:
-                raise UserError(f"generation: {name} is {getattr(self, name)!r}, it {rule}")
+        if self.method not in ("greedy", "sample", "beam"):
+            raise UserError(f"generation: method is {self.method!r}, it must be greedy, sample or beam")
+        check_ranges(self, lambda name, value, rule: f"generation: {name} is {value!r}, it {rule}")
+        if self.top_p == 0:
+            raise UserError("generation: top_p is 0.0, it must be greater than 0")
         for each in fields(self):
             method = _BELONGS_TO.get(each.name, self.method)
             if method != self.method and getattr(self, each.name) != each.default:
@@ -68,7 +74,7 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Checked):
     """Which model, and where it computes."""
 
     checkpoint: Path
@@ -85,7 +91,7 @@ class ImageSettings(ModelSettings):
     """Image files."""
     image_dir: _Path = None
     """A folder; every image in it and in the folders under it is taken, hidden ones aside."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images computed at once."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image is an error, or is left out with a warning."""
@@ -109,7 +115,7 @@ class AskSettings(ModelSettings):
     """Inject this text, whether the model is confused or not."""
     knowledge_vector: _Path = None
     """Inject this vector: a .npy file, or a JSON list of numbers."""
-    top: int = 5
+    top: Count = 5
     """Show this many of the nearest known answers."""
     smooth: bool = False
     """The questions are turns of one conversation: judge confusion by its moving average over them."""
@@ -129,7 +135,6 @@ class AskSettings(ModelSettings):
             raise UserError("--save-memory needs a --memory to save")
         if self.save_memory is not None and self.save_memory.suffix != ".safetensors":
             raise UserError(f"--save-memory {self.save_memory}: its name must end in .safetensors")
-        at_least_one(top=self.top)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +150,6 @@ class EmbedSettings(ImageSettings):
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
-        at_least_one(batch_size=self.batch_size)
         has_images = bool(self.images) or self.image_dir is not None
         if not has_images and not self.texts:
             raise UserError("nothing to embed: give --images, --image-dir or --texts")
@@ -163,16 +167,12 @@ class SearchSettings(ImageSettings):
 
     text: tyro.conf.Positional[str]
     """What the image should show."""
-    top: int = 5
+    top: Count = 5
     """Show this many images, best first."""
     contact_sheet: _Path = None
     """Write a picture of the images found to this PNG file."""
     json: bool = False
     """Print JSON."""
-
-    def check(self) -> None:
-        """Raise UserError for impossible settings."""
-        at_least_one(top=self.top, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +185,15 @@ class ClassifySettings(ImageSettings):
     """The text that stands for a label, such as "a photo of a {}"."""
     question: _Text = None
     """The question that the labels answer; default: the prompt for describing an image."""
-    temperature: float = CLASS_TEMPERATURE
+    temperature: Positive = CLASS_TEMPERATURE
     """Cosines are divided by it before they become probabilities; the order does not depend on it."""
-    top: int = 5
+    top: Count = 5
     """Show this many labels for each image, best first."""
     json: bool = False
     """Print JSON."""
 
     def check(self) -> None:
         """Raise UserError for impossible settings."""
-        at_least_one(top=self.top, batch_size=self.batch_size)
         if not 0 < c_float(self.temperature).value < float("inf"):
             raise UserError(f"--temperature {self.temperature}: must be finite and greater than 0, in float32")
         if self.template.count("{}") != 1:
@@ -202,7 +201,7 @@ class ClassifySettings(ImageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(Checked):
     """What to measure, on which data."""
 
     checkpoint: Path
@@ -213,11 +212,11 @@ class EvaluateSettings:
     """A manifest in --data-dir, such as test.jsonl; default: the held-out validation split."""
     scenes: Literal["val", "compositional"] = "val"
     """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
-    samples: int = 100_000
+    samples: Count = 100_000
     """Measure on at most this many samples."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Samples per forward pass."""
-    workers: int = 0
+    workers: Annotated[int, PROCESSES] = 0
     """Data-loading processes."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image or text is an error, or is left out with a warning."""
@@ -241,21 +240,9 @@ class EvaluateSettings:
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
-        for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if self.workers < 0:
-            raise UserError(f"--workers {self.workers}: must not be negative")
         if self.label_template.count("{}") != 1:
             raise UserError(f"--label-template {self.label_template!r}: must contain {{}} once, where the label goes")
         if self.manifest is not None and self.data_dir is None:
             raise UserError(f"--manifest {self.manifest} is looked for in --data-dir; give that too")
         if self.skip_generation and self.answer_sheet is not None:
             raise UserError("--answer-sheet shows generated answers; it cannot go with --skip-generation")
-
-
-def at_least_one(**values: int) -> None:
-    """Raise UserError for a count under 1, naming its flag."""
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")

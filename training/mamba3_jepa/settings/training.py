@@ -12,11 +12,25 @@ import tyro
 from mamba3_jepa.config import ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
+from mamba3_jepa.settings.limits import (
+    COUNT,
+    FRACTION,
+    FROM_ZERO,
+    POSITIVE,
+    PROCESSES,
+    Checked,
+    Count,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+_Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+_Count = Annotated[_Int, COUNT]
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 _Preset = Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")]
 _Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
@@ -24,7 +38,7 @@ _Settings = TypeVar("_Settings", bound="TrainSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Checked):
     """What all phases share."""
 
     data_dir: _Path = None
@@ -36,21 +50,21 @@ class TrainSettings:
     mamba3-jepa inspect --preset mini. A later phase changes only what it builds."""
     model_config: _Path = None
     """A JSON file with a whole model configuration, such as another run's config.json."""
-    epochs: _Int = None
+    epochs: _Count = None
     """Passes over the training data."""
-    max_steps: _Int = None
+    max_steps: _Count = None
     """Stop after this many optimizer steps, whatever --epochs says."""
-    batch_size: _Int = None
+    batch_size: _Count = None
     """Samples per process and micro-batch."""
-    grad_accum: int = 1
+    grad_accum: Count = 1
     """Micro-batches per optimizer step."""
-    lr: _Float = None
+    lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), POSITIVE] = None
     """Peak learning rate (linear warm-up, then cosine)."""
-    warmup_steps: _Int = None
+    warmup_steps: Annotated[_Int, FROM_ZERO] = None
     """Warm-up length; default: 5% of all steps, at most 2,000."""
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
     """AdamW weight decay, on weight matrices only."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     precision: Precision = "fp32"
     """Arithmetic of the forward and backward pass; weights stay in float32."""
@@ -58,24 +72,24 @@ class TrainSettings:
     """Compile the Mamba-3 layers (needs a C++ compiler on CPU). Slower to start, faster to run."""
     cpu: bool = False
     """Stay on the CPU even where there is a GPU."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the data order and the synthetic scenes."""
-    workers: _Int = None
+    workers: Annotated[_Int, PROCESSES] = None
     """Data-loading processes per training process; default: the CPU cores beyond two, at most 8."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image or text stops the run, or is skipped, counted once and reported."""
-    val_fraction: float = 0.02
+    val_fraction: Annotated[float, Range(0, 1, open=True)] = 0.02
     """Share of the data held out for validation (by hash), unless val.jsonl is there."""
-    val_samples: _Int = None
+    val_samples: _Count = None
     """Validate on at most this many held-out samples; default: 2,048; for tiny about
     a hundred."""
-    synthetic_scenes: _Int = None
+    synthetic_scenes: Annotated[_Int, Range(1, 10_000_000)] = None
     """Number of training scenes when the data is synthetic."""
-    log_every: int = 10
+    log_every: Count = 10
     """Optimizer steps between lines in metrics.jsonl."""
-    eval_every: _Int = None
+    eval_every: _Count = None
     """Optimizer steps between validations; default: once per epoch."""
-    save_every: int = 500
+    save_every: Count = 500
     """Optimizer steps between saves of the last checkpoint (it is also saved after every epoch)."""
     resume: bool = False
     """Continue the run in --output-dir from its last checkpoint, bit for bit."""
@@ -106,21 +120,6 @@ class TrainSettings:
             "angn_reset_threshold",
         ]
     )
-
-    def check(self) -> None:
-        """Raise UserError for values no run can have."""
-        positive = ("epochs", "max_steps", "batch_size", "grad_accum", "lr", "max_grad_norm", "val_samples",
-                    "synthetic_scenes", "log_every", "eval_every", "save_every")  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{_flag(name)} {value}: must be greater than 0")
-        for name in ("workers", "warmup_steps", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"{_flag(name)} {value}: must not be negative")
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"--val-fraction {self.val_fraction}: must lie between 0 and 1")
 
     # What a later phase builds, and `model` may change there; the first builds everything.
     BUILT: ClassVar[tuple[str, ...]] = ()
@@ -192,21 +191,21 @@ class Phase1Settings(TrainSettings):
     """V-JEPA 2 weights for the X-Encoder: Meta's .pt/.pth, a transformers folder, or safetensors."""
     random_vit: bool = False
     """Let --preset small run with a random X-Encoder (tests and benchmarks only)."""
-    patch_size: _Int = None
+    patch_size: _Count = None
     """Patch size of the random X-Encoder in pixels. Smaller patches see finer and take longer; default: the
     preset's."""
-    image_shift: int = 0
+    image_shift: Annotated[int, FROM_ZERO] = 0
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
     tokenizer: _Path = None
     """A tokenizer.json to use; default: a byte-level BPE trained on the data's texts."""
-    temperature: float = 0.07
+    temperature: Annotated[float, Range(0.01, 1)] = 0.07
     """Initial InfoNCE temperature (learned, kept within 0.01 and 1)."""
     angn_enabled: bool = False
     """Gate the Predictor's residual stream before every layer (ANGN)."""
-    angn_sparsity_weight: _Float = None
+    angn_sparsity_weight: Annotated[_Float, Range(0)] = None
     """Weight of the gates' sparsity penalty in the loss; default: 0.01."""
-    angn_reset_threshold: _Float = None
+    angn_reset_threshold: Annotated[_Float, FRACTION] = None
     """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
 
     def resolved(self) -> Phase1Settings:
@@ -215,7 +214,6 @@ class Phase1Settings(TrainSettings):
         Raises:
             UserError: contradictory or impossible settings.
         """
-        self.check()
         if self.tiny and self.preset not in (None, "tiny"):
             raise UserError(f"--tiny and --preset {self.preset} contradict each other; give one of them")
         name: PresetName | None = "tiny" if self.tiny else self.preset
@@ -223,8 +221,6 @@ class Phase1Settings(TrainSettings):
         if name not in (None, base.preset):
             raise UserError(f"--model-config {self.model_config} is a {base.preset} model, not {name}; leave that out")
         name = base.preset
-        if not 0.01 <= self.temperature <= 1:
-            raise UserError(f"--temperature {self.temperature}: must lie between 0.01 and 1")
         if self.vit_checkpoint is not None and self.random_vit:
             raise UserError("--random-vit and --vit-checkpoint contradict each other; give one of them")
         if self.vit_checkpoint is not None and self.patch_size is not None:
@@ -233,11 +229,11 @@ class Phase1Settings(TrainSettings):
             raise UserError("--model vision.* is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
         for flag, key in _ALSO_A_FLAG.items():
             if getattr(self, flag) and any(each.startswith(f"{key}=") for each in self.model):
-                raise UserError(f"{_flag(flag)} and --model {key} both say it; give one of them")
+                raise UserError(f"--{flag.replace('_', '-')} and --model {key} both say it; give one of them")
         image_size = with_overrides(base, self.model).vision.image_size
-        if self.patch_size is not None and (self.patch_size < 1 or image_size % self.patch_size):
+        if self.patch_size is not None and image_size % self.patch_size:
             raise UserError(f"--patch-size {self.patch_size}: must divide the {image_size} pixels of the images")
-        if not 0 <= self.image_shift < image_size:
+        if self.image_shift >= image_size:
             raise UserError(f"--image-shift {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
@@ -293,7 +289,6 @@ class Phase2Settings(TrainSettings):
         Raises:
             UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
         """
-        self.check()
         self._demand_tiny(preset_name, self.phase1_checkpoint)
         filled = self.with_defaults(_PHASE2_DEFAULTS[preset_name])
         return dataclasses.replace(filled, cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs")
@@ -319,9 +314,9 @@ class Phase3Settings(TrainSettings):
     """The model of phase 2; its size, its tokenizer and its weights are kept."""
     tiny: bool = False
     """A short run, for the checkpoint of --tiny phases 1 and 2 only."""
-    knowledge_dim: _Int = None
+    knowledge_dim: _Count = None
     """Length of the knowledge vectors in the data; default: what the Y-Encoder makes of a text."""
-    injection_weight: float = 1.0
+    injection_weight: NotNegative = 1.0
     """Weight of the injection error in the loss, beside the confusion loss."""
     confusion_kinds: tuple[ConfusionKind, ...] = ("mismatched", "unanswerable", "corrupted")
     """Confusion to make from the data, beside its own "confused" labels: questions with another image, questions
@@ -338,11 +333,6 @@ class Phase3Settings(TrainSettings):
         Raises:
             UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
         """
-        self.check()
-        if self.knowledge_dim is not None and self.knowledge_dim < 1:
-            raise UserError(f"--knowledge-dim {self.knowledge_dim}: must be greater than 0")
-        if not 0 <= self.injection_weight < float("inf"):
-            raise UserError(f"--injection-weight {self.injection_weight}: must not be negative")
         if self.knowledge_dim is not None and any(each.startswith("recursion.knowledge_dim=") for each in self.model):
             raise UserError("--knowledge-dim and --model recursion.knowledge_dim both say it; give one of them")
         self._demand_tiny(preset_name, self.phase2_checkpoint)
@@ -353,7 +343,3 @@ class Phase3Settings(TrainSettings):
             confusion_kinds=tuple(sorted(set(self.confusion_kinds))),
             cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs",
         )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

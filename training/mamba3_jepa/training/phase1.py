@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.batch import Batch, target_hash
+from mamba3_jepa.data.batch import Batch, target_keys
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import BatchLoader, build_loader
 from mamba3_jepa.data.sources import DataSplits, Source, source_texts
@@ -34,6 +34,7 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase1Settings
 from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, sum_over_ranks, world_size
 from mamba3_jepa.training.loop import fit
+from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator
 from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
@@ -89,6 +90,8 @@ def train_phase1(
             "data: %s, %d training and %d validation samples",
             data.train.name, len(data.train_indices), len(data.val_indices),
         )  # fmt: skip
+        size = (settings.batch_size or 1) * world_size()
+        warn_without_negatives(data, tokenizer, config.max_answer_tokens, size)
     fit((task_type or Phase1Task)(model, data, settings), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
@@ -161,6 +164,7 @@ class Phase1Objective(nn.Module):
         super().__init__()
         self.model = model
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.watch = NegativesWatch()
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
@@ -169,11 +173,15 @@ class Phase1Objective(nn.Module):
         target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
         temperature = self.log_temperature.exp()
         counts = sum_over_ranks(torch.tensor([len(batch.bad), batch.n_truncated], device=predicted.device))
-        contrast = info_nce(all_gather(predicted), all_gather(target), all_gather(batch.target_hash), temperature)
+        keys = all_gather(batch.target_hash)
+        contrast = info_nce(all_gather(predicted), all_gather(target), keys, temperature)
         loss = contrast.loss
+        if len(keys):
+            self.watch.see(contrast.negatives)
         logged = {
             "info_nce": contrast.loss.detach(),
             "accuracy": contrast.accuracy,
+            "negatives": contrast.negatives,
             "temperature": temperature.detach(),
             "skipped_samples": counts[0],
             "truncated_texts": counts[1],
@@ -239,6 +247,7 @@ class Phase1Task:
         finally:  # a run that stops here has no validation to come, which would say it of all ranks
             if rank() == 0:
                 self.data.left_out.say(f"epoch {epoch + 1}", self._bad)
+            self.objective.watch.end_epoch(epoch)
 
     def _say_left_out(self, validation: list[str]) -> None:
         """What all ranks have left out or cut in training since the last time, and in this `validation`."""
@@ -278,7 +287,8 @@ class Phase1Task:
     def _loss(self, collected: Collected) -> float:
         """InfoNCE over the held-out samples, in batches as large as those of training."""
         size = (self.settings.batch_size or 1) * world_size()
-        keys = torch.tensor([target_hash(text) for text in collected.texts])
+        tokenizer = self.model.tokenizer
+        keys = torch.tensor(target_keys(tokenizer, tokenizer.encode(collected.texts, self.config.max_answer_tokens)))
         temperature = self.objective.log_temperature.detach().exp().cpu()
         chunks = zip(collected.predicted.split(size), collected.target.split(size), keys.split(size), strict=True)
         total = sum(float(info_nce(p, t, k, temperature).loss) * len(k) for p, t, k in chunks)

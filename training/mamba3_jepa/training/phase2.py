@@ -62,7 +62,6 @@ def train_phase2(settings: Phase2Settings) -> None:
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
     """
-    settings.check()
     start, start_path = starting_point(settings, phase=2, earlier=settings.phase1_checkpoint)
     settings = settings.resolved(start.config.preset)
     start = dataclasses.replace(start, config=settings.changed(start.config))

@@ -70,7 +70,6 @@ def train_phase3(settings: Phase3Settings) -> None:
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
     """
-    settings.check()
     start, start_path = starting_point(settings, phase=3, earlier=settings.phase2_checkpoint)
     settings = settings.resolved(start.config.preset)
     config = settings.changed(_with_knowledge_dim(start.config, settings))

@@ -163,7 +163,11 @@ def _start_trackers(accelerator: Accelerator, settings: TrainSettings, phase: in
     """Start Weights & Biases and TensorBoard where they were asked for."""
     if not accelerator.log_with:
         return
-    flat = {name: value for name, value in settings.to_dict().items() if value is not None}
+    flat = {
+        name: " ".join(value) if isinstance(value, tuple) else value  # TensorBoard takes no lists
+        for name, value in settings.to_dict().items()
+        if value is not None
+    }
     accelerator.init_trackers(
         "mamba3-jepa",
         config=flat,

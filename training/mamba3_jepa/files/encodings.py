@@ -1,0 +1,80 @@
+"""Text files of other programs: UTF-8, or UTF-16 as PowerShell's `>` and Windows' editors write it."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+# the longer marks first: UTF-32's begins as UTF-16's does
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# What JSON begins with: UTF-16 without a mark is still no UTF-8.
+_BRACES = {b"{\0": "utf-16-le", b"\0{": "utf-16-be", b"[\0": "utf-16-le", b"\0[": "utf-16-be"}
+LONGEST_MARK = 4
+
+
+def encoding_of(start: bytes) -> tuple[str, int]:
+    """The encoding of a text that begins with `start`, by its byte-order mark, and the bytes of the mark."""
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding, len(mark)
+    return _BRACES.get(start[:2], "utf-8"), 0
+
+
+def decoded(content: bytes) -> str:
+    """The text of a whole file, without mark.
+
+    Raises:
+        UnicodeDecodeError: its `encoding` says what it was read as.
+    """
+    encoding, mark = encoding_of(content[:LONGEST_MARK])
+    return content[mark:].decode(encoding)
+
+
+def read_text_file(path: str | Path) -> str:
+    """The text of a file, its lines ended as on Unix.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: as `decoded`.
+    """
+    return decoded(Path(path).read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Byte offset of every line and its content in UTF-8, from the file's beginning.
+
+    Raises:
+        UnicodeDecodeError: UTF-16 or UTF-32 that is none. UTF-8 is not checked.
+    """
+    encoding, offset = encoding_of(file.read(LONGEST_MARK))
+    file.seek(offset)
+    if encoding == "utf-8":
+        for line in file:
+            yield offset, line
+            offset += len(line)
+        return
+    for text in io.TextIOWrapper(file, encoding, newline="\n"):
+        yield offset, text.encode()
+        offset += len(text.encode(encoding))
+
+
+def line_at(file: BinaryIO, offset: int) -> bytes:
+    """The line that begins at `offset`, in UTF-8.
+
+    Raises:
+        UnicodeDecodeError: as `lines_of`.
+    """
+    encoding, _ = encoding_of(file.read(LONGEST_MARK))
+    file.seek(offset)
+    if encoding == "utf-8":
+        return file.readline()
+    return io.TextIOWrapper(file, encoding, newline="\n").readline().encode()
