@@ -9,6 +9,11 @@ import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from mamba3_jepa.config import preset
+from mamba3_jepa.data.sample import source_texts
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.tokenizer import TextTokenizer
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
@@ -23,3 +28,15 @@ def _fresh_accelerate() -> Iterator[None]:
         patch.setattr(Accelerator, "__init__", afresh)
         yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SceneSource:
+    """Few enough for batches that do not come out even."""
+    return SceneSource("train", n_scenes=13, image_size=preset("tiny").vision.image_size)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(scenes: SceneSource) -> TextTokenizer:
+    """Trained on what the scenes say."""
+    return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)

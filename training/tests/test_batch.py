@@ -17,22 +17,12 @@ from mamba3_jepa.data import batch as data_batch
 from mamba3_jepa.data.batch import Batch, target_hash, target_keys
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.loader import build_loader
-from mamba3_jepa.data.sample import Source, source_texts
+from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.evaluation.validate import collect, evaluate
 
 CONFIG = preset("tiny")
-
-
-@pytest.fixture(scope="module")
-def scenes() -> SceneSource:
-    return SceneSource("train", n_scenes=13, image_size=CONFIG.vision.image_size)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(scenes: SceneSource) -> TextTokenizer:
-    return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)
 
 
 def batch_of(

@@ -18,22 +18,11 @@ from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.loader import BatchLoader, build_loader
-from mamba3_jepa.data.sample import source_texts
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 
 CONFIG = preset("tiny")
-
-
-@pytest.fixture(scope="module")
-def scenes() -> SceneSource:
-    return SceneSource("train", n_scenes=13, image_size=CONFIG.vision.image_size)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(scenes: SceneSource) -> TextTokenizer:
-    return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)
 
 
 def _loader(source: SceneSource, tokenizer: TextTokenizer, batch_size: int = 4, **changes: object) -> BatchLoader:

@@ -296,7 +296,7 @@ def test_resume_refuses_what_would_be_another_run(finished: Path, tmp_path: Path
     before = (folder / "phase1_last.pt").read_bytes()
     for arguments, message in (
         (["--lr", "0.5"], "--lr"),
-        (["--angn-enabled"], "--angn-enabled"),
+        (["--angn-enabled"], "angn.enabled False -> True"),
         (["--synthetic-scenes", "32"], "--synthetic-scenes"),
     ):
         assert train(folder, "--max-steps", "2", "--resume", *arguments) == 2

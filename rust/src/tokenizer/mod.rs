@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::{ModelWrapper, Tokenizer as Library};
+use tokenizers::{ModelWrapper, NormalizedString, Normalizer, Tokenizer as Library};
 
 use crate::error::{Error, LoadError};
 use crate::texts::distinct;
@@ -84,6 +84,7 @@ impl Tokenizer {
         let mut library =
             guarded(|| Library::deserialize(&value).map_err(|error| error.to_string())).map_err(invalid)?;
         drop(value);
+        guarded(|| demand_visible_tokens(&library)).map_err(invalid)?;
         library.with_padding(None);
         library.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
         library.set_encode_special_tokens(true);
@@ -183,6 +184,19 @@ fn unknown_token(library: &Library) -> Option<String> {
         ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
         ModelWrapper::Unigram(_) => None,
     }
+}
+
+/// Refuses an added token of which the normalizer leaves nothing: the library would find it everywhere, without end.
+fn demand_visible_tokens(library: &Library) -> Result<(), String> {
+    let Some(normalizer) = library.get_normalizer() else { return Ok(()) };
+    for token in library.get_added_tokens_decoder().into_values().filter(|token| token.normalized) {
+        let mut text = NormalizedString::from(token.content.as_str());
+        normalizer.normalize(&mut text).map_err(|error| error.to_string())?;
+        if text.is_empty() {
+            return Err(format!("added_tokens: the normalizer leaves nothing of {:?}", token.content));
+        }
+    }
+    Ok(())
 }
 
 /// Runs the library. `check` keeps away what it cannot bear at all; with some odd parts, such as regular expressions that

@@ -135,7 +135,13 @@ fn says_that_eos_is_missing() {
 #[test]
 fn what_the_library_cannot_bear_is_an_error() {
     type Change<'a> = &'a dyn Fn(&mut Value);
-    let all: [(&str, Change<'_>); 15] = [
+    let all: [(&str, Change<'_>); 16] = [
+        ("added_tokens: the normalizer leaves nothing of \" \"", &|v| {
+            v["normalizer"] = json!({"type": "Strip", "strip_left": true, "strip_right": true});
+            let space = json!({"id": 3, "content": " ", "single_word": false, "lstrip": false, "rstrip": false,
+                               "normalized": true, "special": false});
+            v["added_tokens"].as_array_mut().unwrap().push(space);
+        }),
         ("model.merges: \"hellore\" is not in the vocabulary", &|v| {
             v["model"]["merges"].as_array_mut().unwrap().push(json!(["hello", "re"]))
         }),

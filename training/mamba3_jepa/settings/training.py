@@ -134,14 +134,6 @@ class TrainSettings(Checked):
             config = with_file(config, self.model_config, self.BUILT)
         return with_overrides(config, self.model, self.BUILT)
 
-    def _demand_tiny(self, preset_name: PresetName, checkpoint: Path) -> None:
-        """Refuse --tiny for the checkpoint of a larger model."""
-        if getattr(self, "tiny", False) and preset_name != "tiny":
-            raise UserError(
-                f"--tiny: {checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint of a --tiny "
-                "run"
-            )
-
     def with_defaults(self: _Settings, values: dict[str, Any]) -> _Settings:
         """A copy in which `values` stand wherever the command line was silent, which is where a field is None.
 
@@ -289,7 +281,7 @@ class Phase2Settings(TrainSettings):
         Raises:
             UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
         """
-        self._demand_tiny(preset_name, self.phase1_checkpoint)
+        _demand_tiny(self.tiny, preset_name, self.phase1_checkpoint)
         filled = self.with_defaults(_PHASE2_DEFAULTS[preset_name])
         return dataclasses.replace(filled, cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs")
 
@@ -335,11 +327,19 @@ class Phase3Settings(TrainSettings):
         """
         if self.knowledge_dim is not None and any(each.startswith("recursion.knowledge_dim=") for each in self.model):
             raise UserError("--knowledge-dim and --model recursion.knowledge_dim both say it; give one of them")
-        self._demand_tiny(preset_name, self.phase2_checkpoint)
+        _demand_tiny(self.tiny, preset_name, self.phase2_checkpoint)
         filled = self.with_defaults(_PHASE3_DEFAULTS[preset_name])
         return dataclasses.replace(
             filled,
             # in one order, so that a resumed run may name them in another
             confusion_kinds=tuple(sorted(set(self.confusion_kinds))),
             cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs",
+        )
+
+
+def _demand_tiny(tiny: bool, preset_name: PresetName, checkpoint: Path) -> None:
+    """Refuse --tiny for the checkpoint of a larger model."""
+    if tiny and preset_name != "tiny":
+        raise UserError(
+            f"--tiny: {checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint of a --tiny run"
         )
