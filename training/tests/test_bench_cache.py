@@ -30,5 +30,5 @@ def test_both_ways_give_the_same_inputs():
 
 
 def test_impossible_settings():
-    with pytest.raises(UserError, match="--batch-size 0"):
+    with pytest.raises(UserError, match="`batch_size` 0"):
         cache.run_cache_benchmark(CacheBenchmarkSettings(batch_size=0))

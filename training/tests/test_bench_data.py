@@ -40,15 +40,15 @@ def test_with_the_real_training_step() -> None:
 
 
 def test_impossible_settings() -> None:
-    for changes in (
-        {"batch_size": 0},
-        {"workers": ()},
-        {"workers": (-1,)},
-        {"steps": -1},
-        {"seconds": 0.0},
-        {"n_images": 3, "batch_size": 4},
+    for changes, message in (
+        ({"batch_size": 0}, "`batch_size` 0: must be at least 1"),
+        ({"workers": ()}, "`workers`: give at least one number"),
+        ({"workers": (-1,)}, "`workers` -1: must be at least 0 and at most 1024"),
+        ({"steps": -1}, "`steps` -1: must be at least 0"),
+        ({"seconds": 0.0}, "`seconds` 0.0: must be finite and greater than 0"),
+        ({"n_images": 3, "batch_size": 4}, "`n_images` 3 is less than one batch of 4"),
     ):
-        with pytest.raises(UserError, match="bench data"):
+        with pytest.raises(UserError, match=message):
             run_data_benchmark(DataBenchmarkSettings(**changes))  # type: ignore[arg-type]
 
 

@@ -51,7 +51,7 @@ def test_it_sees_time_and_memory_that_grow(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"early": 1}, "starts before the text"),
         ({"late": 4}, "`late` 4 must come after `early` 4"),
-        ({"rounds": 0}, "rounds is 0"),
+        ({"rounds": 0}, "`rounds` 0: must be at least 1"),
         ({"device": "cuda:7"}, "`device` cuda:7: not available here"),
     ],
 )

@@ -118,8 +118,7 @@ def test_a_first_step_that_fails(checkpoints: dict[int, Path], earlier: Path, mo
 
     monkeypatch.setattr(_State, "step", fails)
     before = contents(earlier)
-    with pytest.raises(torch.OutOfMemoryError):
-        run(1, checkpoints, earlier)
+    assert run(1, checkpoints, earlier) == 2
     assert contents(earlier) == before
 
 

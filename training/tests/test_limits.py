@@ -62,8 +62,8 @@ def test_what_lies_outside_is_refused_and_the_ends_are_not(kind: type, name: str
     for value in outside:
         with pytest.raises(UserError) as refused:
             made(kind, name, value)
-        flag = name if kind is inference.GenerationConfig else f"--{name.replace('_', '-')}"
-        assert f"{flag} " in str(refused.value)
+        named = name if kind is inference.GenerationConfig else f"`{name}`"
+        assert f"{named} " in str(refused.value)
         assert f"must be {allowed}" in str(refused.value)
     if name != "top_p":
         ends = [end for end in (allowed.low, allowed.high) if abs(end) < math.inf and not allowed.open]

@@ -144,14 +144,14 @@ def test_a_flag_and_a_key_of_the_same_contradict_each_other() -> None:
         ({"tokenizer": Path("tokenizer.json")}, "vocab_size=300"),
         ({"angn_sparsity_weight": 0.5}, "angn.sparsity_weight=0.1"),
     ):
-        with pytest.raises(UserError, match=f"--model {key.partition('=')[0]} both say it"):
+        with pytest.raises(UserError, match=f"`model` {key.partition('=')[0]} both say it"):
             Phase1Settings(tiny=True, model=(key,), **given).resolved()
 
 
 def test_sizes_are_those_of_the_changed_model() -> None:
     settings = Phase1Settings(tiny=True, model=("vision.image_size=64",), patch_size=64, image_shift=40)
     assert settings.resolved().build_config().vision.patch_size == 64
-    with pytest.raises(UserError, match="--image-shift 20: must lie between 0 and 15"):
+    with pytest.raises(UserError, match="`image_shift` 20: must lie between 0 and 15"):
         Phase1Settings(tiny=True, model=("vision.image_size=16",), image_shift=20).resolved()
 
 

@@ -41,5 +41,5 @@ def test_tiny_contradicts_a_preset_that_was_named_even_the_default() -> None:
     assert Phase1Settings(random_vit=True).resolved().preset == "small"
     assert Phase1Settings(tiny=True, preset="tiny").resolved().preset == "tiny"
     for name in ("small", "mini"):
-        with pytest.raises(UserError, match=f"--tiny and --preset {name} contradict"):
+        with pytest.raises(UserError, match=f"`tiny` and `preset` {name} contradict"):
             Phase1Settings(tiny=True, preset=name).resolved()  # type: ignore[arg-type]

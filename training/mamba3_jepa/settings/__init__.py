@@ -1,5 +1,6 @@
 """Settings: what the command line offers, with the text of its help.
 
-Nothing here imports anything heavy (no torch, no numpy), so that `--help` answers at once. Flags are named in this
-folder and in `cli` only; elsewhere messages name a setting in backticks, and the command line shows it as its flag.
+Nothing here imports anything heavy (no torch, no numpy), so that `--help` answers at once. The docstrings of the fields
+are the help text and name flags; messages name a setting in backticks, as everywhere below `cli`, which shows it as its
+flag.
 """

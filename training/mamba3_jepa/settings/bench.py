@@ -79,9 +79,9 @@ class DataBenchmarkSettings(Checked):
     def check(self) -> None:
         """Raises UserError for values that cannot be measured."""
         if not self.workers:
-            raise UserError("bench data: --workers: give at least one number")
+            raise UserError("`workers`: give at least one number")
         if self.n_images < self.batch_size:
-            raise UserError(f"bench data: --n-images {self.n_images} is less than one batch of {self.batch_size}")
+            raise UserError(f"`n_images` {self.n_images} is less than one batch of {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class ParitySettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dt_min > self.dt_max:
-            raise UserError(f"--dt-min {self.dt_min}: must not be above --dt-max {self.dt_max}")
+            raise UserError(f"`dt_min` {self.dt_min}: must not be above `dt_max` {self.dt_max}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,4 +52,4 @@ class InspectSettings:
     def check(self) -> None:
         """Raise UserError unless there is one thing to look into."""
         if [self.file is not None, self.preset is not None, self.environment].count(True) != 1:
-            raise UserError("name one thing to look into: a file, --preset or --environment")
+            raise UserError("name one thing to look into: a file, `preset` or `environment`")

@@ -126,15 +126,15 @@ class AskSettings(ModelSettings):
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
         if not self.questions and self.image is None:
-            raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an --image')
+            raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
         if self.knowledge is not None and self.knowledge_vector is not None:
-            raise UserError("--knowledge and --knowledge-vector exclude each other; give one of them")
+            raise UserError("`knowledge` and `knowledge_vector` exclude each other; give one of them")
         if self.memory is not None and (self.knowledge is not None or self.knowledge_vector is not None):
-            raise UserError("--memory is looked up when there is no --knowledge and no --knowledge-vector; give one")
+            raise UserError("`memory` is looked up when there is no `knowledge` and no `knowledge_vector`; give one")
         if self.save_memory is not None and self.memory is None:
-            raise UserError("--save-memory needs a --memory to save")
+            raise UserError("`save_memory` needs a `memory` to save")
         if self.save_memory is not None and self.save_memory.suffix != ".safetensors":
-            raise UserError(f"--save-memory {self.save_memory}: its name must end in .safetensors")
+            raise UserError(f"`save_memory` {self.save_memory}: its name must end in .safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +152,13 @@ class EmbedSettings(ImageSettings):
         """Raise UserError for contradictory or impossible settings."""
         has_images = bool(self.images) or self.image_dir is not None
         if not has_images and not self.texts:
-            raise UserError("nothing to embed: give --images, --image-dir or --texts")
+            raise UserError("nothing to embed: give `images`, `image_dir` or `texts`")
         if self.output.suffix not in (".npy", ".safetensors"):
-            raise UserError(f"--output {self.output}: its name must end in .npy or .safetensors")
+            raise UserError(f"`output` {self.output}: its name must end in .npy or .safetensors")
         if self.output.suffix == ".npy" and has_images and self.texts:
-            raise UserError(f"--output {self.output}: one array holds images or texts; for both write .safetensors")
+            raise UserError(f"`output` {self.output}: one array holds images or texts; for both write .safetensors")
         if self.question is not None and not has_images:
-            raise UserError("--question is asked about images; there are none")
+            raise UserError("`question` is asked about images; there are none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +195,9 @@ class ClassifySettings(ImageSettings):
     def check(self) -> None:
         """Raise UserError for impossible settings."""
         if not 0 < c_float(self.temperature).value < float("inf"):
-            raise UserError(f"--temperature {self.temperature}: must be finite and greater than 0, in float32")
+            raise UserError(f"`temperature` {self.temperature}: must be finite and greater than 0, in float32")
         if self.template.count("{}") != 1:
-            raise UserError(f"--template {self.template!r}: must contain {{}} once, where the label goes")
+            raise UserError(f"`template` {self.template!r}: must contain {{}} once, where the label goes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +241,8 @@ class EvaluateSettings(Checked):
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
         if self.label_template.count("{}") != 1:
-            raise UserError(f"--label-template {self.label_template!r}: must contain {{}} once, where the label goes")
+            raise UserError(f"`label_template` {self.label_template!r}: must contain {{}} once, where the label goes")
         if self.manifest is not None and self.data_dir is None:
-            raise UserError(f"--manifest {self.manifest} is looked for in --data-dir; give that too")
+            raise UserError(f"`manifest` {self.manifest} is looked for in `data_dir`; give that too")
         if self.skip_generation and self.answer_sheet is not None:
-            raise UserError("--answer-sheet shows generated answers; it cannot go with --skip-generation")
+            raise UserError("`answer_sheet` shows generated answers; it cannot go with `skip_generation`")

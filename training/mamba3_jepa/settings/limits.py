@@ -59,7 +59,7 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        check_ranges(self, lambda name, value, rule: f"--{name.replace('_', '-')} {value}: {rule}")
+        check_ranges(self, lambda name, value, rule: f"`{name}` {value}: {rule}")
 
 
 def check_ranges(settings: Any, say: Callable[[str, float, str], str]) -> None:

@@ -159,7 +159,7 @@ _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 # Settings of phase 1 that are also keys of the model.
-_ALSO_A_FLAG = {
+_ALSO_A_SETTING = {
     "tokenizer": "vocab_size",
     "patch_size": "vision.patch_size",
     "angn_enabled": "angn.enabled",
@@ -207,26 +207,26 @@ class Phase1Settings(TrainSettings):
             UserError: contradictory or impossible settings.
         """
         if self.tiny and self.preset not in (None, "tiny"):
-            raise UserError(f"--tiny and --preset {self.preset} contradict each other; give one of them")
+            raise UserError(f"`tiny` and `preset` {self.preset} contradict each other; give one of them")
         name: PresetName | None = "tiny" if self.tiny else self.preset
         base = self._base(name)
         if name not in (None, base.preset):
-            raise UserError(f"--model-config {self.model_config} is a {base.preset} model, not {name}; leave that out")
+            raise UserError(f"`model_config` {self.model_config} is a {base.preset} model, not {name}; leave that out")
         name = base.preset
         if self.vit_checkpoint is not None and self.random_vit:
-            raise UserError("--random-vit and --vit-checkpoint contradict each other; give one of them")
+            raise UserError("`random_vit` and `vit_checkpoint` contradict each other; give one of them")
         if self.vit_checkpoint is not None and self.patch_size is not None:
-            raise UserError("--patch-size is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
+            raise UserError("`patch_size` is for a random X-Encoder; the weights of `vit_checkpoint` have theirs")
         if self.vit_checkpoint is not None and any(each.startswith("vision.") for each in self.model):
-            raise UserError("--model vision.* is for a random X-Encoder; the weights of --vit-checkpoint have theirs")
-        for flag, key in _ALSO_A_FLAG.items():
-            if getattr(self, flag) and any(each.startswith(f"{key}=") for each in self.model):
-                raise UserError(f"--{flag.replace('_', '-')} and --model {key} both say it; give one of them")
+            raise UserError("`model` vision.* is for a random X-Encoder; the weights of `vit_checkpoint` have theirs")
+        for setting, key in _ALSO_A_SETTING.items():
+            if getattr(self, setting) and any(each.startswith(f"{key}=") for each in self.model):
+                raise UserError(f"`{setting}` and `model` {key} both say it; give one of them")
         image_size = with_overrides(base, self.model).vision.image_size
         if self.patch_size is not None and image_size % self.patch_size:
-            raise UserError(f"--patch-size {self.patch_size}: must divide the {image_size} pixels of the images")
+            raise UserError(f"`patch_size` {self.patch_size}: must divide the {image_size} pixels of the images")
         if self.image_shift >= image_size:
-            raise UserError(f"--image-shift {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
+            raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
     def build_config(self) -> ModelConfig:
@@ -326,7 +326,7 @@ class Phase3Settings(TrainSettings):
             UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
         """
         if self.knowledge_dim is not None and any(each.startswith("recursion.knowledge_dim=") for each in self.model):
-            raise UserError("--knowledge-dim and --model recursion.knowledge_dim both say it; give one of them")
+            raise UserError("`knowledge_dim` and `model` recursion.knowledge_dim both say it; give one of them")
         _demand_tiny(self.tiny, preset_name, self.phase2_checkpoint)
         filled = self.with_defaults(_PHASE3_DEFAULTS[preset_name])
         return dataclasses.replace(
@@ -341,5 +341,5 @@ def _demand_tiny(tiny: bool, preset_name: PresetName, checkpoint: Path) -> None:
     """Refuse --tiny for the checkpoint of a larger model."""
     if tiny and preset_name != "tiny":
         raise UserError(
-            f"--tiny: {checkpoint} is a {preset_name} model; leave --tiny out, or give the checkpoint of a --tiny run"
+            f"`tiny`: {checkpoint} is a {preset_name} model; leave `tiny` out, or give the checkpoint of a `tiny` run"
         )
