@@ -42,9 +42,24 @@ class Mamba3Config:
     is_outproj_norm: bool = False
     chunk_size: int = Field(default=64, gt=0, le=LARGEST_SIZE)
 
-    def __post_init__(self) -> None:
+    def check(self, name: str) -> None:
+        """Whether the sizes go together.
+
+        Raises:
+            UserError: they do not; begins with `name`.
+        """
+        d_inner, d_state = self.expand * self.d_model, self.d_state
+        if d_inner % self.headdim:
+            raise UserError(f"{name}: expand * d_model = {d_inner} is not a multiple of headdim {self.headdim}")
+        if d_inner // self.headdim % self.ngroups:
+            heads = d_inner // self.headdim
+            raise UserError(f"{name}: {heads} heads are not a multiple of ngroups {self.ngroups}")
         if self.rope_fraction not in (0.5, 1.0):
-            raise UserError(f"mamba3: rope_fraction {self.rope_fraction} must be 0.5 or 1.0")
+            raise UserError(f"{name}: rope_fraction is {self.rope_fraction}, it must be 0.5 or 1.0")
+        if int(d_state * self.rope_fraction) < 2:
+            raise UserError(f"{name}: d_state {d_state} leaves no pair to rotate; make it at least 4")
+        if self.is_mimo and d_state % 2:
+            raise UserError(f"{name}: MIMO needs an even d_state, not {d_state}")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -127,6 +142,11 @@ class ModelConfig:
     query_prompt: str = Field(default=QUERY_PROMPT, min_length=1)
     angn: AngnConfig = Field(default_factory=AngnConfig)
     recursion: RecursionConfig = Field(default_factory=RecursionConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("predictor", "y_encoder", "y_decoder"):
+            backbone: BackboneConfig = getattr(self, name)
+            backbone.layer.check(f"{name}.layer")
 
     @property
     def knowledge_dim(self) -> int:

@@ -7,7 +7,7 @@ import torch
 from test_mamba3 import assert_same_state, layer_of, relative, scan_inputs, state_of
 from torch import Tensor
 
-from mamba3_jepa.models import kernels
+from mamba3_jepa.models import kernels, mamba3
 from mamba3_jepa.models.scan import Mamba3State, ScanInputs, sequential_scan
 
 BFLOAT16_ERROR = 3e-2
@@ -171,7 +171,7 @@ def test_the_layer_is_the_same_with_the_kernel(kind: str, monkeypatch: pytest.Mo
         expected, after = layer(u, return_state=True)
         monkeypatch.setattr(kernels, "siso_kernel", lambda: fake_siso)
         monkeypatch.setattr(kernels, "mimo_kernel", lambda: fake_mimo)
-        monkeypatch.setattr(kernels, "usable", lambda inputs, state, return_state: True)
+        monkeypatch.setattr(mamba3, "_fused_takes", lambda inputs, state, return_state: True)
         y, state = layer(u, return_state=True)
     assert relative(y, expected) < BFLOAT16_ERROR
     assert relative(state.h, after.h) < BFLOAT16_ERROR

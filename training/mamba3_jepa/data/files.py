@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from array import array
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import walk_visible
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.encodings import line_at, lines_of
+from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of, lines_of
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
@@ -85,7 +87,7 @@ class ManifestSource:
         where = self._where(int(self._lines[i]))
         try:
             with self._path.open("rb") as file:
-                line = line_at(file, int(self._offsets[i]))
+                line = self._line_at(file, int(self._offsets[i]))
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: {not_text(error)}; the file has been changed since it was opened") from error
         return with_slashes(read_record(line, where), self._root)
@@ -139,6 +141,13 @@ class ManifestSource:
         paths = (path for record in records for path in (record.image, record.text_path) if path is not None)
         return state_of_files(self._root / path for path in dict.fromkeys(paths))
 
+    def _line_at(self, file: BinaryIO, offset: int) -> bytes:
+        """The line that begins there, in UTF-8."""
+        file.seek(offset)
+        if self._encoding == "utf-8":
+            return file.readline()
+        return io.TextIOWrapper(file, self._encoding, newline="\n").readline().encode()
+
     def _where(self, line_number: int) -> str:
         return f"{self.name} line {line_number}"
 
@@ -146,7 +155,9 @@ class ManifestSource:
         """Line number from 1, byte offset and content, in UTF-8, of every line."""
         try:
             with self._path.open("rb") as file:
-                for line_number, (offset, line) in enumerate(lines_of(file), start=1):
+                self._encoding, mark = encoding_of(file.read(LONGEST_MARK))
+                file.seek(mark)
+                for line_number, (offset, line) in enumerate(lines_of(file, self._encoding), start=1):
                     yield line_number, offset, line
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name}: {not_text(error)}") from error

@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +21,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from mamba3_jepa.data.metadata import split_metadata
-from mamba3_jepa.data.png import check_rows
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 
@@ -44,6 +46,13 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Of a PNG: samples a pixel by colour type, and bytes inflated at once
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_STEP = 2**16
+# First column and row, distance of columns and rows of each pass of Adam7; what is not interlaced is one pass
+_INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PLAIN = ((0, 0, 1, 1),)
+
 
 class BadSampleError(UserError):
     """One sample cannot be read. `on_bad_sample skip` leaves such samples out and counts them."""
@@ -67,8 +76,6 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         BadSampleError: missing, not an image, truncated, more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or
             `MAX_BYTES` bytes.
     """
-    if name is None:
-        name = path_text(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
     try:
         pixels, orientation = split_metadata(_read(source))
         with warnings.catch_warnings():
@@ -78,25 +85,32 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             if image.format == "PNG":
-                check_rows(pixels)
+                _check_png_rows(pixels)
             image.load()
             return _turned(to_rgb(image), orientation)
-    except FileNotFoundError as error:
-        raise BadSampleError(f"{name}: there is no such image file") from error
-    except Image.DecompressionBombError as error:
-        raise BadSampleError(
-            f"{name}: too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, and "
-            f"{MAX_SIDE:,} a side: scale it down"
-        ) from error
     except MemoryError:
         raise
-    except UnidentifiedImageError as error:
-        raise BadSampleError(f"{name}: not a readable image; expected a {', '.join(_FORMATS)} file") from error
     except Exception as error:  # damaged files make decoders raise almost anything (struct.error, SyntaxError, ...)
-        raise BadSampleError(
-            f"{name}: not a readable image ({type(error).__name__}: {error}); "
-            f"expected a complete {', '.join(_FORMATS)} file"
-        ) from error
+        raise BadSampleError(f"{_name(source) if name is None else name}: {_why_not(error)}") from error
+
+
+def _name(source: str | Path | bytes | BinaryIO) -> str:
+    return path_text(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
+
+
+def _why_not(error: Exception) -> str:
+    """What keeps an image from being used, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such image file"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, and "
+            f"{MAX_SIDE:,} a side: scale it down"
+        )
+    formats = ", ".join(_FORMATS)
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a readable image; expected a {formats} file"
+    return f"not a readable image ({type(error).__name__}: {error}); expected a complete {formats} file"
 
 
 def _read(source: str | Path | bytes | BinaryIO) -> bytes:
@@ -110,6 +124,57 @@ def _read(source: str | Path | bytes | BinaryIO) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes")
     return data
+
+
+def _check_png_rows(data: bytes) -> None:
+    """Inflates the pixels of a PNG whose header a decoder has read, to see whether all are there, undamaged.
+
+    Pillow takes a file with too few rows for a whole one, and may not look at what follows the last row, the checksum
+    of all pixels among it. Up to the last row the rules here are those of the Rust side's `image/png.rs`. More rows
+    than the height are accepted, and so is a missing checksum.
+
+    Raises:
+        ValueError: the pixels are damaged, or some are missing.
+    """
+    expected = _png_inflated_size(data)
+    limit = 2 * expected + _STEP  # what has no end is not pixels
+    inflate = zlib.decompressobj()
+    size = 0
+    try:
+        for body in _png_pixel_chunks(data):
+            while body and not inflate.eof and size <= limit:
+                size += len(inflate.decompress(body, _STEP))
+                body = inflate.unconsumed_tail
+    except zlib.error as error:
+        raise ValueError(f"its pixels are damaged ({error})") from error
+    if size < expected:
+        raise ValueError(f"its pixels are damaged ({size} bytes of {expected} are there)")
+
+
+def _png_inflated_size(data: bytes) -> int:
+    """Bytes of all rows, each with the byte that names its filter."""
+    if data[8:16] != b"\0\0\0\x0dIHDR":
+        raise ValueError("its header is damaged")
+    width, height, depth, colour, compression, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    if compression != 0 or interlace > 1:
+        raise ValueError(f"unknown compression method {compression} or interlace method {interlace}")
+    size = 0
+    for first_x, first_y, step_x, step_y in _INTERLACED if interlace else _PLAIN:
+        columns = max(0, -((first_x - width) // step_x))
+        rows = max(0, -((first_y - height) // step_y))
+        if columns:
+            size += rows * (1 + (columns * depth * _CHANNELS[colour] + 7) // 8)
+    return size
+
+
+def _png_pixel_chunks(data: bytes) -> Iterator[bytes]:
+    """What each `IDAT` chunk holds; of one that is cut short, what is there."""
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IDAT":
+            yield data[position + 8 : position + 8 + length]
+        position += 12 + length
 
 
 def upright(image: Image.Image) -> Image.Image:

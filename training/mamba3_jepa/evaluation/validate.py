@@ -29,7 +29,7 @@ from mamba3_jepa.evaluation.retrieval import (
     nearest_answer,
     retrieval,
 )
-from mamba3_jepa.models.eval_mode import eval_mode
+from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 

@@ -49,14 +49,13 @@ def read_text_file(path: str | Path) -> str:
     return decoded(Path(path).read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Byte offset of every line and its content in UTF-8, from the file's beginning.
+def lines_of(file: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes]]:
+    """Byte offset of every line and its content in UTF-8, from where the file stands, behind its mark.
 
     Raises:
         UnicodeDecodeError: UTF-16 or UTF-32 that is none. UTF-8 is not checked.
     """
-    encoding, offset = encoding_of(file.read(LONGEST_MARK))
-    file.seek(offset)
+    offset = file.tell()
     if encoding == "utf-8":
         for line in file:
             yield offset, line
@@ -65,16 +64,3 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     for text in io.TextIOWrapper(file, encoding, newline="\n"):
         yield offset, text.encode()
         offset += len(text.encode(encoding))
-
-
-def line_at(file: BinaryIO, offset: int) -> bytes:
-    """The line that begins at `offset`, in UTF-8.
-
-    Raises:
-        UnicodeDecodeError: as `lines_of`.
-    """
-    encoding, _ = encoding_of(file.read(LONGEST_MARK))
-    file.seek(offset)
-    if encoding == "utf-8":
-        return file.readline()
-    return io.TextIOWrapper(file, encoding, newline="\n").readline().encode()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba3_jepa.config import BackboneConfig
+from mamba3_jepa.config import BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models import kernels
 from mamba3_jepa.models.chunked import chunked_scan
@@ -102,6 +102,14 @@ class Mamba3(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if a_activation not in ("heavy_tail", "softplus"):
+            raise UserError(f"mamba3: a_activation is {a_activation!r}, it must be heavy_tail or softplus")
+        if chunk_size < 1:
+            raise UserError(f"mamba3: chunk_size is {chunk_size}, it must be at least 1")
+        Mamba3Config(
+            d_model=d_model, d_state=d_state, expand=expand, headdim=headdim, ngroups=ngroups,
+            rope_fraction=rope_fraction, is_mimo=is_mimo,
+        ).check("mamba3")  # fmt: skip
         self.d_model, self.d_state, self.headdim, self.ngroups = d_model, d_state, headdim, ngroups
         self.d_inner = expand * d_model
         self.nheads = self.d_inner // headdim
@@ -110,8 +118,6 @@ class Mamba3(nn.Module):
         self.a_activation, self.A_floor = a_activation, A_floor
         self.is_mimo, self.rank = is_mimo, mimo_rank if is_mimo else 1
         self.is_outproj_norm, self.chunk_size = is_outproj_norm, chunk_size
-        self._check_sizes()
-
         H, R, N, P = self.nheads, self.rank, d_state, headdim
         self.split_sizes = [H * P, H * P, R * ngroups * N, R * ngroups * N, H, H, H, self.n_angles]
         self.in_proj = nn.Linear(d_model, sum(self.split_sizes), bias=False, device=device, dtype=dtype)
@@ -131,22 +137,6 @@ class Mamba3(nn.Module):
         for parameter in (self.dt_bias, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def _check_sizes(self) -> None:
-        if self.d_inner % self.headdim:
-            raise UserError(f"mamba3: expand * d_model = {self.d_inner} is not a multiple of headdim {self.headdim}")
-        if self.nheads % self.ngroups:
-            raise UserError(f"mamba3: {self.nheads} heads are not a multiple of ngroups {self.ngroups}")
-        if self.rope_fraction not in (0.5, 1.0):
-            raise UserError(f"mamba3: rope_fraction is {self.rope_fraction}, it must be 0.5 or 1.0")
-        if self.n_angles < 1:
-            raise UserError(f"mamba3: d_state {self.d_state} leaves no pair to rotate; make it at least 4")
-        if self.is_mimo and self.d_state % 2:
-            raise UserError(f"mamba3: MIMO needs an even d_state, not {self.d_state}")
-        if self.a_activation not in ("heavy_tail", "softplus"):
-            raise UserError(f"mamba3: a_activation is {self.a_activation!r}, it must be heavy_tail or softplus")
-        if self.chunk_size < 1:
-            raise UserError(f"mamba3: chunk_size is {self.chunk_size}, it must be at least 1")
-
     def forward(
         self, u: Tensor, state: Mamba3State | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, Mamba3State]:
@@ -161,7 +151,7 @@ class Mamba3(nn.Module):
         gated_in_scan = not (self.is_mimo or self.is_outproj_norm)
         with torch.autocast(u.device.type, enabled=False):
             z_in_scan = z if gated_in_scan else None
-            if kernels.usable(inputs, state, return_state):
+            if _fused_takes(inputs, state, return_state):
                 y, state = kernels.fused_scan(inputs, state, z_in_scan, return_state)
             else:
                 y, state = chunked_scan(_widened(inputs), state, self.chunk_size, z_in_scan, return_state)
@@ -245,6 +235,10 @@ class Mamba3(nn.Module):
     def _joined(self, y: Tensor) -> Tensor:
         """(B, L, 1, H, P) -> (B, L, H P)."""
         return y.squeeze(2).flatten(-2).to(self.out_proj.weight.dtype)
+
+
+def _fused_takes(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> bool:
+    return inputs.v.is_cuda and kernels.usable(inputs, state, return_state)
 
 
 def _widened(inputs: ScanInputs) -> ScanInputs:

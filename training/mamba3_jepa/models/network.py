@@ -15,6 +15,9 @@ width, E embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -139,3 +142,15 @@ class Network(nn.Module):
         """
         query_tokens = self.y_encoder.embed_tokens(query_ids)
         return self.predictor(visual_tokens, has_image, query_tokens, query_mask, gate=self.angn)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Every module in it in eval mode; afterwards each is back in the mode it was in."""
+    in_training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in in_training:
+            each.training = True

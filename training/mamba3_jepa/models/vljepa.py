@@ -19,8 +19,7 @@ from mamba3_jepa.data.images import load_image, normalize, to_pixels, upright
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.models.eval_mode import eval_mode
-from mamba3_jepa.models.network import Network
+from mamba3_jepa.models.network import Network, eval_mode
 from mamba3_jepa.models.predictor import PredictorOutput
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit import VisionEncoder

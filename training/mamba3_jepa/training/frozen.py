@@ -28,7 +28,7 @@ from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import distinct
-from mamba3_jepa.models.eval_mode import eval_mode
+from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.distributed import all_gather_object, rank, world_size

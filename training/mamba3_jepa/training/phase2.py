@@ -24,8 +24,8 @@ from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
 from mamba3_jepa.files.checkpoint import DataRecord
-from mamba3_jepa.models.eval_mode import eval_mode
 from mamba3_jepa.models.losses import score_tokens
+from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.training import Phase2Settings
