@@ -34,8 +34,11 @@ class ConfusionMonitor(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled states (B, D) -> logits of confusion (B,), before `temperature`."""
-        return self.linear(F.silu(self.hidden(self.norm(pooled)))).squeeze(-1)
+        """Pooled states (B, D) -> logits of confusion (B,), before `temperature`; in the parameters' precision under
+        autocast too."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            pooled = pooled.to(self.linear.weight.dtype)
+            return self.linear(F.silu(self.hidden(self.norm(pooled)))).squeeze(-1)
 
     def score(self, pooled: Tensor) -> Tensor:
         """Pooled states (B, D) -> P(confused) (B,) in float32."""

@@ -39,7 +39,7 @@ class YDecoder(nn.Module):
         """
         tokens = torch.cat([self._prefix(embedding), self.embedding(ids)], dim=1)
         h = self.backbone(tokens)
-        return self.lm_head(h[:, self.prefix_tokens :])
+        return self._logits(h[:, self.prefix_tokens :])
 
     def prefill(self, embedding: Tensor) -> list[Mamba3State]:
         """State after the prefix of embedding (B, E), one per layer; `step` with bos comes next."""
@@ -49,7 +49,12 @@ class YDecoder(nn.Module):
     def step(self, ids_t: Tensor, state: list[Mamba3State]) -> tuple[Tensor, list[Mamba3State]]:
         """One token: ids (B,) -> next-token logits (B, V) and the next state, in constant time and memory."""
         h, state = self.backbone.step(self.embedding(ids_t), state)
-        return self.lm_head(h), state
+        return self._logits(h), state
+
+    def _logits(self, h: Tensor) -> Tensor:
+        """(..., D) -> (..., V), in the parameters' precision under autocast too."""
+        with torch.autocast(h.device.type, enabled=False):
+            return self.lm_head(h.to(self.lm_head.weight.dtype))
 
     def _prefix(self, embedding: Tensor) -> Tensor:
         """(B, E) -> (B, P, D), in the parameters' precision under autocast too."""

@@ -152,8 +152,8 @@ class _State:
         """Validate, log, and keep the best weights."""
         started = time.monotonic()
         self.objective.eval()
-        with self.accelerator.autocast():
-            validation = self.task.validate(self.accelerator.device)
+        # never under autocast: rounding must not decide which weights are the best
+        validation = self.task.validate(self.accelerator.device)
         self.metrics = validation.metrics
         better = validation.score > self.position.best_score
         if better:

@@ -79,7 +79,8 @@ def train_phase2(settings: Phase2Settings) -> None:
         compile_layers(model)
     demand_one_batch(data.train.name, len(data.train_indices), settings)
     train = _outputs(model, data.train, data.train_indices, settings)
-    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), settings)
+    in_float32 = dataclasses.replace(settings, precision="fp32")  # rounding must not decide which weights are the best
+    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), in_float32)
     if run.is_main:
         say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))

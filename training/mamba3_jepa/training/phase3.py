@@ -92,7 +92,8 @@ def train_phase3(settings: Phase3Settings) -> None:
     val, val_rows = _confusion(data, "val", settings, config.query_prompt)
     demand_one_batch(train.name, len(train_rows), settings)
     train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
-    val_data = _outputs(model, val, val_rows, settings, demand_vectors=False)
+    in_float32 = dataclasses.replace(settings, precision="fp32")  # rounding must not decide which weights are the best
+    val_data = _outputs(model, val, val_rows, in_float32, demand_vectors=False)
     record = data_record(data, start=start, phase=3, confusion=_counts(train_data))
     if run.is_main:
         _say(model, train_data, val_data)
@@ -212,6 +213,10 @@ class Phase3Objective(nn.Module):
 
     def forward(self, batch: Phase3Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
+        return self.losses(batch)
+
+    def losses(self, batch: Phase3Batch) -> StepOutput:
+        """What `forward` gives, also where accelerate has put autocast around that."""
         logits = self.recursion.confusion_probe(batch.pooled).float()
         confusion = confusion_loss(logits, batch.confused)
         # Where nothing is injected the knowledge is zero: every sample takes part, so every weight has a gradient.
@@ -359,7 +364,7 @@ class Phase3Task:
         logits = []
         for rows in torch.arange(len(self.val)).split(_TOGETHER):
             batch = self.batch(self.val, rows).to(device)
-            output = self.objective(batch)
+            output = self.objective.losses(batch)
             injected = int(batch.injected.sum())
             totals["loss"] += float(output.loss) * len(rows)
             totals["confusion_loss"] += float(output.logged["confusion_loss"]) * len(rows)
