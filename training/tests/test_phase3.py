@@ -363,12 +363,20 @@ def test_stopped_and_resumed_gives_the_same_bits(
     assert stopped is not None
     assert (stopped["position"]["step"], stopped["position"]["batch"]) == (6, 2)
     own.unlink()
-    # the flag names another file than before: that is another run
-    assert train_again(tmp_path / "run", *settings, str(phase2), "--resume") == 2
+    # the flag names another model than before: that is another run; a copy elsewhere is not
+    checkpoint = load_checkpoint(phase2)
+    checkpoint.model["predictor.pred_head.bias"] += 1
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, checkpoint)
+    assert train_again(tmp_path / "run", *settings, str(other), "--resume") == 2
     assert "--phase2-checkpoint" in capfd.readouterr().err
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert train_again(tmp_path / "copy", *settings, str(phase2), "--resume") == 0
     assert train_again(tmp_path / "run", *settings, str(own), "--resume") == 0
-    a, b = weights(tmp_path / "run" / "phase3_last.pt"), weights(finished / "phase3_last.pt")
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    expected = weights(finished / "phase3_last.pt")
+    for folder in ("run", "copy"):
+        found = weights(tmp_path / folder / "phase3_last.pt")
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 def train_again(output_dir: Path, *arguments: str) -> int:

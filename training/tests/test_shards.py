@@ -67,8 +67,8 @@ def test_samples_in_order_with_their_captions_and_images(shards: Path) -> None:
         expected = number * 20 if number < 8 else (number + 1) * 20
         assert abs(sample.image().getpixel((5, 5))[0] - expected) <= 6
         assert sample.question is None
-    assert source.group(5) == "00001.tar/000010001"
-    assert source.group(9) == "00002.tar/dir/webp"
+    assert source.group(5) == "000010001"
+    assert source.group(9) == "dir/webp"
     assert len(set(source.group_hashes().tolist())) == 10
     assert source.indices("caption").tolist() == list(range(10))
     assert source.indices("question").tolist() == []

@@ -102,15 +102,15 @@ class ConfusionSource:
         if kind == _MISMATCHED:
             donor = self._source.sample(int(self._donor[i]))
             meta = {**sample.meta, "image_of": donor.meta.get("origin")}
-            return dataclasses.replace(sample, image=donor.image, picture=donor.picture, meta=meta)
+            return dataclasses.replace(sample, image=donor.image, picture=donor.picture, place=donor.place, meta=meta)
         if kind == _UNANSWERABLE:
-            return dataclasses.replace(sample, image=None, picture=None)
+            return dataclasses.replace(sample, image=None, picture=None, place=None)
         if kind == _CORRUPTED and sample.image is not None:
             dice = stable_hash(f"corrupted/{self._seed}/{int(self._base[i])}")
             name = list(CORRUPTIONS)[dice % len(CORRUPTIONS)]
             meta = {**sample.meta, "corruption": name}
             image = partial(_corrupted, sample.image, name, dice)
-            return dataclasses.replace(sample, image=image, picture=None, meta=meta)
+            return dataclasses.replace(sample, image=image, picture=None, place=None, meta=meta)
         return sample
 
     def group(self, i: int) -> str:

@@ -25,7 +25,7 @@ from mamba3_jepa.data.records import (
     resolve_inside,
     with_slashes,
 )
-from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
+from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import walk_visible
 from mamba3_jepa.errors import UserError
@@ -100,11 +100,13 @@ class ManifestSource:
             target = read_text(resolve_inside(self._root, record.text_path, where), where)
         elif record.text is not None:
             target = record.text.strip()
-        image = None
+        image = place = None
         if record.image is not None:
             image = partial(_load_inside, self._root, record.image, where)
+            place = Place(str(self._root / record.image))
         return Sample(
             image=image,
+            place=place,
             picture=None if record.image is None else record.group,
             question=record.prompt,
             target=target,
@@ -228,6 +230,7 @@ class FolderSource:
         text_path = resolve_inside(self._root, str(_text_beside(self._root / relative)), where)
         return Sample(
             image=partial(_load_inside, self._root, relative, where),
+            place=Place(str(self._root / relative)),
             target=read_text(text_path, where),
             meta={"origin": where, "image": relative},
         )

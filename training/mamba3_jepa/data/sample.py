@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,14 @@ OnBadSample = Literal["error", "skip"]
 Kind = Literal["all", "target", "caption", "question", "confused", "confusing", "knowledge", "imageless"]
 
 
+class Place(NamedTuple):
+    """Where bytes lie: `size` of them in the file `path`, from `offset` on; None: all."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One sample. Nothing is decoded until `image` is called.
@@ -29,6 +37,7 @@ class Sample:
     image: returns the decoded RGB image, or raises `BadSampleError`; None for a sample without image.
     picture: tells its picture from the others of the source: samples that say the same see the same pixels; None where
         that is not known.
+    place: where its picture lies; None where it is in no file.
     question: None for an image-text pair, whose query is then `ModelConfig.query_prompt`.
     target: the answer or the caption; None where there is none to learn from.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
@@ -37,6 +46,7 @@ class Sample:
 
     image: Callable[[], Image.Image] | None
     picture: str | None = None
+    place: Place | None = None
     question: str | None = None
     target: str | None = None
     confused: bool | None = None
@@ -49,7 +59,7 @@ class Source(Protocol):
     """A fixed sequence of samples, cheap to pickle into worker processes.
 
     name: for messages; synthetic: True if nothing of it is real data; fingerprint: changes when the samples
-    do, so that a resumed run can tell that its data is not what it was.
+    do, as far as can be told without reading every file.
     """
 
     name: str

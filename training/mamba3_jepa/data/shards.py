@@ -28,7 +28,7 @@ from PIL import Image
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
 from mamba3_jepa.data.records import decode_text
-from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
+from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import described, is_hidden, looks_like_samples, suffix_of, walk_visible
 from mamba3_jepa.errors import UserError
@@ -54,8 +54,8 @@ class Member(NamedTuple):
 class ShardSource:
     """Image-text pairs in every `*.tar` under a directory, in the order of the files' paths and of their members.
 
-    Opening reads the headers of all shards. The group of a sample is "SHARD/KEY", SHARD the path in the directory.
-    Hidden files, folders and members are not looked at.
+    Opening reads the headers of all shards. The group of a sample is its key, with the size of its image where several
+    samples have that key: shards may be renamed and moved. Hidden files, folders and members are not looked at.
 
     n_left_out: images without text; n_further: images of samples that have one already; unread: members that look
     like samples and are not read, by suffix; n_folders: that hold shards.
@@ -72,11 +72,11 @@ class ShardSource:
         self.name = str(data_dir)
         self.n_left_out = self.n_further = 0
         self.unread: Counter[str] = Counter()
-        self._names = sorted(_find_shards(Path(data_dir)))
-        self._shards = [str(Path(data_dir) / name) for name in self._names]
-        self.n_folders = len({os.path.dirname(name) for name in self._names})
+        names = sorted(_find_shards(Path(data_dir)))
+        self._shards = [str(Path(data_dir) / name) for name in names]
+        self.n_folders = len({os.path.dirname(name) for name in names})
         places, keys = array("q"), []
-        digest = blake2b(digest_size=16)
+        digest = blake2b(b"groups without shards", digest_size=16)
         for shard, path in enumerate(self._shards):
             for key, image, text in self._image_members(path):
                 if text is not None:
@@ -95,6 +95,8 @@ class ShardSource:
             seen = f", but {described(self.unread)}" if self.unread else ""
             raise UserError(f"{self.name}: no image with a caption in {len(self._shards)} *.tar shards{seen}")
         self._keys = np.array(keys)  # one fixed-width array: far smaller than as many objects
+        _, number, count = np.unique(self._keys, return_inverse=True, return_counts=True)
+        self._repeated = (count > 1)[number]
         self._places = np.array(places, dtype=np.int64).reshape(-1, 6)
         self.fingerprint = digest.hexdigest()
 
@@ -109,12 +111,14 @@ class ShardSource:
         target = _json_caption(text, where) if is_json else decode_text(text, where)
         return Sample(
             image=partial(_load_member, path, image_offset, image_size, where),
+            place=Place(path, image_offset, image_size),
             target=target,
             meta={"origin": where},
         )
 
     def group(self, i: int) -> str:
-        return f"{self._names[self._places[i, 0]]}/{self._key(i)}"
+        key = self._key(i)
+        return f"{key}, {self._places[i, 2]} bytes" if self._repeated[i] else key
 
     def group_hashes(self) -> NDArray[np.uint64]:
         groups = (stable_hash(self.group(i)) for i in range(len(self)))
@@ -138,7 +142,7 @@ class ShardSource:
                 continue
             folder, _, name = member.name.rpartition("/")
             stem, extension = name.partition(".")[0], member.extension
-            files = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            files = samples.setdefault(os.path.normpath(f"{folder}/{stem}" if folder else stem), {})
             if _is_image(extension):
                 self.n_further += extension in files  # the same name once more: the last one counts
             elif extension not in _TEXT_EXTENSIONS and looks_like_samples(suffix_of(name)):

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mamba3_jepa.data.content import SplitContent
 from mamba3_jepa.data.files import FolderSource, ManifestSource
+from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_texts
 from mamba3_jepa.data.scenes import SceneSource
@@ -42,6 +44,7 @@ __all__ = [
 class DataSplits:
     """Training and validation samples; the two sources are one object where a hash divides it.
 
+    content: what a run that goes on compares; None where nobody has read it, or the data is made up.
     left_out: those of them that passes over the data have found to be bad.
     """
 
@@ -49,15 +52,26 @@ class DataSplits:
     train_indices: NDArray[np.int64]
     val: Source
     val_indices: NDArray[np.int64]
+    content: SplitContent | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def synthetic(self) -> bool:
         return self.train.synthetic
 
+    def origin(self, position: int) -> str:
+        """Where a sample comes from, training samples counted first."""
+        source, indices = self.train, self.train_indices
+        if position >= len(indices):
+            source, indices, position = self.val, self.val_indices, position - len(indices)
+        try:
+            return str(source.sample(int(indices[position])).meta.get("origin", f"sample {position + 1}"))
+        except BadSampleError as error:
+            return str(error)
+
     @property
     def fingerprint(self) -> str:
-        """Changes when the data changes."""
+        """Changes when the data does, as far as names and the lines of a manifest tell."""
         return f"{self.train.fingerprint}+{self.val.fingerprint}"
 
 

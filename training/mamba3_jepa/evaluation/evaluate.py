@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mamba3_jepa.data.content import content_of
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.seen import warn_of_seen
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
@@ -104,10 +106,14 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(
             f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
-    source, indices = _open(settings, checkpoint)
+    source, indices, fingerprint = _open(settings, checkpoint)
+    indices = spread(indices, settings.samples)
+    if not source.synthetic:
+        phases = checkpoint.data.of_phases(checkpoint.phase)
+        warn_of_seen(phases, content_of(source, indices).keys, same_split_as=fingerprint)
     loader = build_loader(
         source,
-        spread(indices, settings.samples),
+        indices,
         model.tokenizer,
         model.config,
         settings.batch_size,
@@ -218,16 +224,17 @@ def _write(
         plot_answers_by_type(report.generated.by_type, path, other=nearest, other_label="nearest answer")
 
 
-def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, NDArray[np.int64]]:
-    """The data to measure on. What was held out is what the checkpoint's own run held out."""
+def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, NDArray[np.int64], str | None]:
+    """The data to measure on, and of which data it is the held-out part. What was held out is what the checkpoint's own
+    run held out."""
     image_size, seed = checkpoint.config.vision.image_size, int(checkpoint.run["seed"])
     if settings.data_dir is None:
         scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
-        return scenes, scenes.indices("target")
+        return scenes, scenes.indices("target"), None
     if settings.manifest is not None:
         source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
         assert source is not None  # a named manifest is opened or is an error
-        return source, usable(source)
+        return source, usable(source), None
     val_fraction = float(checkpoint.run["val_fraction"])
     splits = open_splits(
         settings.data_dir,
@@ -236,4 +243,4 @@ def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, N
         val_fraction=val_fraction,
         on_bad_sample=settings.on_bad_sample,
     )
-    return splits.val, splits.val_indices
+    return splits.val, splits.val_indices, splits.fingerprint

@@ -42,7 +42,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "kind": "checkpoint",
         "phase": checkpoint.phase,
         "config": checkpoint.config.to_dict(),
-        "data": checkpoint.data.to_dict(),
+        "data": checkpoint.data.in_short().to_dict(),
         "metrics": checkpoint.metrics,
         "run": checkpoint.run,
         "resumable": checkpoint.trainer is not None,

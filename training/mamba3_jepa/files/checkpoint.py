@@ -11,7 +11,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,10 @@ class DataRecord:
     Attributes:
         source: the data's name; synthetic: whether nothing of it is real.
         train_samples, val_samples: how many of each there were.
-        fingerprint: changes when the data does.
+        fingerprint: changes when the data does, as far as names and the lines of a manifest tell.
+        content: digests of what is learnt from the data (`data.content.SplitContent`); empty where it is made up,
+            and in older files.
+        seen: the sketch of the training samples' keys (`data.content.sketch`); empty where `content` is.
         answers: the most frequent answers, or captions where there are no questions, most frequent first.
         confusion: training samples of each kind of confusion, in phase 3.
         earlier: what the phase before was trained on; its answers are not repeated.
@@ -48,6 +51,8 @@ class DataRecord:
     train_samples: int | None = None
     val_samples: int | None = None
     fingerprint: str | None = None
+    content: dict[str, list[str]] = field(default_factory=dict)
+    seen: list[int] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     confusion: dict[str, int] = field(default_factory=dict)
     earlier: DataRecord | None = None
@@ -55,6 +60,18 @@ class DataRecord:
     def without_answers(self) -> DataRecord:
         """A copy without `answers`."""
         return replace(self, answers=[])
+
+    def in_short(self) -> DataRecord:
+        """A copy to be read by people: without what only the next run compares."""
+        earlier = None if self.earlier is None else self.earlier.in_short()
+        return replace(self, content={}, seen=[], earlier=earlier)
+
+    def of_phases(self, phase: int) -> Iterator[tuple[int, DataRecord]]:
+        """This record, which is of `phase`, and those of the phases before, with the numbers of their phases."""
+        record: DataRecord | None = self
+        while record is not None:
+            yield phase, record
+            phase, record = phase - 1, record.earlier
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; what is not known is left out."""

@@ -112,6 +112,12 @@ class TrainSettings(Checked):
             "epochs",
             "max_steps",
             "cache_dir",
+            # places: what lies there is compared itself, or stands in the checkpoint
+            "data_dir",
+            "phase1_checkpoint",
+            "phase2_checkpoint",
+            "tokenizer",
+            "vit_checkpoint",
             # what they decide is the model's configuration, which is compared itself
             "model",
             "model_config",

@@ -5,11 +5,16 @@ Letters: B local batch, G global batch, E embedding width.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mamba3_jepa.errors import UserError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -64,6 +69,21 @@ def all_gather_object(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_rank_0(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, which alone does it, on every rank; so is a user's error."""
+    result: T | None = None
+    error: UserError | None = None
+    if rank() == 0:
+        try:
+            result = work()
+        except UserError as own:
+            error = own
+    result, message = all_gather_object((result, None if error is None else str(error)))[0]
+    if message is not None:
+        raise error or UserError(message)
+    return cast(T, result)
 
 
 def sum_over_ranks(counts: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ def train_phase1(
     tokenizer = _tokenizer(settings, config, data, run)
     config = config.replace(vocab_size=tokenizer.vocab_size)
     demand_same(run, config, data)
+    if run.resumed is not None and x_encoder is not None:
+        _demand_same_vit(run, x_encoder, settings)
     set_seed(settings.seed)  # the weights depend on the seed alone, not on what was read before
     model = model_type(config, tokenizer, x_encoder=x_encoder).to(accelerator.device)
     if run.resumed is None:
@@ -138,10 +140,26 @@ def _load_vit(settings: Phase1Settings) -> VisionEncoder | None:
     return VisionEncoder.from_checkpoint(settings.vit_checkpoint)
 
 
+def _demand_same_vit(run: Run, x_encoder: VisionEncoder, settings: Phase1Settings) -> None:
+    known = run.resumed.model if run.resumed is not None else {}
+    for name, tensor in x_encoder.state_dict().items():
+        if not torch.equal(tensor, known[f"x_encoder.{name}"]):
+            raise UserError(
+                f"cannot resume {run.last_path}: the weights of `vit_checkpoint` {settings.vit_checkpoint} are not "
+                f"those it was started with ({name})"
+            )
+
+
 def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, run: Run) -> TextTokenizer:
     """The run's own when it is resumed, the given file, or one trained on the training texts (by one process)."""
     if run.resumed is not None:
-        return TextTokenizer.from_json(run.resumed.tokenizer, source=str(run.last_path))
+        known = TextTokenizer.from_json(run.resumed.tokenizer, source=str(run.last_path))
+        given = known if settings.tokenizer is None else TextTokenizer.from_file(settings.tokenizer)
+        if given.to_json() != known.to_json():
+            raise UserError(
+                f"cannot resume {run.last_path}: `tokenizer` {settings.tokenizer} is not the one it was started with"
+            )
+        return known
     if settings.tokenizer is not None:
         return TextTokenizer.from_file(settings.tokenizer)
     trained = ""

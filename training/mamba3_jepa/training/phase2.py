@@ -70,7 +70,7 @@ def train_phase2(settings: Phase2Settings) -> None:
     run = Run(settings, phase=2, accelerator=accelerator)
     demand_same(run, start.config, data)
     model = Mamba3Jepa.from_loaded(start, str(start_path), accelerator.device)
-    warn_of_seen_samples(start, data, settings)
+    warn_of_seen_samples(start, data, settings, phase=2)
     model.requires_grad_(False)
     set_seed(settings.seed)  # the decoder's first weights depend on the seed alone
     decoder = model.y_decoder or model.add_decoder()

@@ -81,7 +81,7 @@ def train_phase3(settings: Phase3Settings) -> None:
     run = Run(settings, phase=3, accelerator=accelerator)
     demand_same(run, config, data)
     model = Mamba3Jepa.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
-    warn_of_seen_samples(start, data, settings)
+    warn_of_seen_samples(start, data, settings, phase=3)
     model.requires_grad_(False)
     set_seed(settings.seed)  # the first weights depend on the seed alone
     recursion = model.recursion or model.add_recursion()
@@ -92,8 +92,8 @@ def train_phase3(settings: Phase3Settings) -> None:
     val, val_rows = _confusion(data, "val", settings, config.query_prompt)
     demand_one_batch(train.name, len(train_rows), settings)
     train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
-    in_float32 = dataclasses.replace(settings, precision="fp32")  # rounding must not decide which weights are the best
-    val_data = _outputs(model, val, val_rows, in_float32, demand_vectors=False)
+    # rounding must not decide which weights are the best
+    val_data = _outputs(model, val, val_rows, dataclasses.replace(settings, precision="fp32"), demand_vectors=False)
     record = data_record(data, start=start, phase=3, confusion=_counts(train_data))
     if run.is_main:
         _say(model, train_data, val_data)
@@ -213,10 +213,6 @@ class Phase3Objective(nn.Module):
 
     def forward(self, batch: Phase3Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
-        return self.losses(batch)
-
-    def losses(self, batch: Phase3Batch) -> StepOutput:
-        """What `forward` gives, also where accelerate has put autocast around that."""
         logits = self.recursion.confusion_probe(batch.pooled).float()
         confusion = confusion_loss(logits, batch.confused)
         # Where nothing is injected the knowledge is zero: every sample takes part, so every weight has a gradient.
@@ -364,7 +360,7 @@ class Phase3Task:
         logits = []
         for rows in torch.arange(len(self.val)).split(_TOGETHER):
             batch = self.batch(self.val, rows).to(device)
-            output = self.objective.losses(batch)
+            output = Phase3Objective.forward(self.objective, batch)  # accelerate's own is under autocast
             injected = int(batch.injected.sum())
             totals["loss"] += float(output.loss) * len(rows)
             totals["confusion_loss"] += float(output.logged["confusion_loss"]) * len(rows)
@@ -389,8 +385,8 @@ class Phase3Task:
 
 
 def _memory_floor(val: Phase3Data, samples: list[Sample]) -> MemoryFloor:
-    """Chosen on lookups in a memory of all knowledge texts of the N validation samples; they are the same at every
-    validation, since everything before the recursion is frozen. Vectors are not looked up."""
+    """Chosen on lookups in a memory of all knowledge texts of the N validation samples, which are the same at every
+    validation. Vectors are not looked up."""
     knowledge, usable = val.knowledge(torch.arange(len(val)))
     texts = {row: knowledge_text(samples[row]) for row in usable.nonzero().squeeze(1).tolist()}
     known = {row: text for row, text in texts.items() if text is not None and val.answers_are_knowledge}

@@ -107,7 +107,7 @@ class Run:
         values = {
             "settings": self._settings.to_dict(),
             "model": task.config.to_dict(),
-            "data": task.checkpoint_fields()["data"].without_answers().to_dict(),  # they are many
+            "data": task.checkpoint_fields()["data"].without_answers().in_short().to_dict(),
             "processes": self._accelerator.num_processes,
             "device": str(self._accelerator.device),
             "versions": {

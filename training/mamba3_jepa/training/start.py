@@ -3,6 +3,7 @@ of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.answers import common_answers
+from mamba3_jepa.data.content import first_difference, split_content
 from mamba3_jepa.data.sample import Kind
+from mamba3_jepa.data.seen import warn_of_seen
 from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
@@ -18,6 +21,7 @@ from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.overrides import flattened
 from mamba3_jepa.settings.training import TrainSettings
+from mamba3_jepa.training.distributed import from_rank_0, rank
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import spare_cores
 
@@ -41,7 +45,7 @@ def open_data(
             samples with a target a caption and two questions.
     """
     n_val_scenes = (settings.val_samples or 1) // val_samples_per_scene
-    return open_splits(
+    data = open_splits(
         settings.data_dir,
         image_size=config.vision.image_size,
         seed=settings.seed,
@@ -51,6 +55,16 @@ def open_data(
         kind=kind,
         on_bad_sample=settings.on_bad_sample,
     )
+    if data.synthetic:
+        return data
+    content = from_rank_0(lambda: split_content(data.train, data.train_indices, data.val, data.val_indices))
+    if content.shared and rank() == 0:
+        logger.warning(
+            "%d of %d validation samples show a picture that training samples show under another name: validation "
+            "will look better than it is",
+            content.shared, len(data.val_indices),
+        )  # fmt: skip
+    return dataclasses.replace(data, content=content)
 
 
 def workers(settings: TrainSettings) -> int:
@@ -67,8 +81,22 @@ def starting_point(settings: TrainSettings, *, phase: int, earlier: Path) -> tup
     """
     last = settings.output_dir / f"phase{phase}_last.pt"
     if settings.resume and last.exists():
-        return load_checkpoint(last, phase=phase), last
+        own = load_checkpoint(last, phase=phase)
+        recorded = Path(own.run.get(f"phase{phase - 1}_checkpoint", earlier))
+        if earlier.exists() and earlier.resolve() != recorded.resolve():
+            _demand_same_model(own, last, load_checkpoint(earlier, phase=phase - 1), earlier)
+        return own, last
     return load_earlier(earlier, phase=phase), earlier
+
+
+def _demand_same_model(own: Checkpoint, last: Path, named: Checkpoint, path: Path) -> None:
+    """Another file than the run was started with is welcome as long as it holds what that held."""
+    for name, tensor in named.model.items():
+        if name not in own.model or not torch.equal(tensor, own.model[name]):
+            raise UserError(
+                f"cannot resume {last}: `phase{named.phase}_checkpoint` {path} is another model than it was started "
+                f"with ({name} differs); name that one, or choose another `output_dir`"
+            )
 
 
 def load_earlier(path: Path, *, phase: int) -> Checkpoint:
@@ -109,24 +137,40 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
         theirs, ours = flattened(run.resumed.config.to_dict()), flattened(config.to_dict())
         changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
         raise UserError(f"cannot resume {run.last_path}: it was made with another model configuration ({changed})")
-    known = run.resumed.data
-    if known.fingerprint != data.fingerprint:
+    known, changed = run.resumed.data, ""
+    if data.content is None or not known.content:
+        changed = "" if known.fingerprint == data.fingerprint else "its names or lines"
+        if not changed and data.content is not None and run.is_main:
+            logger.warning(
+                "%s was written before the content of data was kept: only names were compared, not whether texts or "
+                "pictures have changed",
+                run.last_path,
+            )
+    elif difference := first_difference(known.content, data.content.digests):
+        changed, first, end = difference
+        if end == first + 1:
+            changed += f" of {data.origin(first)}"
+        elif end:
+            changed += f" among {end - first} samples from {data.origin(first)} on"
+    if changed:
         raise UserError(
-            f"cannot resume {run.last_path}: the data has changed since ({data.train.name}, "
+            f"cannot resume {run.last_path}: the data has changed since: {changed} ({data.train.name}, "
             f"{len(data.train_indices)} training samples; it was {known.source}, {known.train_samples}). "
-            "Start a new run in another `output_dir`."
+            "Put it back as it was, or start a new run in another `output_dir`."
         )
 
 
-def warn_of_seen_samples(start: Checkpoint, data: DataSplits, settings: TrainSettings) -> None:
-    """Say so if part of what is held out now was trained on by the phase before."""
-    before = start.run.get("val_fraction", settings.val_fraction)
-    if data.train.name == start.data.source and not data.synthetic and before < settings.val_fraction:
-        logger.warning(
-            "`val_fraction` %g: the phase before held out only %g of the same data, so it has seen part of what "
-            "validates this one; the numbers will look too good. Give `val_fraction` %g.",
-            settings.val_fraction, before, before,
-        )  # fmt: skip
+def warn_of_seen_samples(start: Checkpoint, data: DataSplits, settings: TrainSettings, phase: int) -> None:
+    """Say so if any earlier phase was trained on part of what is held out now.
+
+    Args:
+        start: what `phase` goes on from: the phase before, or, where a run is resumed, itself.
+    """
+    if data.content is None or rank() != 0:
+        return
+    earlier = (each for each in start.data.of_phases(start.phase) if each[0] != phase)
+    same_share = start.run.get("val_fraction", settings.val_fraction) == settings.val_fraction
+    warn_of_seen(earlier, data.content.held_out, same_split_as=data.fingerprint if same_share else "")
 
 
 def data_record(
@@ -142,7 +186,7 @@ def data_record(
     known: list[str] = []
     earlier = None
     if start is not None:
-        if phase == 3 or start.data.fingerprint == data.fingerprint:
+        if phase == 3 or _is_same(start.data, data):
             known = start.data.answers
         # of a resumed run: it has been written down already
         earlier = start.data.earlier if start.phase == phase else start.data.without_answers()
@@ -152,10 +196,18 @@ def data_record(
         train_samples=len(data.train_indices),
         val_samples=len(data.val_indices),
         fingerprint=data.fingerprint,
+        content={} if data.content is None else data.content.digests,
+        seen=[] if data.content is None else data.content.seen,
         answers=known or common_answers(data.train, data.train_indices),
         confusion=confusion or {},
         earlier=earlier,
     )
+
+
+def _is_same(known: DataRecord, data: DataSplits) -> bool:
+    if data.content is None or not known.content:
+        return known.fingerprint == data.fingerprint
+    return known.content == data.content.digests
 
 
 def compile_layers(model: torch.nn.Module) -> None:
