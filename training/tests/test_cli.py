@@ -13,6 +13,7 @@ import torch
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
+from mamba3_jepa.stop_signals import STOP_SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,8 @@ def test_none_is_no_number_and_a_text_like_any_other(checkpoint: Path, capfd: py
     assert capfd.readouterr().err == "error: None: there is no such image file\n"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_takes_the_half_written_file_along(tmp_path: Path, number: int, status: int) -> None:
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_takes_the_half_written_file_along(tmp_path: Path, number: signal.Signals) -> None:
     script = """
 import os, signal, sys, time
 from pathlib import Path
@@ -149,7 +150,7 @@ sys.exit(main.main())
     output = tmp_path / "output.npy"
     output.write_text("as it was")
     done = subprocess.run([sys.executable, "-c", script, output, str(int(number))], check=False, timeout=60)
-    assert done.returncode == status
+    assert done.returncode == 128 + number
     assert [path.read_text() for path in tmp_path.iterdir()] == ["as it was"]
 
 

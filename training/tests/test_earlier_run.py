@@ -123,7 +123,7 @@ def test_a_first_step_that_fails(checkpoints: dict[int, Path], earlier: Path, mo
 
 
 @pytest.mark.parametrize("phase", [2, 3])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_stopped_while_frozen_outputs_are_computed(
     phase: int, number: int, checkpoints: dict[int, Path], earlier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

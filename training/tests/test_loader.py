@@ -21,6 +21,7 @@ from mamba3_jepa.data.loader import BatchLoader, build_loader
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.stop_signals import STOP_SIGNALS
 
 CONFIG = preset("tiny")
 
@@ -190,8 +191,9 @@ def main():
     batches = iter(loader)
     next(batches)
     import signal
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
+    from mamba3_jepa.stop_signals import STOP_SIGNALS
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
     iterator = loader._loader._iterator
     print(*[w.pid for w in iterator._workers], flush=True)
     while not os.path.exists(sys.argv[1]):
@@ -243,8 +245,8 @@ def test_workers_and_signals(tmp_path: Path) -> None:
     process, pids = _start(command)
     assert process.stdout is not None
     assert len(pids) == 2
-    os.killpg(process.pid, signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGINT)
+    for number in STOP_SIGNALS:
+        os.killpg(process.pid, number)
     time.sleep(0.3)
     (tmp_path / "go").touch()
     assert process.stdout.readline() == "done\n", "the workers went on after the signals"

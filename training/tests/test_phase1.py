@@ -136,7 +136,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(finished: Path, tm
     assert steps == list(range(1, 13))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path, number: int) -> None:
     folder = tmp_path / "stopped"
     process = start(folder, "--angn-enabled")

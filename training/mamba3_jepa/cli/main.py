@@ -32,6 +32,7 @@ from mamba3_jepa.settings.inference import (
     SearchSettings,
 )
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
+from mamba3_jepa.stop_signals import STOP_SIGNALS, is_ignored
 from mamba3_jepa.training.interrupt import Interrupted
 
 # what a standard output says that cannot be written: a full disk or quota, a terminal that is gone
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     open_streams()
     _set_up_logging()
     try:
-        with _ending_at_sigterm(), _failing_output():
+        with _ending_at_stop_signals(), _failing_output():
             app.cli(prog=prog, args=argv, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except UserError as error:
         _print_error(with_flags(str(error)))
@@ -137,8 +138,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     except PermissionError as error:
         _print_error(f"{error.filename}: permission denied")
         return 2
-    except _Terminated:
-        return 128 + signal.SIGTERM
+    except _Terminated as terminated:
+        return 128 + terminated.number
     except _ClosedPipe:
         return _CLOSED_PIPE
     except Interrupted as interrupted:
@@ -161,24 +162,30 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class _Terminated(BaseException):
-    """SIGTERM, where nothing else waits for it (training does)."""
+    """A stop signal other than Ctrl-C, where nothing else waits for it (training does)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @contextmanager
-def _ending_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends what runs as Ctrl-C does: temporary files are removed on the way out."""
+def _ending_at_stop_signals() -> Iterator[None]:
+    """SIGTERM and its like end what runs as Ctrl-C does: temporary files are removed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    heard = [number for number in STOP_SIGNALS if number != signal.SIGINT and not is_ignored(number)]
+    before = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _ClosedPipe(Exception):

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import BadSampleError, normalize, to_pixels
+from mamba3_jepa.data.pulse import beat
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
@@ -129,6 +130,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
         has_target: list[bool] = []
         bad: list[str] = []
         for i in indices:
+            beat()
             try:
                 sample = self._source.sample(i)
                 if sample.target is None and self._demand_target:

@@ -6,15 +6,8 @@ after any batch and continue as if it had not.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -26,6 +19,7 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.batch import Batch, BatchMaker, Failure
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.data.workers import Workers, shut_down
 from mamba3_jepa.errors import UserError
 
 
@@ -64,7 +58,7 @@ def build_loader(
         image_shift: move each sample's image by up to so many pixels, see `augment.shift`.
 
     Raises:
-        UserError: there is not one batch; while iterating, a sample that cannot be read.
+        UserError: there is not one batch; while iterating, a sample that cannot be read, or workers that cannot go on.
     """
     global_size = batch_size * world_size
     if drop_last and len(indices) < global_size:
@@ -142,26 +136,16 @@ class BatchLoader:
 
     def __init__(self, plan: BatchPlan, maker: BatchMaker, workers: int) -> None:
         self._plan = plan
-        self._workers = workers
-        options: dict[str, Any] = {}
-        if workers:
-            # "spawn": forking a process that already runs threads (torch, tokenizers, CUDA) can hang.
-            options = {
-                "multiprocessing_context": multiprocessing.get_context("spawn"),
-                "persistent_workers": True,
-                "worker_init_fn": partial(_start_worker, parent=os.getpid()),
-            }
+        self._workers = Workers(workers)
         self._loader: DataLoader[Any] = DataLoader(
             maker,
             sampler=_InEpoch(plan),
             batch_size=None,
-            num_workers=workers,
-            collate_fn=_unchanged,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every iteration would draw from the global one
-            **options,
+            **self._workers.options(),
         )
-        self._close = weakref.finalize(self, _shut_down, self._loader)
+        self._close = weakref.finalize(self, shut_down, self._loader)
 
     def __len__(self) -> int:
         """Batches that one iteration gives."""
@@ -172,69 +156,11 @@ class BatchLoader:
         self._plan.set_epoch(epoch, skip_batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
-            with _signals_held_back():
-                batches = iter(self._loader)
-            for batch in batches:
-                if isinstance(batch, Failure):
-                    raise UserError(batch.message)
-                yield batch
-        except RuntimeError as error:
-            if self._workers and "DataLoader worker" in str(error):
-                raise UserError(
-                    f"a data worker process died ({error}); the machine may be out of memory or of shared "
-                    "memory (/dev/shm): use fewer `workers`, or `workers` 0"
-                ) from error
-            raise
+        for batch in self._workers.batches(self._loader):
+            if isinstance(batch, Failure):
+                raise UserError(batch.message)
+            yield batch
 
     def close(self) -> None:
         """Stops the worker processes."""
         self._close()
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _shut_down(loader: DataLoader[Any]) -> None:
-    iterator = loader._iterator
-    loader._iterator = None
-    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C or a SIGTERM to the group; this one gets them afterwards.
-
-    The training process decides when to stop and needs its workers until then. A blocked signal stays blocked
-    in a child from its first instruction on, before any Python code in it could choose to ignore it.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # it would unblock the signals again if it had to start in between
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def _start_worker(worker_id: int, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    if hasattr(signal, "sigtimedwait"):
-        threading.Thread(target=_obey_parent_only, args=(parent,), daemon=True).start()
-
-
-def _obey_parent_only(parent: int) -> None:
-    """Ends this worker when its parent asks with SIGTERM or is gone; a SIGTERM from anybody else is dropped.
-
-    The parent may have died while this worker was still starting, which torch's own watch would not notice.
-    """
-    while os.getppid() == parent:
-        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
-        if received is not None and received.si_pid == parent:
-            break
-    os._exit(0)

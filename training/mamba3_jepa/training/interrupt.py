@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C ask the loop to stop after the current step; a second Ctrl-C stops at once."""
+"""SIGTERM, Ctrl-C and what schedulers send before a time limit ask the loop to stop after the current step; a second
+Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -6,17 +7,20 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from mamba3_jepa.stop_signals import STOP_SIGNALS, is_ignored
+
 
 class StopSignal:
-    """Context manager; `received` is the number of the first SIGTERM or SIGINT since entry, or None."""
+    """Context manager; `received` is the number of the first of `STOP_SIGNALS` since entry, or None."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in STOP_SIGNALS:
+            if not is_ignored(number):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

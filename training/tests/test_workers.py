@@ -1,0 +1,211 @@
+"""Data workers on machines with little shared memory or few file descriptors, and workers that die or hang."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamba3_jepa.config import preset
+from mamba3_jepa.data import transfer, workers
+from mamba3_jepa.data.batch import Batch, Failure
+from mamba3_jepa.data.loader import BatchLoader, build_loader
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.errors import UserError
+
+
+def _loader(source: SceneSource, tokenizer: TextTokenizer, n_workers: int) -> BatchLoader:
+    order = {"shuffle": True, "seed": 3, "drop_last": False}
+    return build_loader(source, np.arange(39), tokenizer, preset("tiny"), 25, workers=n_workers, **order)
+
+
+def _arrived(batch: Batch) -> Batch:
+    """Through a queue of torch's and out at its other end."""
+    return pickle.loads(ForkingPickler.dumps(transfer.packed(batch)))
+
+
+def _assert_equal(a: Batch, b: Batch) -> None:
+    for name, value in vars(a).items():
+        other = getattr(b, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+@pytest.fixture
+def batch(scenes: SceneSource, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    found = next(iter(_loader(scenes, tokenizer, 0)))
+    monkeypatch.setattr(transfer, "_LARGE", found.pixels.nbytes)
+    return found
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(transfer, "_said", [])
+    return caplog
+
+
+def test_pixels_are_shared_and_the_rest_is_not(batch: Batch, said: pytest.LogCaptureFixture) -> None:
+    sent = transfer.packed(batch)
+    assert isinstance(sent, transfer.Parcel)
+    assert len(sent._content) < batch.pixels.nbytes
+    arrived = pickle.loads(ForkingPickler.dumps(sent))
+    _assert_equal(arrived, batch)
+    shared = {name for name, value in vars(arrived).items() if isinstance(value, torch.Tensor) and value.is_shared()}
+    assert shared == {"pixels"}
+    assert not said.text
+
+
+def test_without_room_a_batch_goes_through_the_pipe(
+    batch: Batch, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = os.statvfs_result((4096, 4096, 60, 8, 8, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: little)
+    for _ in range(2):
+        arrived = _arrived(batch)
+        _assert_equal(arrived, batch)
+        arrived.pixels += 1  # it is the receiver's own
+    assert said.text.count("go through pipes") == 1
+    assert "/dev/shm has 32,768 bytes free" in said.text
+    assert "--shm-size" in said.text
+
+
+def test_where_sharing_fails_a_batch_goes_through_the_pipe(
+    batch: Batch, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to open shared memory object: Too many open files (24)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fails)
+    _assert_equal(_arrived(batch), batch)
+    assert "Too many open files" in said.text
+
+
+def test_a_failure_arrives_as_it_is() -> None:
+    assert transfer.packed(Failure("no such file")) == Failure("no such file")
+
+
+_SCRIPT = """
+import logging, resource, sys, zlib
+import numpy as np
+from mamba3_jepa.config import preset
+from mamba3_jepa.data.loader import build_loader
+from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.errors import UserError
+
+def main(workers, files):
+    logging.basicConfig(level="WARNING", stream=sys.stdout)
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    loader = build_loader(SceneSource(n_scenes=200, image_size=64), np.arange(600), TextTokenizer.train(["a b"], 300),
+                          preset("mini"), 60, shuffle=True, seed=0, drop_last=True, workers=workers)
+    try:
+        print("sum", sum(zlib.crc32(batch.pixels.numpy().tobytes()) for batch in loader))
+    except UserError as error:
+        print("UserError", error)
+    loader.close()
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
+"""
+
+
+def _run(folder: Path, *arguments: int, before: str = "") -> str:
+    """What the script prints; `before`: shell commands in a mount namespace of its own."""
+    (folder / "script.py").write_text(_SCRIPT)
+    command = [sys.executable, str(folder / "script.py"), *map(str, arguments)]
+    if before:
+        command = ["unshare", "--mount", "--map-root-user", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    trial = ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    return subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _can_mount(), reason="needs a mount namespace")
+def test_a_container_with_little_shared_memory(tmp_path: Path) -> None:
+    expected = _run(tmp_path, 0, 0)
+    with_240_kb = _run(tmp_path, 2, 0, before="mount -t tmpfs -o size=240k tmpfs /dev/shm")
+    assert with_240_kb.endswith(expected)
+    assert "batches of the data workers go through pipes" in with_240_kb
+    with_next_to_none = _run(tmp_path, 2, 0, before="mount -t tmpfs -o size=4k tmpfs /dev/shm")
+    assert with_next_to_none.startswith("UserError cannot start 2 data workers: No space left on device")
+    assert "`workers` 0" in with_next_to_none
+    assert "--shm-size" in with_next_to_none
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="numbers of descriptors differ")
+def test_few_file_descriptors(tmp_path: Path) -> None:
+    expected = _run(tmp_path, 0, 0)
+    assert _run(tmp_path, 2, 64) == expected
+    lost = _run(tmp_path, 2, 14)
+    assert lost.startswith("UserError cannot start 2 data workers: Too many open files")
+    assert "ulimit" in lost
+
+
+def test_a_killed_worker_is_said(scenes: SceneSource, tokenizer: TextTokenizer) -> None:
+    loader = _loader(scenes, tokenizer, 1)
+    batches = iter(loader)
+    next(batches)
+    for worker in loader._loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"a data worker process is lost .*`workers` 0"):
+        list(loader)
+    assert time.monotonic() - started < 60
+    loader.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
+def test_a_worker_that_hangs_is_said_and_ended(
+    scenes: SceneSource, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_SECONDS", 0.1)
+    loader = _loader(scenes, tokenizer, 1)
+    list(loader)
+    assert loader._workers._pulse.total() == 39
+    processes = loader._loader._iterator._workers
+    monkeypatch.setattr(workers, "STALLED_SECONDS", 1.0)
+    for worker in processes:
+        os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match="no data worker has begun a sample"):
+        list(loader)
+    loader.close()
+    for worker in processes:
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_slow_worker_is_waited_for(
+    scenes: SceneSource, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may take as long as it likes, as long as its samples follow each other."""
+    monkeypatch.setattr(workers, "STALLED_SECONDS", 10.0)
+    watched = workers.Workers(1)
+    moments = iter(range(0, 100, 9))
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    watched._wait_anew()
+    for _ in range(5):  # nothing arrives for 45 seconds
+        watched._pulse._counts[0] += 1
+        assert watched._look(lambda timeout: (False, None)) == (False, None)
+    assert watched._look(lambda timeout: (False, None)) == (False, None)
+    with pytest.raises(UserError, match="no data worker has begun a sample"):
+        watched._look(lambda timeout: (False, None))
