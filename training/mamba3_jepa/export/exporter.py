@@ -29,6 +29,7 @@ from mamba3_jepa.export.reader import load_exported, read_json, sha256
 from mamba3_jepa.export.verify import Difference, compare, demand_equal
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.files.json_file import finite_or_null, write_json
 from mamba3_jepa.models.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
 from mamba3_jepa.models.mamba3 import Mamba3
@@ -68,6 +69,7 @@ class ExportReport:
     differences: list[Difference] = field(default_factory=list)
 
 
+@alone_in("output")
 def export_weights(settings: ExportSettings) -> ExportReport:
     """Export a checkpoint.
 

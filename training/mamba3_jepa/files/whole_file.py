@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
         return
     target = followed(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # processes in two containers may have one number, and write into one folder
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, "wb") as file:

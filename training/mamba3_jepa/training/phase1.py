@@ -28,6 +28,7 @@ from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
+from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import info_nce
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -48,6 +49,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
 _TOKENS_PER_DIMENSION, _MIN_WHITENING_IMAGES, _WHITENING_BATCH = 8, 32, 32
 
 
+@alone_in("output_dir")
 def train_phase1(
     settings: Phase1Settings,
     *,

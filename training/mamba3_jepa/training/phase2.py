@@ -24,6 +24,7 @@ from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
 from mamba3_jepa.files.checkpoint import DataRecord
+from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import score_tokens
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -53,6 +54,7 @@ _SCORED_TOGETHER = 256
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
 
 
+@alone_in("output_dir")
 def train_phase2(settings: Phase2Settings) -> None:
     """Train as `settings` say; leaves checkpoints, metrics and plots in the output directory.
 

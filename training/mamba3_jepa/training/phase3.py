@@ -32,6 +32,7 @@ from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
 from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import DataRecord
+from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import confusion_loss, injection_error
 from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
@@ -61,6 +62,7 @@ _TOGETHER = 4096  # validation samples computed at once
 _VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = 5, 512
 
 
+@alone_in("output_dir")
 def train_phase3(settings: Phase3Settings) -> None:
     """Train as `settings` say; leaves checkpoints, recursion.safetensors, metrics and plots in the output directory.
 

@@ -16,6 +16,7 @@ import mamba3_jepa
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.plots import plot_training
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.folder_lock import keep_lock
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.files.whole_file import followed
@@ -202,6 +203,8 @@ def _move_aside(folder: Path) -> None:
         aside, count = folder.with_name(f"{folder.name}.{stamp}-{count}"), count + 1
     try:
         folder.rename(aside)
+        folder.mkdir()
+        keep_lock(aside, folder)
     except OSError as error:
         raise UserError(f"{folder} holds an earlier run and cannot be moved aside: {error.strerror}") from error
     logger.info("%s held an earlier run: moved to %s", folder, aside)
