@@ -94,6 +94,19 @@ def test_the_values_are_the_models_own(model, scenes, tokenizer, tmp_path):
     assert outputs.target_lengths[answered].tolist() == expected.mask.sum(1).tolist()
 
 
+def test_the_targets_of_a_batch_cost_what_the_batch_is_long(model, scenes, monkeypatch):
+    outputs = compute(model, scenes, None)
+    rows = torch.tensor([5, 0, 11, 5])
+    ids, mask = outputs.targets(torch.arange(len(outputs)))
+    monkeypatch.setattr(FrozenOutputs, "target_lengths", property(lambda self: pytest.fail("over all samples")))
+    few_ids, few_mask = outputs.targets(rows)
+    longest = few_mask.shape[1]
+    assert longest == int(mask[rows].sum(dim=1).max()) > 0
+    assert torch.equal(few_ids, ids[rows, :longest])
+    assert torch.equal(few_mask, mask[rows, :longest])
+    assert outputs.targets(rows[:0])[0].shape == (0, 0)
+
+
 def test_a_second_run_computes_nothing(model, scenes, tmp_path, passes):
     first = compute(model, scenes, tmp_path)
     assert sum(passes) == len(scenes)

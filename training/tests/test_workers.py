@@ -17,15 +17,18 @@ import pytest
 import torch
 
 from mamba3_jepa.config import preset
-from mamba3_jepa.data import transfer, workers
+from mamba3_jepa.data import spawned, transfer, workers
 from mamba3_jepa.data.batch import Batch, Failure
+from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.loader import BatchLoader, build_loader
+from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.strings import Strings
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 
 
-def _loader(source: SceneSource, tokenizer: TextTokenizer, n_workers: int) -> BatchLoader:
+def _loader(source: Source, tokenizer: TextTokenizer, n_workers: int) -> BatchLoader:
     order = {"shuffle": True, "seed": 3, "drop_last": False}
     return build_loader(source, np.arange(39), tokenizer, preset("tiny"), 25, workers=n_workers, **order)
 
@@ -99,7 +102,9 @@ import logging, resource, sys, zlib
 import numpy as np
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.loader import build_loader
+from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.strings import Strings
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 
@@ -209,3 +214,53 @@ def test_a_slow_worker_is_waited_for(
     assert watched._look(lambda timeout: (False, None)) == (False, None)
     with pytest.raises(UserError, match="no data worker has begun a sample"):
         watched._look(lambda timeout: (False, None))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="looks into /proc")
+def test_workers_share_one_copy_of_the_index(
+    tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f'{{"image": null, "query": "{i}", "answer": "{-i}"}}\n' for i in range(39)]
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    source = ManifestSource(tmp_path)
+    expected = list(_loader(source, tokenizer, 0))
+    monkeypatch.setattr(spawned, "_WORTH_IT", 0)
+    loader = _loader(source, tokenizer, 2)
+    for _ in range(2):
+        for mine, batch in zip(expected, loader, strict=True):
+            _assert_equal(mine, batch)
+    mapped = set()
+    for worker in loader._loader._iterator._workers:
+        maps = Path(f"/proc/{worker.pid}/maps").read_text().splitlines()
+        mapped |= {line.split()[4] for line in maps if "/memfd:mamba3-jepa index" in line}  # by inode
+    assert len(mapped) == 1
+    open_files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [name for name in open_files if "memfd:mamba3-jepa" in name]
+    loader.close()
+
+
+def test_without_shared_memory_each_worker_has_a_copy(
+    scenes: SceneSource, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> int:
+        raise OSError("no descriptor left")
+
+    monkeypatch.setattr(spawned, "_WORTH_IT", 0)
+    monkeypatch.setattr(spawned, "_anonymous_file", fails)
+    loader = _loader(scenes, tokenizer, 1)
+    for mine, batch in zip(_loader(scenes, tokenizer, 0), loader, strict=True):
+        _assert_equal(mine, batch)
+    loader.close()
+
+
+def test_file_names_are_kept_in_little_memory(tmp_path: Path) -> None:
+    names = ["", "a.png", "bl\u00e5/\u732b.jpg", "not utf-8 \udcff.png", "a.png"]
+    kept = Strings(names)
+    assert list(kept) == names
+    assert (len(kept), kept[3]) == (5, names[3])
+    with pytest.raises(IndexError):
+        kept[5]
+    assert list(Strings([])) == []
+    (tmp_path / "x.png").touch()
+    (tmp_path / "x.txt").touch()
+    assert len(pickle.dumps(FolderSource(tmp_path), protocol=5, buffer_callback=[].append)) < 1000

@@ -27,6 +27,7 @@ from mamba3_jepa.data.records import (
 )
 from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.data.strings import Strings
 from mamba3_jepa.data.survey import walk_visible
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of, lines_of
@@ -205,10 +206,16 @@ class FolderSource:
         self._root = Path(os.path.realpath(data_dir))
         self.name = str(data_dir)
         self.n_left_out = 0
-        self._images: list[str] = []
+        self._images = Strings(self._find(on_bad_sample))
+        if not len(self._images):
+            raise UserError(f"{self.name}: no image with a text file beside it")
+        digest = blake2b("\n".join(self._images).encode("utf-8", "surrogateescape"), digest_size=16)
+        self.fingerprint = digest.hexdigest()
+
+    def _find(self, on_bad_sample: OnBadSample) -> Iterator[str]:
         for relative, has_text in _walk_images(self._root):
             if has_text:
-                self._images.append(relative)
+                yield relative
             elif on_bad_sample == "error":
                 raise UserError(
                     f"{self._root / relative}: the image has no text file {Path(relative).stem}.txt beside "
@@ -216,10 +223,6 @@ class FolderSource:
                 )
             else:
                 self.n_left_out += 1
-        if not self._images:
-            raise UserError(f"{self.name}: no image with a text file beside it")
-        digest = blake2b("\n".join(self._images).encode("utf-8", "surrogateescape"), digest_size=16)
-        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)

@@ -138,7 +138,7 @@ class BatchLoader:
         self._plan = plan
         self._workers = Workers(workers)
         self._loader: DataLoader[Any] = DataLoader(
-            maker,
+            self._workers.given(maker),
             sampler=_InEpoch(plan),
             batch_size=None,
             pin_memory=torch.cuda.is_available(),

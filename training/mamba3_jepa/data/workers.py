@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mamba3_jepa.data.pulse import Pulse
+from mamba3_jepa.data.spawned import Spawned
 from mamba3_jepa.data.transfer import packed
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.stop_signals import STOP_SIGNALS
@@ -39,6 +40,7 @@ class Workers:
         self.count = count
         self._waiting_since, self._seen = 0.0, 0
         self._pulse = Pulse(count)
+        self._dataset: Spawned | None = None
 
     def options(self) -> dict[str, Any]:
         """What the `DataLoader` must be told."""
@@ -52,6 +54,12 @@ class Workers:
             "persistent_workers": True,
             "worker_init_fn": partial(_start, parent=os.getpid(), pulse=self._pulse),
         }
+
+    def given(self, dataset: Any) -> Any:
+        """What the `DataLoader` gets for `dataset`, so that the workers do not hold a copy each."""
+        if self.count:
+            self._dataset = Spawned(dataset)
+        return self._dataset or dataset
 
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """What `loader` gives in one iteration; its workers are started if they are not running yet.
@@ -94,6 +102,9 @@ class Workers:
                 f"file descriptors or processes is used up: {_FEWER}, or raise the limit (docker run --shm-size=1g, "
                 "ulimit)"
             ) from error
+        finally:
+            if self._dataset is not None:
+                self._dataset.started()
         if is_new:
             watched: Any = batches
             watched._try_get_data = partial(self._look, watched._try_get_data)

@@ -109,7 +109,8 @@ class FrozenOutputs:
 
     def targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B,) -> token ids (B, La) int64 padded on the right, and which of them are valid (B, La)."""
-        starts, lengths = self.target_offsets[rows], self.target_lengths[rows]
+        starts = self.target_offsets[rows]
+        lengths = self.target_offsets[rows + 1] - starts
         positions = torch.arange(int(lengths.max()) if len(rows) else 0)
         mask = positions < lengths.unsqueeze(1)
         ids = torch.full(mask.shape, self.pad_id, dtype=torch.int64)
