@@ -187,7 +187,7 @@ def test_every_flag_the_readmes_name_exists() -> None:
         helps += subprocess.run(program, capture_output=True, text=True, check=True).stdout
     root = Path(__file__).parents[2]
     other_programs = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num_processes",
-                      "--index-url", "--release", "--weights"}  # fmt: skip
+                      "--index-url", "--release", "--weights", "--shm-size", "--signal"}  # fmt: skip
     for readme in (root / "README.md", root / "training" / "README.md"):
         flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme.read_text())) - other_programs
         missing = sorted(flag for flag in flags if not re.search(rf"{flag}\b", helps))
