@@ -24,7 +24,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "phase1_best.pt"
 
 
-@pytest.mark.parametrize("command", [[], ["train-jepa"], ["evaluate"], ["bench"], ["bench", "layer"], ["prepare"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train-jepa"], ["evaluate"], ["bench"], ["bench", "layer"], ["prepare"], ["cache", "list"]]
+)
 def test_help_does_not_load_torch(command: list[str]) -> None:
     """What makes --help slow is importing the networks' libraries; the time itself depends on the machine."""
     program = (
@@ -182,7 +184,7 @@ def test_every_flag_the_readmes_name_exists() -> None:
     for command in (["train-jepa"], ["evaluate"], ["bench", "layer"], ["bench", "data"], ["bench", "parity"],
                     ["prepare", "easy-vqa"], ["train-decoder"], ["train-agent"], ["export"], ["ask"], ["embed"],
                     ["search"], ["classify"], ["inspect"], ["bench", "cache"], ["bench", "decode"],
-                    ["bench", "rust"]):  # fmt: skip
+                    ["bench", "rust"], ["cache", "list"], ["cache", "clean"]):  # fmt: skip
         program = [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--help"]
         helps += subprocess.run(program, capture_output=True, text=True, check=True).stdout
     root = Path(__file__).parents[2]

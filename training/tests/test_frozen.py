@@ -1,5 +1,6 @@
 """Frozen outputs: the values, what is kept, and when it may be used again."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from tiny import GATES, tiny_model
 
+import mamba3_jepa
+from mamba3_jepa.data import images
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.shards import ShardSource
@@ -20,7 +23,7 @@ from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.training import frozen
+from mamba3_jepa.training import frozen, frozen_key, frozen_store
 from mamba3_jepa.training.frozen import FrozenOutputs, Rows, frozen_outputs
 from mamba3_jepa.training.interrupt import Interrupted
 
@@ -139,6 +142,46 @@ def test_what_the_key_covers(model, scenes, tokenizer, tmp_path, passes):
             next(component.parameters()).view(-1)[0] += 1e-3
         assert computes(model, scenes, tmp_path)
         assert not computes(model, scenes, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mamba3_jepa", "code", "torch", "Pillow", "transformers", "tokenizers", "numpy"])
+def test_the_key_covers_what_computes(model, scenes, tmp_path, passes, monkeypatch, name):
+    compute(model, scenes, tmp_path)
+    other = frozen_key.made_by() | {name: "0.0.1"}
+    monkeypatch.setattr(frozen_key, "made_by", lambda: other)
+    passes.clear()
+    compute(model, scenes, tmp_path)
+    assert passes
+
+
+def test_the_key_covers_device_and_kernels(model, monkeypatch):
+    assert frozen_key.device_and_kernels(model) == {
+        "device": "cpu", "kernels": [], "compiled": False, "float32_products": "highest",
+    }  # fmt: skip
+    monkeypatch.setattr(frozen_key, "siso_kernel", lambda: print)
+    monkeypatch.setattr(frozen_key, "mimo_kernel", lambda: None)
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
+    found = frozen_key.device_and_kernels(model)
+    assert found["device"] == "cuda"
+    assert [kernel.split(" ")[0] for kernel in found["kernels"]] == ["siso"]
+    model.predictor.backbone.layers[0].compile()
+    assert frozen_key.device_and_kernels(model)["compiled"]
+
+
+def test_the_codes_version_is_that_of_the_files_that_compute(tmp_path, monkeypatch):
+    package = Path(mamba3_jepa.__file__).parent
+    copy = tmp_path / "mamba3_jepa"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    real = frozen_key._code()
+    monkeypatch.setattr(mamba3_jepa, "__file__", str(copy / "__init__.py"))
+    assert frozen_key._code() == real
+    (copy / "cli" / "main.py").write_text("# prints something else")
+    assert frozen_key._code() == real
+    for name in ("data/images.py", "models/mamba3.py", "training/frozen.py"):
+        before = frozen_key._code()
+        with (copy / name).open("a") as file:
+            file.write("\n")
+        assert frozen_key._code() != before
 
 
 def write_pairs(folder: Path, n: int) -> None:
@@ -272,6 +315,63 @@ def test_bad_samples_and_long_texts(model, tmp_path, caplog):
         compute(model, source, tmp_path / "cache", indices=[1], on_bad_sample="skip")
     with pytest.raises(UserError, match="no samples"):
         compute(model, source, tmp_path / "cache", indices=[])
+
+
+def test_a_sample_that_the_system_did_not_give_is_tried_again(model, tmp_path, passes, monkeypatch, caplog):
+    data = tmp_path / "data"
+    write_pairs(data, 12)
+    (data / "2.png").write_bytes(b"no picture")  # which stays so
+    source = FolderSource(data)
+    names = [str(source.group(i)) for i in range(12)]
+    lost, bad = names.index("1.png"), names.index("2.png")
+    read = images._read
+    failing = {"1.png"}
+
+    def fails(path):  # type: ignore[no-untyped-def]
+        if Path(path).name in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    def index(**options) -> set[int]:  # type: ignore[no-untyped-def]
+        passes.clear()
+        return set(compute(model, source, tmp_path / "cache", on_bad_sample="skip", **options).index.tolist())
+
+    monkeypatch.setattr(images, "_read", fails)
+    caplog.set_level("INFO")
+    with pytest.raises(UserError, match=r"1\.png: cannot be read: Input/output error"):
+        compute(model, source, tmp_path / "cache")
+    everything = set(range(12)) - {bad}
+    assert index() == everything - {lost}
+    assert index() == everything - {lost}
+    assert passes == []  # it was tried, but nothing was computed
+    failing.clear()
+    assert index(try_again=False) == everything - {lost}  # as a run that is continued
+    assert passes == []
+    assert index() == everything
+    assert 0 < sum(passes) <= 8  # its part
+    assert "could not be read before are there now" in caplog.text
+    assert index() == everything
+    assert passes == []
+
+
+def test_every_part_is_checked_by_one_process_of_a_host(model, scenes, tmp_path, passes, monkeypatch):
+    whole = compute(model, scenes, tmp_path)
+    files = parts(tmp_path)
+    checked: list[int] = []
+    digest = frozen_store._digest
+    monkeypatch.setattr(
+        frozen_store, "_digest", lambda tensors: checked.append(int(tensors["index"][0])) or digest(tensors)
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for local_rank, mine in (("0", [0, 16]), ("1", [8])):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        checked.clear()
+        assert_equal(compute(model, scenes, tmp_path), whole)
+        assert checked == mine
+    damage_flip(files[1], files[0])
+    passes.clear()
+    assert_equal(compute(model, scenes, tmp_path), whole)
+    assert sum(passes) == 8
 
 
 def test_a_folder_that_cannot_be_written(model, scenes, tmp_path):

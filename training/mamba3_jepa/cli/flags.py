@@ -6,12 +6,12 @@ import dataclasses
 import logging
 import re
 
-from mamba3_jepa.settings import bench, export, inference, prepare, training
+from mamba3_jepa.settings import bench, cache, export, inference, prepare, training
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)`")
 _SETTINGS = {
     field.name
-    for module in (bench, export, inference, prepare, training)
+    for module in (bench, cache, export, inference, prepare, training)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
     for field in dataclasses.fields(value)

@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
+from mamba3_jepa.cli.cache import cache
 from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.cli.flags import FlagFilter, with_flags
@@ -118,6 +119,7 @@ def classify(settings: Annotated[ClassifySettings, tyro.conf.arg(name="")]) -> N
 
 app.command(prepare, name="prepare")
 app.command(bench, name="bench")
+app.command(cache, name="cache")
 app.command(export)
 app.command(inspect)
 

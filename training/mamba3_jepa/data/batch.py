@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.augment import shift
-from mamba3_jepa.data.images import BadSampleError, normalize, to_pixels
+from mamba3_jepa.data.images import BadSampleError, NotReadNowError, normalize, to_pixels
 from mamba3_jepa.data.pulse import beat
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
@@ -41,7 +41,8 @@ class Batch:
     index: (B,) int64, the samples' indices in the source.
     questions, targets: the texts; None for the question of an image-text pair, of which the query prompt was encoded.
     n_truncated: how many of the 2B texts were cut to the token limit.
-    bad: what was wrong with each sample that was left out.
+    bad: what was wrong with each sample that was left out; not_read: indices of those of them of which only is known
+        that the system did not give their file.
     """
 
     pixels: Tensor
@@ -58,6 +59,7 @@ class Batch:
     targets: list[str]
     n_truncated: int
     bad: list[str]
+    not_read: list[int] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -129,6 +131,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
         targets: list[str] = []
         has_target: list[bool] = []
         bad: list[str] = []
+        not_read: list[int] = []
         for i in indices:
             beat()
             try:
@@ -141,6 +144,8 @@ class BatchMaker(Dataset["Batch | Failure"]):
                 if not self._skip_bad:
                     raise
                 bad.append(str(error))
+                if isinstance(error, NotReadNowError):
+                    not_read.append(i)
                 continue
             kept.append(i)
             has_image.append(sample.image is not None)
@@ -169,6 +174,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
             targets=targets,
             n_truncated=encoded.n_truncated + answers.n_truncated,
             bad=bad,
+            not_read=not_read,
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mamba3_jepa.data.images import IMAGE_SUFFIXES, load_image
+from mamba3_jepa.data.images import IMAGE_SUFFIXES, NotReadNowError, load_image
 from mamba3_jepa.data.records import (
     Record,
     not_text,
@@ -91,6 +91,8 @@ class ManifestSource:
                 line = self._line_at(file, int(self._offsets[i]))
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: {not_text(error)}; the file has been changed since it was opened") from error
+        except OSError as error:
+            raise NotReadNowError(f"{where}: cannot read the manifest again: {error.strerror}") from error
         return with_slashes(read_record(line, where), self._root)
 
     def sample(self, i: int) -> Sample:

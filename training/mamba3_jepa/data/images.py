@@ -58,6 +58,10 @@ class BadSampleError(UserError):
     """One sample cannot be read. `on_bad_sample skip` leaves such samples out and counts them."""
 
 
+class NotReadNowError(BadSampleError):
+    """The system did not give a sample's file; another time it may, so nothing is known about the sample."""
+
+
 def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
     """Decodes one image completely, as RGB.
 
@@ -74,7 +78,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
 
     Raises:
         BadSampleError: missing, not an image, truncated, more than `MAX_PIXELS` pixels, `MAX_SIDE` pixels a side or
-            `MAX_BYTES` bytes.
+            `MAX_BYTES` bytes; a `NotReadNowError` where the system gives no bytes.
     """
     try:
         pixels, orientation = split_metadata(_read(source))
@@ -91,7 +95,8 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
     except MemoryError:
         raise
     except Exception as error:  # damaged files make decoders raise almost anything (struct.error, SyntaxError, ...)
-        raise BadSampleError(f"{_name(source) if name is None else name}: {_why_not(error)}") from error
+        kind = NotReadNowError if isinstance(error, OSError) and error.errno is not None else BadSampleError
+        raise kind(f"{_name(source) if name is None else name}: {_why_not(error)}") from error
 
 
 def _name(source: str | Path | bytes | BinaryIO) -> str:
@@ -102,6 +107,8 @@ def _why_not(error: Exception) -> str:
     """What keeps an image from being used, and what to do."""
     if isinstance(error, FileNotFoundError):
         return "there is no such image file"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
     if isinstance(error, Image.DecompressionBombError):
         return (
             f"too large to decode safely: {error}; at most {MAX_PIXELS:,} pixels are accepted, and "

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from mamba3_jepa.data.images import BadSampleError
+from mamba3_jepa.data.images import BadSampleError, NotReadNowError
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import decoded
 
@@ -231,13 +231,14 @@ def read_text(path: Path, where: str) -> str:
     """The stripped text of a file in UTF-8, or in UTF-16 with its mark.
 
     Raises:
-        BadSampleError: missing, unreadable, empty or longer than `MAX_TEXT_BYTES`.
+        BadSampleError: missing, unreadable, empty or longer than `MAX_TEXT_BYTES`; a `NotReadNowError` where the system
+            gives no bytes.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
-        raise BadSampleError(f"{where}: cannot read the text file {path}: {error.strerror}") from error
+        raise NotReadNowError(f"{where}: cannot read the text file {path}: {error.strerror}") from error
     return decode_text(content, f"{where}: {path}")
 
 

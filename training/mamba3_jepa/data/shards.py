@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
+from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, NotReadNowError, load_image
 from mamba3_jepa.data.records import decode_text
 from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
@@ -305,7 +305,7 @@ def _read(path: str, offset: int, size: int, where: str) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:
-        raise BadSampleError(f"{where}: cannot read the shard: {error.strerror}") from error
+        raise NotReadNowError(f"{where}: cannot read the shard: {error.strerror}") from error
     if len(content) != size:
         raise UserError(f"{where}: the shard became shorter while in use; do not change data during a run")
     return content

@@ -50,9 +50,13 @@ class FolderLock:
         """
         Args:
             shared: others may hold it too, if they share it: nobody removes what several read.
+
+        Attributes:
+            is_certain: it is held, and others know it, which they cannot where there are no locks.
         """
         self.folder, self._shared = followed(folder), shared
         self._descriptor: int | None = None
+        self.is_certain = False
         self._made: list[Path] = []  # folders, the deepest last
 
     def __enter__(self) -> FolderLock:
@@ -62,6 +66,9 @@ class FolderLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
         self.release()
 
     def take(self) -> None:
@@ -75,14 +82,15 @@ class FolderLock:
                 descriptor = self._opened()
             except OSError:  # who writes there will say why it cannot be done
                 return
-            if self._is_locked(descriptor) and not self._is_current(descriptor):
+            is_locked = self._is_locked(descriptor)
+            if is_locked and not self._is_current(descriptor):
                 os.close(descriptor)  # its holder removed it in between
                 continue
-            self._descriptor = descriptor
+            self._descriptor, self.is_certain = descriptor, is_locked
 
     def release(self) -> None:
         """Let others have the folder."""
-        descriptor, self._descriptor = self._descriptor, None
+        descriptor, self._descriptor, self.is_certain = self._descriptor, None, False
         if descriptor is not None and fcntl is not None:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unless others share it

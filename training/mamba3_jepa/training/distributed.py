@@ -5,6 +5,7 @@ Letters: B local batch, G global batch, E embedding width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,16 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_world_size() -> int:
+    """Number of training processes on this host, as torchrun and accelerate say it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Index of this process among those of its host."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if local_world_size() > 1 else 0
 
 
 class _AllGather(torch.autograd.Function):

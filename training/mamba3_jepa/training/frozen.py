@@ -9,9 +9,10 @@ Shapes: N samples, B rows of them, E embedding width, D width of the pooled stat
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba3_jepa.data.batch import Batch
+from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import distinct
+from mamba3_jepa.files.folder_lock import FolderLock
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
-from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
-from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, cache_key, concatenate
+from mamba3_jepa.training.distributed import (
+    all_gather_object,
+    from_rank_0,
+    local_rank,
+    local_world_size,
+    rank,
+    world_size,
+)
+from mamba3_jepa.training.frozen_key import cache_key
+from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, concatenate
 from mamba3_jepa.training.interrupt import Interrupted, StopSignal
 from mamba3_jepa.training.progress import CountReport
 
@@ -86,6 +97,7 @@ class FrozenOutputs:
     target_ids: int32, the tokens of all targets, [bos] ... [eos] each, nothing where there is none; those of row r
         are `target_ids[target_offsets[r] : target_offsets[r + 1]]`.
     bad: what was wrong with each sample left out; n_truncated: texts that were cut to the token limit.
+    held: keeps the folder they are read from, as long as they are there.
     """
 
     index: Tensor
@@ -98,6 +110,7 @@ class FrozenOutputs:
     pad_id: int
     bad: list[str]
     n_truncated: int
+    held: FolderLock | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -128,6 +141,7 @@ def frozen_outputs(
     workers: int = 0,
     on_bad_sample: OnBadSample = "error",
     precision: Precision = "fp32",
+    try_again: bool = True,
 ) -> FrozenOutputs:
     """Predicted embeddings, pooled states and targets of some samples, from `cache_dir` as far as they are there.
 
@@ -138,6 +152,8 @@ def frozen_outputs(
         cache_dir: folder of all frozen outputs, one folder in it for each key; None keeps them in memory.
         batch_size: samples computed at once; results do not depend on it.
         workers: processes that decode images.
+        try_again: samples that a pass before could not read, because the system did not give their files, are read if
+            it does now. A run that is continued goes on with the samples it has.
 
     Raises:
         UserError: a sample is unreadable (with "skip" it is left out), none is left, or `cache_dir` is not writable.
@@ -152,17 +168,28 @@ def frozen_outputs(
         mine = _on_every_rank(lambda: dict(work.parts(pieces, range(rank(), len(pieces), world_size()))))
         everyone = {number: part for share in all_gather_object(mine) for number, part in share.items()}
         return _assemble([everyone[number] for number in range(len(pieces))], model, source)
-    key = cache_key(
-        model, source, indices, on_bad_sample=on_bad_sample, precision=precision, part_size=PART_SIZE
-    )  # fmt: skip
-    store = PartStore(cache_dir, key)
+    store = PartStore(cache_dir, from_rank_0(lambda: work.key(indices)))
+    try:
+        parts = _kept(work, store, pieces, try_again)
+    except BaseException:
+        store.release()
+        raise
+    return dataclasses.replace(_assemble(parts, model, source), held=store.held)
+
+
+def _kept(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], try_again: bool) -> list[Part]:
+    """Every part out of `store`, after those that are not there, or of no use, have been computed."""
+    _on_every_rank(store.hold)
     missing = [number for number in range(len(pieces)) if not store.exists(number)]
     missing = all_gather_object(missing)[0]  # files appear while others look
     if missing:
         _on_every_rank(lambda: _compute_missing(work, store, pieces, missing))
     elif rank() == 0:
-        logger.info("%s: using the frozen outputs in %s", source.name, store.folder)
-    return _assemble(_on_every_rank(lambda: _read_all(work, store, pieces)), model, source)
+        logger.info("%s: using the frozen outputs in %s", work.source.name, store.folder)
+        store.used()
+    mine = range(local_rank(), len(pieces), local_world_size())  # each part is checked once on every host
+    _on_every_rank(lambda: _mend(work, store, pieces, mine, try_again))
+    return _on_every_rank(lambda: [store.read(number, check=False) for number in range(len(pieces))])
 
 
 def _on_every_rank(work: Callable[[], T]) -> T:
@@ -186,19 +213,23 @@ def _compute_missing(work: _Pass, store: PartStore, pieces: list[NDArray[np.int6
         store.write(number, part)
 
 
-def _read_all(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]]) -> list[Part]:
-    """Every part, computed again where what is on the disk cannot be used."""
-    found: dict[int, Part] = {}
-    for number in range(len(pieces)):
+def _mend(
+    work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], numbers: Iterable[int], try_again: bool
+) -> None:
+    """Compute those of the parts `numbers` again that are damaged or, with `try_again`, lack what can be read now."""
+    lost = []
+    for number in numbers:
         try:
-            found[number] = store.read(number)
+            part = store.read(number)
         except PartError as error:
             logger.warning("%s; computing it again", error)
-    lost = [number for number in range(len(pieces)) if number not in found]
-    for number, part in work.parts(pieces, lost, kept=len(found)):
+            lost.append(number)
+            continue
+        if try_again and any(work.can_be_read(i) for i in part.not_read):
+            logger.info("%s: samples that could not be read before are there now", work.source.name)
+            lost.append(number)
+    for number, part in work.parts(pieces, lost, kept=len(pieces) - len(lost)):
         store.write(number, part)
-        found[number] = part
-    return [found[number] for number in range(len(pieces))]
 
 
 def _assemble(parts: list[Part], model: Mamba3Jepa, source: Source) -> FrozenOutputs:
@@ -239,6 +270,25 @@ class _Pass:
         # Parts are whole numbers of batches, so that one loader, and its workers, can serve them all.
         self._batch_size = 1 << (min(batch_size, PART_SIZE).bit_length() - 1)
         self._workers, self._on_bad_sample, self._precision = workers, on_bad_sample, precision
+
+    def key(self, indices: NDArray[np.int64]) -> str:
+        """What the outputs of `indices` are kept under."""
+        return cache_key(
+            self.model,
+            self.source,
+            indices,
+            on_bad_sample=self._on_bad_sample,
+            precision=self._precision,
+            part_size=PART_SIZE,
+        )
+
+    def can_be_read(self, i: int) -> bool:
+        """Whether the system gives the files of sample `i` now."""
+        try:
+            load = self.source.sample(i).image
+            return load is None or load() is not None
+        except BadSampleError:
+            return False
 
     def parts(
         self, pieces: list[NDArray[np.int64]], wanted: Sequence[int], kept: int = 0
@@ -300,6 +350,7 @@ class _Pass:
             target_ids=batch.target_ids[mask].int(),
             target_lengths=mask.sum(dim=1),
             bad=batch.bad,
+            not_read=batch.not_read,
             n_truncated=batch.n_truncated,
         )
 
@@ -318,5 +369,6 @@ def _join(parts: list[Part]) -> Part:
     return Part(
         **tensors,
         bad=[text for part in parts for text in part.bad],
+        not_read=[i for part in parts for i in part.not_read],
         n_truncated=sum(part.n_truncated for part in parts),
     )

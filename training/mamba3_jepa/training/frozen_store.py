@@ -1,39 +1,32 @@
-"""Frozen outputs on disk: what they are kept under, and the files they are kept in.
+"""Frozen outputs on disk: the files they are kept in.
 
 Shapes: n samples of one part, E embedding width, D width of the pooled state.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mamba3_jepa.data.sample import OnBadSample, Source, file_state
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.folder_lock import FolderLock
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.whole_file import whole_file
-from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.training.frozen_key import bytes_of, made_by
 
-FORMAT_VERSION = 1
-_FROZEN = ("x_encoder.", "predictor.", "y_encoder.", "angn.")  # what the outputs are made by
-_OTHER_PARTS = (
-    "y_decoder",
-    "prefix_tokens",
-    "recursion",
-    "preset",
-)  # fields of the configuration they do not depend on
+ABOUT, PART_PATTERN = "about.json", "part-*.safetensors"
 
 
 class PartError(Exception):
@@ -45,7 +38,8 @@ class Part:
     """What the frozen model made of a few thousand samples, in their order; bad samples are left out.
 
     index (n,) int64; embedding (n, E), pooled (n, D), target_embedding (n, E) float32; has_target (n,) bool;
-    target_ids int32, all samples' tokens in one row; target_lengths (n,) int64, how many each has.
+    target_ids int32, all samples' tokens in one row; target_lengths (n,) int64, how many each has. bad: what was wrong
+    with the samples left out; not_read: numbers in the source of those of them that another time may be read.
     """
 
     index: Tensor
@@ -56,6 +50,7 @@ class Part:
     target_ids: Tensor
     target_lengths: Tensor
     bad: list[str]
+    not_read: list[int]
     n_truncated: int
 
     def tensors(self) -> dict[str, Tensor]:
@@ -63,38 +58,7 @@ class Part:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
-_TENSORS = [field.name for field in dataclasses.fields(Part) if field.name not in ("bad", "n_truncated")]
-
-
-def cache_key(
-    model: Mamba3Jepa,
-    source: Source,
-    indices: NDArray[np.int64],
-    *,
-    on_bad_sample: OnBadSample,
-    precision: str,
-    part_size: int,
-) -> str:
-    """Hex digest of everything the outputs depend on: weights, configuration, tokenizer, samples and their files."""
-    digest = blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(_FROZEN):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(_bytes(tensor))
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _OTHER_PARTS}
-    rest = {
-        "format": FORMAT_VERSION,
-        "config": config,
-        "tokenizer": blake2b(model.tokenizer.to_json().encode()).hexdigest(),
-        "source": source.fingerprint,
-        "files": file_state(source, indices),
-        "indices": blake2b(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest(),
-        "on_bad_sample": on_bad_sample,
-        "precision": precision,
-        "part_size": part_size,
-    }
-    digest.update(json.dumps(rest, sort_keys=True).encode())
-    return digest.hexdigest()
+_TENSORS = [field.name for field in dataclasses.fields(Part) if field.type == "Tensor"]
 
 
 class PartStore:
@@ -102,17 +66,35 @@ class PartStore:
 
     def __init__(self, cache_dir: Path, key: str) -> None:
         self.folder, self._key = cache_dir / key, key
+        self.held = FolderLock(self.folder, shared=True)
+
+    def hold(self) -> None:
+        """Keep the folder from being removed, until `release`, or as long as `held` is there.
+
+        Raises:
+            UserError: it is being removed at this moment.
+        """
+        self.held.take()
+
+    def release(self) -> None:
+        """The folder is not needed any more."""
+        self.held.release()
 
     def describe(self, about: dict[str, Any]) -> None:
-        """Make the folder, and leave about.json for the person who wonders what it holds.
+        """Make the folder, and leave about.json, which says what it holds and what made it.
 
         Raises:
             UserError: the folder cannot be written.
         """
         try:
-            write_json(self.folder / "about.json", about)
+            write_json(self.folder / ABOUT, about | {"made_by": made_by()})
         except UserError as error:
             raise UserError(f"{error}; choose another folder for frozen outputs with `cache_dir`") from error
+
+    def used(self) -> None:
+        """Note that it is of use today, by the time of about.json."""
+        with contextlib.suppress(OSError):  # it may be somebody else's
+            os.utime(self.folder / ABOUT)
 
     def exists(self, number: int) -> bool:
         """Whether there is a file for part `number`; it may be damaged."""
@@ -131,6 +113,7 @@ class PartStore:
             "part": str(number),
             "digest": _digest(tensors),
             "bad": json.dumps(part.bad),
+            "not_read": json.dumps(part.not_read),
             "n_truncated": str(part.n_truncated),
         }
         path = self._path(number)
@@ -143,8 +126,11 @@ class PartStore:
                 f"{error}; free some space, or choose another folder for frozen outputs with `cache_dir`"
             ) from error
 
-    def read(self, number: int) -> Part:
+    def read(self, number: int, *, check: bool = True) -> Part:
         """Part `number`; its tensors are memory-mapped.
+
+        Args:
+            check: read all of it once, to see that it is undamaged.
 
         Raises:
             PartError: damaged, or not the part of this key and number.
@@ -158,9 +144,10 @@ class PartStore:
                 if sorted(file.keys()) != sorted(_TENSORS):
                     raise PartError(f"{path} does not hold the expected tensors")
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            if _digest(tensors) != metadata.get("digest"):
+            if check and _digest(tensors) != metadata.get("digest"):
                 raise PartError(f"{path} is damaged: its checksum is wrong")
-            return Part(**tensors, bad=json.loads(metadata["bad"]), n_truncated=int(metadata["n_truncated"]))
+            bad, not_read = json.loads(metadata["bad"]), json.loads(metadata["not_read"])
+            return Part(**tensors, bad=bad, not_read=not_read, n_truncated=int(metadata["n_truncated"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise PartError(f"{path} cannot be read: {error}") from error
 
@@ -177,9 +164,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)};".encode())
-        digest.update(_bytes(tensors[name]))
+        digest.update(bytes_of(tensors[name]))
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -80,9 +80,10 @@ def train_phase2(settings: Phase2Settings) -> None:
     if settings.compile:
         compile_layers(model)
     demand_one_batch(data.train.name, len(data.train_indices), settings)
-    train = _outputs(model, data.train, data.train_indices, settings)
+    is_new = run.resumed is None
+    train = _outputs(model, data.train, data.train_indices, settings, is_new)
     in_float32 = dataclasses.replace(settings, precision="fp32")  # rounding must not decide which weights are the best
-    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), in_float32)
+    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), in_float32, is_new)
     if run.is_main:
         say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
@@ -93,7 +94,9 @@ def train_phase2(settings: Phase2Settings) -> None:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
 
 
-def _outputs(model: Mamba3Jepa, source: Source, indices: NDArray[np.int64], settings: Phase2Settings) -> FrozenOutputs:
+def _outputs(
+    model: Mamba3Jepa, source: Source, indices: NDArray[np.int64], settings: Phase2Settings, try_again: bool
+) -> FrozenOutputs:
     return frozen_outputs(
         model,
         source,
@@ -103,6 +106,7 @@ def _outputs(model: Mamba3Jepa, source: Source, indices: NDArray[np.int64], sett
         workers=workers(settings),
         on_bad_sample=settings.on_bad_sample,
         precision=settings.precision,
+        try_again=try_again,
     )
 
 

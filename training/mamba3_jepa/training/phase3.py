@@ -93,9 +93,11 @@ def train_phase3(settings: Phase3Settings) -> None:
     train, train_rows = _confusion(data, "train", settings, config.query_prompt)
     val, val_rows = _confusion(data, "val", settings, config.query_prompt)
     demand_one_batch(train.name, len(train_rows), settings)
-    train_data = _outputs(model, train, train_rows, settings, demand_vectors=True)
+    is_new = run.resumed is None
+    train_data = _outputs(model, train, train_rows, settings, demand_vectors=True, try_again=is_new)
     # rounding must not decide which weights are the best
-    val_data = _outputs(model, val, val_rows, dataclasses.replace(settings, precision="fp32"), demand_vectors=False)
+    in_float32 = dataclasses.replace(settings, precision="fp32")
+    val_data = _outputs(model, val, val_rows, in_float32, demand_vectors=False, try_again=is_new)
     record = data_record(data, start=start, phase=3, confusion=_counts(train_data))
     if run.is_main:
         _say(model, train_data, val_data)
@@ -147,6 +149,7 @@ def _outputs(
     rows: NDArray[np.int64],
     settings: Phase3Settings,
     demand_vectors: bool,
+    try_again: bool,
 ) -> Phase3Data:
     return phase3_data(
         model,
@@ -157,6 +160,7 @@ def _outputs(
         on_bad_sample=settings.on_bad_sample,
         precision=settings.precision,
         demand_vectors=demand_vectors,
+        try_again=try_again,
     )
 
 

@@ -76,6 +76,7 @@ def phase3_data(
     on_bad_sample: OnBadSample = "error",
     precision: Precision = "fp32",
     demand_vectors: bool = True,
+    try_again: bool = True,
 ) -> Phase3Data:
     """Everything about some samples of `source`; the frozen model's part comes from `cache_dir` as far as it is there.
 
@@ -94,6 +95,7 @@ def phase3_data(
         workers=workers,
         on_bad_sample=on_bad_sample,
         precision=precision,
+        try_again=try_again,
     )
     place = torch.full((len(source),), -1, dtype=torch.int64)
     place[given.index] = torch.arange(len(given.index))

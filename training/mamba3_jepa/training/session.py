@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.training import Precision, TrainSettings
+from mamba3_jepa.training.distributed import local_world_size
 
 _MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -40,5 +41,4 @@ def spare_cores() -> int:
     On two cores that is none: a worker there would take a core from every matrix product.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(8, cores // local_processes - 2))
+    return max(0, min(8, cores // local_world_size() - 2))
