@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,105 @@ def test_a_truncated_shard_names_itself(shards: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"00001\.tar: the shard is truncated"):
         ShardSource(shards)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no tar", "empty"])
+def test_of_a_damaged_shard_skip_uses_what_is_whole(
+    shards: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shards / "00001.tar"
+    content, members = path.read_bytes(), list(read_tar_index(path))
+    cut = content[: members[7].offset + 3]  # in the second of three members of the third sample
+    path.write_bytes({"cut": cut, "no tar": b"<html>404", "empty": b""}[damage])
+    with pytest.raises(UserError, match=r"00001\.tar: .*use what is whole in it with `on_bad_sample` skip"):
+        open_source(shards)
+    source = open_source(shards, on_bad_sample="skip")
+    assert isinstance(source, ShardSource)
+    kept = [source.group(i) for i in range(len(source))]
+    whole = 2 if damage == "cut" else 0
+    assert source.n_left_out == (damage == "cut")
+    assert kept == [f"00000000{i}" for i in range(4)] + [f"00001000{i}" for i in range(whole)] + ["only", "dir/webp"]
+    assert [source.sample(i).target for i in range(4, 4 + whole)] == CAPTIONS[:whole]
+    assert "1 damaged shards, of which only what is whole is used; the first: " in caplog.text
+    assert "00001.tar" in caplog.text
+    for path in shards.glob("*.tar"):
+        path.write_bytes(b"<html>404")
+    with pytest.raises(UserError, match=r"no image with a caption in 3 \*\.tar shards, but .*00000\.tar: "):
+        open_source(shards, on_bad_sample="skip")
+
+
+def _member(name: str, content: bytes = b"", **header: Any) -> tuple[tarfile.TarInfo, io.BytesIO]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in header.items():
+        setattr(info, field, value)
+    return info, io.BytesIO(content)
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_in_a_shard_are_read_or_named(tmp_path: Path, tar_format: int, caplog: pytest.LogCaptureFixture) -> None:
+    deep = "folder/" * 13  # with the name, longer than the header has room for
+    long = deep if tar_format != tarfile.USTAR_FORMAT else ""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tar_format) as archive:
+        for member in (
+            _member(f"./{long}first.jpg", _encoded(3)), _member(f"./{long}first.txt", b"first"),
+            _member("second.jpg", type=tarfile.LNKTYPE, linkname=f"{long}first.jpg"), _member("second.txt", b"second"),
+            _member("third.jpg", type=tarfile.SYMTYPE, linkname="second.jpg"), _member("third.txt", b"third"),
+            _member("fourth.jpg", type=tarfile.LNKTYPE, linkname="gone.jpg"), _member("fourth.txt", b"fourth"),
+            _member("note", type=tarfile.SYMTYPE, linkname="second.jpg"), _member("pipe.jpg", type=tarfile.FIFOTYPE),
+        ):  # fmt: skip
+            archive.addfile(*member)
+    source = open_source(tmp_path)
+    assert isinstance(source, ShardSource)
+    assert [source.sample(i).target for i in range(len(source))] == ["first", "second"]
+    pixels = [np.asarray(sample.image()) for sample in map(source.sample, range(2)) if sample.image is not None]
+    assert len(pixels) == 2
+    assert (pixels[0] == pixels[1]).all()
+    assert "3 images and texts in the shards are not read, as they are links or have holes" in caplog.text
+    assert "2 texts without an image are not used; the first: " in caplog.text
+
+
+def test_a_file_with_holes_is_named_and_what_follows_it_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if shutil.which("tar") is None:
+        pytest.skip("needs GNU tar")
+    with (tmp_path / "a.jpg").open("wb") as file:
+        for k in range(60):  # more than the map in the header has room for
+            file.seek(k * 65536)
+            file.write(b"x" * 4096)
+    (tmp_path / "b.jpg").write_bytes(_encoded(2))
+    (tmp_path / "b.txt").write_text("behind it")
+    (tmp_path / "data").mkdir()
+    command = ["tar", "--sparse", "--format=gnu", "-cf", "data/a.tar", "a.jpg", "b.jpg", "b.txt"]
+    if subprocess.run(command, cwd=tmp_path).returncode:
+        pytest.skip("needs GNU tar")
+    source = open_source(tmp_path / "data")
+    assert source is not None
+    with tarfile.open(tmp_path / "data" / "a.tar") as archive:
+        has_holes = archive.getmembers()[0].issparse()
+    assert [source.sample(i).target for i in range(len(source))] == ["behind it"]
+    assert ("1 images and texts in the shards are not read" in caplog.text) == has_holes
+
+
+def test_an_archive_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """It has no magic number; its checksum tells it."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for member in (_member("k.jpg", _encoded(1)), _member("k.txt", b"a text")):
+            archive.addfile(*member)
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    for member in list(read_tar_index(tmp_path / "a.tar")):
+        header = slice(member.offset - 512, member.offset)
+        block = content[header]
+        block[148:156], block[257:512] = b" " * 8, bytes(255)
+        block[148:156] = b"%06o\0 " % sum(block)
+        content[header] = block
+    (tmp_path / "a.tar").write_bytes(content)
+    source = open_source(tmp_path)
+    assert source is not None
+    assert source.sample(0).target == "a text"
+    content[5] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match="not an uncompressed tar archive, or damaged, at byte 0"):
+        open_source(tmp_path)
 
 
 def test_what_is_no_tar_names_itself(shards: Path) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mamba3_jepa.data.content import content_of
 from mamba3_jepa.data.files import FolderSource
-from mamba3_jepa.data.images import IMAGE_SUFFIXES
+from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.sources import Source, open_source, open_splits
 from mamba3_jepa.data.splits import split_by_hash, stable_hash
@@ -259,3 +260,99 @@ def test_two_groups_or_more_give_both_sides_one(tmp_path: Path) -> None:
         _pair(tmp_path, name)
     splits = open_splits(tmp_path, image_size=32)
     assert (len(splits.train_indices), len(splits.val_indices)) == (100, 1)
+
+
+# --- what is no file, or has no name ---
+
+
+@pytest.mark.parametrize("name", ["q.png", "q.txt"])
+def test_a_pipe_among_the_files_is_a_bad_sample(tmp_path: Path, name: str) -> None:
+    """Opening it would wait for ever."""
+    for i in range(3):
+        _pair(tmp_path, f"{i}.png", number=i)
+    _pair(tmp_path, "q.png")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source is not None
+    assert content_of(source, range(4)).texts.all()
+    with pytest.raises(BadSampleError, match=rf"{name} is no (image|text) file, but a pipe, socket or device"):
+        source.sample(3).image()  # type: ignore[misc]
+
+
+def test_a_pipe_in_the_place_of_all_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(tmp_path / "manifest.jsonl")
+    with pytest.raises(UserError, match=r"manifest\.jsonl: a pipe, socket or device"):
+        open_source(tmp_path)
+    (tmp_path / "manifest.jsonl").rename(tmp_path / "b.tar")
+    with pytest.raises(UserError, match=r"b\.tar: cannot read the shard: a pipe"):
+        open_source(tmp_path)
+    _tar(tmp_path / "a.tar", ["k.jpg", "k.txt"])
+    assert len(_targets(open_source(tmp_path, on_bad_sample="skip"))) == 1
+    assert "1 damaged shards" in caplog.text
+    images = tmp_path / "images"
+    _pair(images, "x.png")
+    os.mkfifo(images / "y.png")
+    assert find_images((), images) == [images / "x.png"]
+    assert "not read: 1 pipes, sockets or devices" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "kind"), [("0001", "JPEG"), ("1.jpg_large", "JPEG"), ("a.img", "PNG"), ("b", "WebP"),
+                                            ("c.txt~", "GIF"), ("d.data", "TIFF")])  # fmt: skip
+def test_images_without_their_suffix_are_no_empty_directory(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / name).write_bytes(_image(kind.upper()))
+    said = rf"but 1 {kind} files by what is in them, such as .*{re.escape(name)} \(give them their suffix\)"
+    with pytest.raises(UserError, match=said):
+        open_splits(tmp_path, image_size=32)
+    with pytest.raises(UserError, match=said):
+        find_images((), tmp_path)
+
+
+def test_shards_without_their_suffix_and_inside_others_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _tar(tmp_path / "one" / "shard-0", ["k.jpg", "k.txt"])
+    with pytest.raises(UserError, match="but 1 tar files by what is in them"):
+        open_splits(tmp_path / "one", image_size=32)
+    _tar(tmp_path / "two" / "a.tar", ["k.jpg", "k.txt", "inner.tar"])
+    assert len(_targets(open_source(tmp_path / "two"))) == 1
+    assert "not read in the shards: 1 .tar (unpack them)" in caplog.text
+    with pytest.raises(UserError, match=r"no image in it .*, but 1 \.tar \(unpack them\)"):
+        find_images((), tmp_path / "two")
+
+
+def test_texts_without_an_image_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _pair(tmp_path, "a.png")
+    _pair(tmp_path, "b.tif")  # named itself, so its text is not
+    for name in ("c.txt", "sub/d.TXT"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("alone")
+    assert list(_targets(open_source(tmp_path))) == ["a.png"]
+    assert "2 texts without an image are not used; the first: c.txt" in caplog.text
+    assert "not read: 1 .tif" in caplog.text
+
+
+def test_the_suffix_of_a_text_may_be_in_any_case(tmp_path: Path) -> None:
+    for suffix in (".txt", ".TXT", ".Txt"):
+        _pair(tmp_path, f"[{suffix[1:]}].png", text=suffix)
+    names = ["[TXT].png", "[Txt].png", "[txt].png"]
+    assert _targets(open_source(tmp_path)) == {name: f"caption of {name}" for name in names}
+
+
+def test_a_file_for_a_folder(tmp_path: Path) -> None:
+    _tar(tmp_path / "a.tar", ["k.jpg", "k.txt"])
+    with pytest.raises(UserError, match="there is no such directory: it is a file; give the folder it is in"):
+        open_source(tmp_path / "a.tar")
+    with pytest.raises(UserError, match="there is no such folder: it is a file; give it as `images`"):
+        find_images((), tmp_path / "a.tar")
+
+
+def test_links_to_folders_are_named_where_images_are_looked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _pair(tmp_path / "elsewhere", "a.png")
+    _pair(tmp_path / "here", "b.png")
+    (tmp_path / "here" / "more").symlink_to("../elsewhere")
+    assert find_images((), tmp_path / "here") == [tmp_path / "here" / "b.png"]
+    assert "1 links to folders, such as more" in caplog.text

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import Place, Sample, Source
 from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.files.special import is_special
 
 # 100,000 pairs of 30 KB take about 6 s, of which a third is their captions (2 cores, files in memory; 17 s from disk).
 MAX_PICTURES = 250_000  # of more, the bytes of so many are looked at; of texts, all
@@ -176,6 +177,8 @@ def _text_hash(sample: Sample) -> int:
 
 
 def _picture_hash(place: Place) -> int:
+    if is_special(place.path):
+        return stable_hash(_UNREADABLE)
     try:
         return int.from_bytes(_picture_digest(place), "big") or 1
     except OSError:

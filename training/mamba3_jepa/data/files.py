@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mamba3_jepa.data.images import IMAGE_SUFFIXES, NotReadNowError, load_image
+from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, NotReadNowError, load_image
 from mamba3_jepa.data.records import (
     Record,
     not_text,
@@ -28,9 +30,10 @@ from mamba3_jepa.data.records import (
 from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.strings import Strings
-from mamba3_jepa.data.survey import walk_visible
+from mamba3_jepa.data.survey import Tally, walk_visible
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of, lines_of
+from mamba3_jepa.files.special import is_special
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
@@ -58,6 +61,8 @@ class ManifestSource:
         self._root = Path(os.path.realpath(data_dir))
         self._path = Path(data_dir) / file
         self.name = str(self._path)
+        if is_special(self._path):
+            raise UserError(f"{self.name}: a pipe, socket or device, not a file; a manifest is read more than once")
         offsets, lines, hashes, flags = array("q"), array("q"), array("Q"), array("B")
         digest = blake2b(digest_size=16)
         for line_number, offset, line in self._read_lines():
@@ -191,6 +196,8 @@ def _flags(record: Record) -> int:
 
 def _load_inside(root: Path, relative: str, where: str) -> Image.Image:
     path = resolve_inside(root, relative, where)
+    if is_special(path):
+        raise BadSampleError(f"{where}: {path} is no image file, but a pipe, socket or device")
     return load_image(path, name=f"{where}: {path}")
 
 
@@ -208,6 +215,7 @@ class FolderSource:
         self._root = Path(os.path.realpath(data_dir))
         self.name = str(data_dir)
         self.n_left_out = 0
+        self.texts_alone = Tally()
         self._images = Strings(self._find(on_bad_sample))
         if not len(self._images):
             raise UserError(f"{self.name}: no image with a text file beside it")
@@ -215,7 +223,7 @@ class FolderSource:
         self.fingerprint = digest.hexdigest()
 
     def _find(self, on_bad_sample: OnBadSample) -> Iterator[str]:
-        for relative, has_text in _walk_images(self._root):
+        for relative, has_text in _walk_images(self._root, self.texts_alone):
             if has_text:
                 yield relative
             elif on_bad_sample == "error":
@@ -257,15 +265,22 @@ class FolderSource:
 
 def _text_beside(image: Path) -> Path:
     """The caption's path; the suffix may be in upper case, as the image's may."""
-    lower, upper = image.with_suffix(".txt"), image.with_suffix(".TXT")
-    return upper if not lower.exists() and upper.exists() else lower
+    lower = image.with_suffix(".txt")
+    if lower.exists():
+        return lower
+    others = (path for path in image.parent.glob(f"{glob.escape(image.stem)}.*") if path.suffix.lower() == ".txt")
+    return next(others, lower)
 
 
-def _walk_images(root: Path) -> Iterator[tuple[str, bool]]:
-    """Relative path of every image, in sorted order, and whether a text file is beside it."""
+def _walk_images(root: Path, texts_alone: Tally) -> Iterator[tuple[str, bool]]:
+    """Relative path of every image, in sorted order, and whether a text file is beside it; `texts_alone` takes those of
+    texts of whose name there is nothing else."""
     for folder, names in walk_visible(root):
-        present = set(names)
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                yield os.path.join(folder, name), f"{stem}.txt" in present or f"{stem}.TXT" in present
+        parted = [os.path.splitext(name) for name in names]
+        stems = Counter(stem for stem, _ in parted)
+        with_text = {stem for stem, suffix in parted if suffix.lower() == ".txt"}
+        for name, (stem, suffix) in zip(names, parted, strict=True):
+            if suffix.lower() == ".txt" and stems[stem] == 1:
+                texts_alone.add(os.path.join(folder, name))
+            elif suffix.lower() in IMAGE_SUFFIXES:
+                yield os.path.join(folder, name), stem in with_text

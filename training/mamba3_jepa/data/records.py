@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import decoded
+from mamba3_jepa.files.special import is_special
 
 MAX_TEXT_BYTES = 1 << 20
 
@@ -234,6 +235,8 @@ def read_text(path: Path, where: str) -> str:
         BadSampleError: missing, unreadable, empty or longer than `MAX_TEXT_BYTES`; a `NotReadNowError` where the system
             gives no bytes.
     """
+    if is_special(path):
+        raise BadSampleError(f"{where}: {path} is no text file, but a pipe, socket or device")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)

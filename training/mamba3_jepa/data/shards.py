@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +29,12 @@ from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, NotReadNowEr
 from mamba3_jepa.data.records import decode_text
 from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
 from mamba3_jepa.data.splits import stable_hash
-from mamba3_jepa.data.survey import described, is_hidden, looks_like_samples, suffix_of, walk_visible
+from mamba3_jepa.data.survey import Tally, described, is_hidden, looks_like_samples, suffix_of, walk_visible
+from mamba3_jepa.data.tar_index import Member, read_tar_index
 from mamba3_jepa.errors import UserError
 
-_BLOCK, _RECORD = 512, 10_240  # an archive is filled up to whole records
 _IMAGE_EXTENSIONS = {suffix[1:] for suffix in IMAGE_SUFFIXES}
 _TEXT_EXTENSIONS = ("txt", "json")  # the first one present is used
-
-
-class Member(NamedTuple):
-    """One regular file in a tar archive: its name, where its bytes start, and how many they are."""
-
-    name: str
-    offset: int
-    size: int
-
-    @property
-    def extension(self) -> str:
-        """Everything after the first dot of the file's name, in lower case."""
-        return os.path.basename(self.name).partition(".")[2].lower()
 
 
 class ShardSource:
@@ -57,8 +43,10 @@ class ShardSource:
     Opening reads the headers of all shards. The group of a sample is its key, with the size of its image where several
     samples have that key: shards may be renamed and moved. Hidden files, folders and members are not looked at.
 
-    n_left_out: images without text; n_further: images of samples that have one already; unread: members that look
-    like samples and are not read, by suffix; n_folders: that hold shards.
+    n_left_out: images without text; n_further: images of samples that have one already; texts_alone: texts without
+    image; unread: members that look like samples and are not read, by suffix; links: images and texts that are no
+    regular members; damaged: what is wrong with shards that are read as far as they are whole; n_folders: that hold
+    shards.
     """
 
     synthetic = False
@@ -66,12 +54,16 @@ class ShardSource:
     def __init__(self, data_dir: str | Path, on_bad_sample: OnBadSample = "error") -> None:
         """
         Raises:
-            UserError: a shard is truncated or no tar, an image has no text (with "skip" it is left out and
-                counted), or there is no sample at all.
+            UserError: a shard is truncated or no tar (with "skip", what is whole is used), an image has no text (with
+                "skip" it is left out and counted), or there is no sample at all.
         """
         self.name = str(data_dir)
         self.n_left_out = self.n_further = 0
+        self.texts_alone = Tally()
         self.unread: Counter[str] = Counter()
+        self.links = Tally()
+        self.damaged = Tally()
+        self._skips = on_bad_sample == "skip"
         names = sorted(_find_shards(Path(data_dir)))
         self._shards = [str(Path(data_dir) / name) for name in names]
         self.n_folders = len({os.path.dirname(name) for name in names})
@@ -92,8 +84,9 @@ class ShardSource:
                         "rewrite the shard, or leave such images out with `on_bad_sample` skip"
                     )
         if not keys:
-            seen = f", but {described(self.unread)}" if self.unread else ""
-            raise UserError(f"{self.name}: no image with a caption in {len(self._shards)} *.tar shards{seen}")
+            seen = [described(self.unread), self.damaged.first, f"{self.links.count} links" if self.links.count else ""]
+            but = f", but {'; '.join(filter(None, seen))}" if any(seen) else ""
+            raise UserError(f"{self.name}: no image with a caption in {len(self._shards)} *.tar shards{but}")
         self._keys = np.array(keys)  # one fixed-width array: far smaller than as many objects
         _, number, count = np.unique(self._keys, return_inverse=True, return_counts=True)
         self._repeated = (count > 1)[number]
@@ -137,7 +130,7 @@ class ShardSource:
     def _image_members(self, path: str) -> Iterator[tuple[str, Member, Member | None]]:
         """Key, image and caption of every sample of one shard; counts the members that are not read."""
         samples: dict[str, dict[str, Member]] = {}
-        for member in read_tar_index(path):
+        for member in self._members(path):
             if any(map(is_hidden, member.name.split("/"))):
                 continue
             folder, _, name = member.name.rpartition("/")
@@ -145,19 +138,39 @@ class ShardSource:
             files = samples.setdefault(os.path.normpath(f"{folder}/{stem}" if folder else stem), {})
             if _is_image(extension):
                 self.n_further += extension in files  # the same name once more: the last one counts
-            elif extension not in _TEXT_EXTENSIONS and looks_like_samples(suffix_of(name)):
+            elif extension not in _TEXT_EXTENSIONS and _holds_samples(suffix_of(name)):
                 self.unread[suffix_of(name)] += 1
             files[extension] = member
         for key, files in samples.items():
             found = list(_pairs(key, files))
+            if not found and "txt" in files and not any(looks_like_samples(f".{each}") for each in files):
+                self.texts_alone.add(f"{path}: {files['txt'].name}")
             self.n_further += sum(_is_image(extension) for extension in files) - len(found)
             yield from found
+
+    def _members(self, path: str) -> Iterator[Member]:
+        """The regular files of a shard; of a damaged one, if bad samples are skipped, those before the damage."""
+        others: list[str] = []
+        try:
+            yield from read_tar_index(path, others)
+        except UserError as error:
+            if not self._skips:
+                raise
+            self.damaged.add(str(error).split("; download", maxsplit=1)[0])
+        for name in others:
+            suffix = suffix_of(name)
+            if suffix[1:] in (*_IMAGE_EXTENSIONS, *_TEXT_EXTENSIONS) and not any(map(is_hidden, name.split("/"))):
+                self.links.add(f"{path}: {name}")
 
 
 def _find_shards(root: Path) -> Iterator[str]:
     """Paths, relative to `root`, of its shards."""
     for folder, names in walk_visible(root):
         yield from (os.path.join(folder, name) for name in names if suffix_of(name) == ".tar")
+
+
+def _holds_samples(suffix: str) -> bool:
+    return looks_like_samples(suffix) or suffix == ".tar"
 
 
 def _is_image(extension: str) -> bool:
@@ -197,106 +210,6 @@ def _only_text(files: dict[str, Member]) -> Member | None:
 def _is_role(middle: str) -> bool:
     """Whether it names a part of a sample, as "input" does in `a.input.jpg`; a date or number tells samples apart."""
     return middle.replace("_", "").isalpha() or not middle
-
-
-def read_tar_index(path: str | Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar archive (ustar, pax or GNU), without reading their contents.
-
-    Raises:
-        UserError: not such an archive, damaged, or cut off (the end mark is missing).
-    """
-    try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            yield from _members(file, size, str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the shard: {error.strerror}") from error
-
-
-def _members(file: BinaryIO, file_size: int, path: str) -> Iterator[Member]:
-    position = 0
-    long_name: str | None = None
-    pax: dict[str, str] = {}
-    while True:
-        file.seek(position)
-        header = file.read(_BLOCK)
-        if len(header) < _BLOCK:
-            raise UserError(
-                f"{path}: the shard is truncated: it stops at byte {file_size:,} without tar's end mark; "
-                "download or write it again"
-            )
-        if not header.strip(b"\0"):
-            following = _next_archive(file, position)
-            if following is None:
-                return
-            position = following
-            continue
-        size = _number(header[124:136], path, position)
-        if pax.get("size", "").isdigit():
-            size = int(pax["size"])
-        if header[257:262] != b"ustar":
-            raise UserError(f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}")
-        start = position + _BLOCK
-        position = start + -(-size // _BLOCK) * _BLOCK
-        if start + size > file_size:
-            raise UserError(
-                f"{path}: the shard is truncated: a member at byte {start:,} needs {size:,} bytes and the "
-                f"file has {file_size:,}; download or write it again"
-            )
-        kind = header[156:157]
-        if kind == b"x":
-            pax = _pax_fields(file.read(size))
-        elif kind == b"L":
-            long_name = _text(file.read(size))
-        elif kind != b"g":
-            if kind in (b"0", b"\0"):
-                yield Member(pax.get("path") or long_name or _name(header), start, size)
-            pax, long_name = {}, None
-
-
-def _next_archive(file: BinaryIO, end_mark: int) -> int | None:
-    """Where another archive begins behind the end mark and its padding, as `cat a.tar b.tar` leaves it."""
-    file.seek(end_mark)
-    padding = file.read(_RECORD + _BLOCK)
-    for offset in range(_BLOCK, len(padding), _BLOCK):
-        block = padding[offset : offset + _BLOCK]
-        if block.strip(b"\0"):
-            return end_mark + offset if block[257:262] == b"ustar" else None
-    return None
-
-
-def _number(field: bytes, path: str, position: int) -> int:
-    """Octal text, or big-endian binary behind a byte 0x80 where the number is too large for that."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b"\0 ") or b"0"
-    if digits.strip(b"01234567"):  # `int` alone would also take signs, and a negative size never ends
-        raise UserError(f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}")
-    return int(digits, 8)
-
-
-def _name(header: bytes) -> str:
-    name, prefix = _text(header[:100]), header[345:500]
-    is_posix = header[257:263] == b"ustar\0"  # GNU keeps other things in the place of the prefix
-    return f"{_text(prefix)}/{name}" if is_posix and prefix[0] else name
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _pax_fields(content: bytes) -> dict[str, str]:
-    """Records `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole record."""
-    fields: dict[str, str] = {}
-    while content.strip(b"\0"):
-        digits, _, _ = content.partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
-        key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or length <= len(digits):
-            break  # damaged: the name and size in the ordinary header still stand
-        fields[_text(key)] = _text(value)
-        content = content[length:]
-    return fields
 
 
 def _read(path: str, offset: int, size: int, where: str) -> bytes:

@@ -18,8 +18,9 @@ from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_te
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
-from mamba3_jepa.data.survey import Survey, described
+from mamba3_jepa.data.survey import Survey, described, nameless_data
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.path_text import path_text
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,11 @@ def open_source(
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(f"`data_dir` {root}: there is no such directory")
-    source: ManifestSource | ShardSource | FolderSource
+        found = ": it is a file; give the folder it is in" if root.exists() else ""
+        raise UserError(f"`data_dir` {root}: there is no such directory{found}")
     if manifest is not None or os.path.lexists(root / "manifest.jsonl"):
         return ManifestSource(root, manifest or "manifest.jsonl", on_bad_sample)
+    source: ShardSource | FolderSource
     survey = Survey.of(root)
     if survey.n_shards:
         source = ShardSource(root, on_bad_sample)
@@ -104,12 +106,17 @@ def open_source(
     elif survey.n_images:
         source = FolderSource(root, on_bad_sample)
     else:
-        seen = survey.unread(tables=True)
+        seen = survey.unread(tables=True) or nameless_data(root)
         if seen:
             raise UserError(f"`data_dir` {root}: no {_FORMS}, but {seen}")
         return None
     if source.n_left_out:
         logger.warning("%s: %d images without text left out", source.name, source.n_left_out)
+    if source.texts_alone.count:
+        logger.warning(
+            "%s: %d texts without an image are not used; the first: %s",
+            source.name, source.texts_alone.count, path_text(source.texts_alone.first),
+        )  # fmt: skip
     if unread := survey.unread(tables=False):
         logger.warning("%s: not read: %s", source.name, unread)
     return source
@@ -123,6 +130,12 @@ def _say_of_shards(source: ShardSource, survey: Survey) -> None:
         logger.warning("%s: %d more images of samples that have one already left out", source.name, source.n_further)
     if source.unread:
         logger.warning("%s: not read in the shards: %s", source.name, described(source.unread))
+    if source.links.count:
+        logger.warning("%s: %d images and texts in the shards are not read, as they are links or have holes: write "
+                       "their bytes; the first: %s", source.name, source.links.count, source.links.first)  # fmt: skip
+    if source.damaged.count:
+        logger.warning("%s: %d damaged shards, of which only what is whole is used; the first: %s",
+                       source.name, source.damaged.count, source.damaged.first)  # fmt: skip
     if survey.n_images:
         logger.warning(
             "%s: %d image files beside the shards are not read: a directory with *.tar is read as shards alone",

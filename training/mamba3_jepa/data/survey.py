@@ -5,6 +5,7 @@ Hidden files and folders, whose names begin with a dot, are nobody's data.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from mamba3_jepa.data.images import IMAGE_SUFFIXES
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
+from mamba3_jepa.files.special import is_special
 
 # Suffixes of what looks like data and is not read, with the cure.
 _UNDECODED = "no decoder for them: convert them to JPEG or PNG"
@@ -33,6 +35,11 @@ _ADVICE = {
     )
     for suffix in suffixes.split()
 }
+
+# How files begin that are data whatever their name.
+_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+          b"PAR1": "Parquet"}  # fmt: skip
+_START, _SNIFFED = 512, 1000
 
 
 def suffix_of(name: str) -> str:
@@ -56,7 +63,7 @@ def described(unread: Mapping[str, int]) -> str:
     """Numbers of files by suffix, with what can be done: "3 .tif, 1 .heic (no decoder ...); 2 .zip (unpack them)"."""
     by_advice: dict[str, list[str]] = {}
     for suffix, count in sorted(unread.items(), key=lambda item: (-item[1], item[0])):
-        by_advice.setdefault(_ADVICE[suffix], []).append(f"{count} {suffix}")
+        by_advice.setdefault(_ADVICE.get(suffix, _PACKED), []).append(f"{count} {suffix}")
     return "; ".join(f"{', '.join(counts)} ({advice})" for advice, counts in by_advice.items())
 
 
@@ -81,8 +88,49 @@ def walk_visible(
         yield relative, sorted(name for name in names if not is_hidden(name))
 
 
+def nameless_data(root: Path) -> str:
+    """Images and shards among the first `_SNIFFED` files below `root`, by how they begin and not by name, in words;
+    empty if there are none."""
+    found: Counter[str] = Counter()
+    first = ""
+    paths = (os.path.join(root, folder, name) for folder, names in walk_visible(root) for name in names)
+    for path in itertools.islice((path for path in paths if not is_special(path)), _SNIFFED):
+        try:
+            with open(path, "rb") as file:
+                kind = _kind_of(file.read(_START))
+        except OSError:
+            continue
+        if kind:
+            found[kind] += 1
+            first = first or path
+    counts = ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+    return f"{counts} files by what is in them, such as {path_text(first)} (give them their suffix)" if counts else ""
+
+
+def _kind_of(start: bytes) -> str:
+    """What a file is that begins so; empty where it is not known."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WebP"
+    if start[257:262] == b"ustar":
+        return "tar"
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
 def _refuse(error: OSError) -> None:
     raise UserError(f"{path_text(str(error.filename))}: cannot read the folder: {error.strerror}") from error
+
+
+@dataclass
+class Tally:
+    """How many there are of something, and the first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, name: str) -> None:
+        """One more."""
+        self.first = self.first if self.count else name
+        self.count += 1
 
 
 @dataclass(frozen=True)

@@ -243,4 +243,6 @@ def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, N
         val_fraction=val_fraction,
         on_bad_sample=settings.on_bad_sample,
     )
+    if splits.synthetic:
+        raise UserError(f"`data_dir` {settings.data_dir} holds no data; leave it out to measure on synthetic scenes")
     return splits.val, splits.val_indices, splits.fingerprint

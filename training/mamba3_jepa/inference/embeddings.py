@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ from torch import Tensor
 
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, load_image
 from mamba3_jepa.data.sample import OnBadSample
-from mamba3_jepa.data.survey import described, looks_like_samples, suffix_of, walk_visible
+from mamba3_jepa.data.survey import Survey, described, nameless_data, suffix_of, walk_visible
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.files.safetensors_file import write_safetensors
+from mamba3_jepa.files.special import is_special
 from mamba3_jepa.files.whole_file import whole_file
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -54,12 +54,16 @@ def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
     found = list(images)
     if image_dir is not None:
         if not image_dir.is_dir():
-            raise UserError(f"`image_dir` {image_dir}: there is no such folder")
-        walked = [image_dir / folder / name for folder, names in walk_visible(image_dir) for name in names]
+            found_file = ": it is a file; give it as `images`" if image_dir.exists() else ""
+            raise UserError(f"`image_dir` {image_dir}: there is no such folder{found_file}")
+        survey = Survey.of(image_dir)
+        walked = (image_dir / folder / name for folder, names in walk_visible(image_dir) for name in names)
         inside = sorted((path for path in walked if suffix_of(path.name) in IMAGE_SUFFIXES), key=_bytes)
-        suffixes = Counter(suffix_of(path.name) for path in walked)
-        unread = described({suffix: n for suffix, n in suffixes.items() if looks_like_samples(suffix)})
+        special = {path for path in inside if is_special(path)}
+        inside = [path for path in inside if path not in special]
+        unread = "; ".join(filter(None, [survey.unread(tables=False), _of_no_use_here(survey, len(special))]))
         if not inside:
+            unread = unread or nameless_data(image_dir)
             seen = f", but {unread}" if unread else ""
             raise UserError(f"`image_dir` {image_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)}){seen}")
         if unread:
@@ -68,6 +72,12 @@ def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
     if not found:
         raise UserError("no images: give `images` or `image_dir`")
     return found
+
+
+def _of_no_use_here(survey: Survey, n_special: int) -> str:
+    parts = [described({".tar": survey.n_shards})] if survey.n_shards else []
+    parts += [f"{n_special} pipes, sockets or devices"] if n_special else []
+    return "; ".join(parts)
 
 
 def _bytes(path: Path) -> list[bytes]:
