@@ -24,10 +24,11 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.export import exporter
 from mamba3_jepa.export.mapping_doc import mapping_document
 from mamba3_jepa.export.reader import load_exported
-from mamba3_jepa.export.verify import compare, demand_equal
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.models.key_map import COMPONENTS, key_map
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+_PROJECTION = "y_encoder.projection.weight"
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,15 @@ def test_config_json_of_an_earlier_phase(checkpoints: dict[int, Path], tmp_path:
 # --- the way back ---
 
 
+def test_a_key_that_nobody_knows_is_said(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_exported(copy)
+    assert "not known" not in caplog.text, "an export's own keys are known"
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(values | {"notes": "mine", "b": 1}))
+    load_exported(copy)
+    assert f"{copy / 'config.json'}: not known to this version, and ignored: b, notes" in caplog.text
+
+
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-6), ("float16", 4e-3), ("bfloat16", 3e-2)])
 def test_reloaded_embeddings(
     model: Mamba3Jepa, checkpoints: dict[int, Path], tmp_path: Path, dtype: str, allowed: float
@@ -217,35 +227,15 @@ def test_reloaded_embeddings(
     expected, actual = (m.embed([None, None], QUESTIONS) for m in (model, reloaded))
     largest = (expected - actual).abs().max().item()
     assert largest <= allowed
+    assert all(difference.largest <= 1e-6 for difference in report.differences)
+    rounding = {difference.output: difference.rounding for difference in report.differences}
+    assert rounding["memory floor"] == rounding["confusion threshold"] == 0  # always float32
     if dtype == "float32":
         assert all(torch.equal(tensor, reloaded.state_dict()[name]) for name, tensor in model.state_dict().items())
-        assert all(difference.largest <= 1e-6 for difference in report.differences)
+        assert not any(rounding.values())
     else:
         assert largest > 0  # the weights were rounded
-
-
-@pytest.mark.parametrize(
-    ("name", "output"),
-    [
-        ("predictor.backbone.norms.1.weight", "predicted embedding"),
-        ("angn.gates.0.bias", "pooled state"),
-        ("y_encoder.projection.weight", "text embedding"),
-        ("y_decoder.backbone.layers.1.C_bias", "decoder logits"),
-        ("recursion.confusion_probe.temperature", "confusion score"),
-        ("recursion.memory_floor", "memory floor"),
-        ("recursion.injector.projection.weight", "injected state"),
-    ],
-)
-def test_verification_notices_one_wrong_tensor(model: Mamba3Jepa, name: str, output: str) -> None:
-    """Also with the loose bound of bfloat16."""
-    wrong = build()
-    with torch.no_grad():
-        tensor = wrong.state_dict()[name]
-        tensor.copy_(torch.roll(tensor, 1, dims=0) if tensor.dim() and "bias" not in name else -tensor)
-    differences = {difference.output: difference for difference in compare(model, wrong, "bfloat16")}
-    assert not differences[output].ok
-    with pytest.raises(UserError, match=output):
-        demand_equal(list(differences.values()))
+        assert rounding["predicted embedding"] > 0
 
 
 def test_knowledge_of_another_length(tmp_path: Path) -> None:
@@ -418,16 +408,15 @@ def test_a_failed_verification_publishes_nothing(
     before = contents(copy)
     right = exporter.write_component
 
-    def swapped(model: Mamba3Jepa, component: str, *arguments: Any, **settings: Any) -> Any:
+    def swapped(model: Mamba3Jepa, component: str, path: Path, **settings: Any) -> Any:
+        written = right(model, component, path, **settings)
         if component == "y_encoder":
-            with torch.no_grad():
-                model.y_encoder.projection.weight.copy_(model.y_encoder.projection.weight.roll(1, 0))
-        return right(model, component, *arguments, **settings)
+            _rewrite(path, lambda tensors, _: tensors.update({_PROJECTION: tensors[_PROJECTION].roll(1, 0)}))
+        return written
 
     monkeypatch.setattr(exporter, "write_component", swapped)
-    monkeypatch.setattr(exporter, "compare", lambda _, reloaded, dtype: compare(build(), reloaded, dtype))
     assert main(["export", "--checkpoint", str(checkpoints[1]), "--output", str(copy), "--verify"]) == 2
-    assert "differs from the checkpoint: text embedding by" in capsys.readouterr().err
+    assert f"differs from the checkpoint in {_PROJECTION}. Nothing was exported." in capsys.readouterr().err
     assert contents(copy) == before
 
 

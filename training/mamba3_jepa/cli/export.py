@@ -34,9 +34,11 @@ def export(settings: Annotated[ExportSettings, tyro.conf.arg(name="")]) -> None:
     golden = f", with inputs and outputs of {len(report.golden)} components in golden/" if report.golden else ""
     output.say(f"written to {settings.output}{golden}")
     if report.differences:
-        table = Table("verified", _right("largest difference"), _right("allowed"), box=box.SIMPLE)
+        columns = ("largest difference", "allowed", f"due to {settings.dtype}")
+        table = Table("verified", *map(_right, columns if settings.dtype != "float32" else columns[:2]), box=box.SIMPLE)
         for difference in report.differences:
-            table.add_row(difference.output, f"{difference.largest:.3g}", f"{difference.allowed:.3g}")
+            numbers = (difference.largest, difference.allowed, difference.rounding)
+            table.add_row(difference.output, *(f"{number:.3g}" for number in numbers[: len(table.columns) - 1]))
         console.print(table)
 
 

@@ -103,7 +103,7 @@ def export_weights(settings: ExportSettings) -> ExportReport:
         if settings.verify or settings.golden:
             reloaded = load_exported(staging, x_encoder=None if settings.x_encoder else model.x_encoder)
             if settings.verify:
-                differences = compare(model, reloaded, settings.dtype)
+                differences = compare(model, reloaded, written, settings.dtype)
                 demand_equal(differences)
             if settings.golden:
                 golden = write_golden(reloaded, components, staging / _GOLDEN, phase=phase, dtype=settings.dtype)

@@ -41,6 +41,10 @@ computing.
 | `answers` | known answers: the frequent answers of the training data, which may be none |
 | `data`, `metrics` | where the training data came from, and how the model did on validation data (`null`: undefined) |
 
+A key that you do not know beside these can be left aside: say so. Under `model`, `tokens`, `image`, `constants`,
+`generation` and `classify` one changes what is computed: refuse it. A key that changes the meaning of others comes with
+another version.
+
 Version 1 had no `recursion.memory_floor` (it acts as -1), no `generation`, `classify`, `memory` and `answers`, and of
 `constants` only `norm_eps`, `A_floor` and, for the confusion probe, `layer_norm_eps`.
 
@@ -116,7 +120,15 @@ mark; lines are stripped, empty ones and repetitions left out. Lines end as for 
 A file is JPEG, PNG, WebP, GIF or BMP. From it to 8-bit RGB:
 
 - Of an animation, the first frame.
+- A picture that is cut short or damaged is refused, not filled up. A PNG or GIF is whole when every pixel of the frame
+  that counts can be decoded: what lies behind the last one may be missing or damaged, further frames, chunks and the
+  end included. Of a PNG's pixels the checksum at their end may be missing, but not be wrong; more rows than its height
+  are accepted; the checksum of an `IDAT` chunk is not looked at. JPEG (to its end marker), BMP (to its last row) and
+  WebP (as long as its header says) must be there to the end. Where a cut falls within a byte or two of these ends,
+  decoders may differ.
 - Samples of 16 bits keep their upper 8; grey of 1, 2 or 4 bits is scaled to 0 .. 255 (times 255, 85, 17).
+- An index beyond the palette of a PNG or GIF is black; in a GIF without palette, or with one whose colours are the
+  greys 0, 1, 2 and so on, it is the grey of that number.
 - Transparency is laid over white: an alpha channel, the alphas of a palette, the one transparent colour of PNG's
   `tRNS` or of GIF. Of a colour c and an alpha a it makes (c a + 255 (255 - a)) / 255, rounded to the nearest. The
   colour of a `tRNS` is compared with the samples as they are in the file, except in 16-bit RGB, where only the upper
@@ -266,9 +278,10 @@ with lower-case digits.
 
 ### Where to look in the golden files
 
-Inputs and outputs are computed in F32 from the exported weights, so a correct F32 implementation agrees to about 1e-5
-of a tensor's largest value. Ids are I64, masks, pixels and files U8. The metadata entry `tensors` describes every
-tensor (`mamba3-jepa inspect` shows it); `questions` and `texts` are what was encoded. From the inside out:
+Inputs and outputs are computed in F32 from the exported weights, so rounding to 16 bits is in them already, and a
+correct F32 implementation agrees to about 1e-5 of a tensor's largest value. Ids are I64, masks, pixels and files U8.
+The metadata entry `tensors` describes every tensor (`mamba3-jepa inspect` shows it); `questions` and `texts` are what
+was encoded. From the inside out:
 
 1. `layer0.*` in predictor, y_encoder, y_decoder: the first layer on four tokens, with the split of in_proj, dt,
    alpha, lambda, the state after each token, Q, y and out.

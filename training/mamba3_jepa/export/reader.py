@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,11 @@ from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import DtypeName
 
+logger = logging.getLogger(__name__)
+
 _KEYS = ("format", "format_version", "phase", "dtype", "files", "tokenizer", "model")
 _KEYS_SINCE_2 = ("constants", "classify", "memory", "answers")
+_OTHER_KEYS = ("knowledge_dim", "tokens", "image", "generation", "data", "metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,9 @@ def read_config(folder: Path) -> ExportedConfig:
     if version >= 2 and not set(_KEYS_SINCE_2) <= set(values):
         missing = ", ".join(key for key in _KEYS_SINCE_2 if key not in values)
         raise UserError(f"{path} lacks {missing}, which export format {version} has")
+    unknown = sorted(set(values) - {*_KEYS, *_KEYS_SINCE_2, *_OTHER_KEYS})
+    if unknown:
+        logger.warning("%s: not known to this version, and ignored: %s", path, ", ".join(unknown))
     config = ModelConfig.from_dict(values["model"], source=str(path))
     if values["phase"] not in (1, 2, 3) or values["dtype"] not in get_args(DtypeName):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.contract import FORMAT, FORMAT_VERSION
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.safetensors_file import write_safetensors
-from mamba3_jepa.models.key_map import exported_tensors
+from mamba3_jepa.models.key_map import Component, exported_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import DtypeName
 
@@ -63,10 +64,23 @@ def stored_dtype(key: str, dims: int, dtype: DtypeName) -> torch.dtype:
     return getattr(torch, dtype) if key.endswith(".weight") and dims >= 2 else torch.float32
 
 
+def as_stored(key: str, tensor: Tensor, dtype: DtypeName) -> Tensor:
+    """The tensor in the type that it is stored in."""
+    return tensor.to(stored_dtype(key, tensor.dim(), dtype))
+
+
+def round_as_stored(model: Mamba3Jepa, components: Sequence[Component], dtype: DtypeName) -> None:
+    """Round the weights of a model, in place, to the numbers that its exported files hold."""
+    state = model.state_dict()  # shares its memory with the model
+    for component in components:
+        for key, tensor in exported_tensors(state, component, model.config, source="the model").items():
+            tensor.copy_(as_stored(key, tensor, dtype))
+
+
 def _converted(key: str, tensor: Tensor, dtype: DtypeName) -> Tensor:
     if not tensor.isfinite().all():
         raise UserError(f"{key} has values that are not finite: the weights are of no use, and were not exported")
-    converted = tensor.detach().to("cpu", stored_dtype(key, tensor.dim(), dtype))
+    converted = as_stored(key, tensor.detach().cpu(), dtype)
     if not converted.isfinite().all():
         raise UserError(
             f"{key} has a value of {tensor.abs().max().item():.4g}, too large for {dtype} "

@@ -29,7 +29,7 @@ class ExportSettings:
     x_encoder: bool = False
     """Also write the frozen X-Encoder, needed where its weights are random instead of V-JEPA 2's own."""
     verify: bool = False
-    """Reload the files into a fresh model and compare its outputs with the checkpoint's."""
+    """Reload the files into a fresh model and compare it with the checkpoint's, which is rounded alike."""
     golden: bool = False
     """Also write golden/*.safetensors: inputs and outputs of every component, for other implementations to test by."""
 
