@@ -114,3 +114,21 @@ def test_streams_that_are_closed_from_the_start(folder: Path, closed: str) -> No
     assert (done.returncode, done.stderr) == (0, b"")
     if ">&- " not in closed + " ":
         assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("name", "code"), [("a wrong file", 2), ("a wrong choice", 2), ("export", 0), ("inspect as JSON", 0)]
+)
+def test_messages_that_nobody_reads_change_nothing(folder: Path, name: str, code: int, full: bool) -> None:
+    """The standard error is a pipe without a reader, or a file on a full disk."""
+    if full and not Path("/dev/full").exists():
+        pytest.skip("no full disk here")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") if full else os.fdopen(writer, "wb") as stderr:
+        command = [sys.executable, "-m", "mamba3_jepa.cli.main", *map(os.fsencode, commands(folder)[name])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False, timeout=300)
+    assert done.returncode == code
+    if name == "inspect as JSON":
+        assert json.loads(done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -20,7 +21,8 @@ from mamba3_jepa.files.path_text import path_text
 def open_streams() -> None:
     r"""Let the standard streams take every text: a letter that their encoding lacks is written as \xNN or \uNNNN.
 
-    A stream that was closed before the program started leads nowhere.
+    A stream that was closed before the program started leads nowhere; so does the standard error, when it can no longer
+    be written: what ends a program is what went wrong in it, not that nobody hears of it.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -28,6 +30,22 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if type(sys.stderr) is io.TextIOWrapper:
+        binary = io.BufferedWriter(io.FileIO(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = _Unfailing(binary, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+
+
+class _Unfailing(io.TextIOWrapper):
+    """What cannot be written is dropped."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 def write_out(values: Any) -> None:
