@@ -76,6 +76,7 @@ def test_gather_of_unequal_ranks(tmp_path: Path) -> None:
     # each rank used every row twice the square: d/dx sum(x^2) over 2 ranks = 4 x
     assert results["grad"].tolist() == [0.0, 4.0, 8.0]
     assert results["empty_rows"].tolist() == [0.0, 1.0]
+    assert results["numbers"].tolist() == [1, 2, 3, 101]
 
 
 def _worker(out: str, what: str, *arguments: str) -> None:
@@ -94,10 +95,11 @@ def _worker(out: str, what: str, *arguments: str) -> None:
     else:
         mine = torch.arange(3.0) if rank == 0 else torch.tensor([100.0])
         mine.requires_grad_()
-        rows = all_gather(mine)
+        dist.all_gather_object = None  # pickling, several times a batch, would take longer than the transfer
+        rows, numbers = all_gather(mine, mine.detach().long() + 1)
         rows.square().sum().backward()
-        empty = all_gather(torch.arange(2.0) if rank == 0 else torch.empty(0))
-        results = {"rows": rows.detach(), "grad": mine.grad, "empty_rows": empty}
+        (empty,) = all_gather(torch.arange(2.0) if rank == 0 else torch.empty(0))
+        results = {"rows": rows.detach(), "grad": mine.grad, "empty_rows": empty, "numbers": numbers}
     if rank == 0:
         torch.save(results, out)
     dist.barrier()

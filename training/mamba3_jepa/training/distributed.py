@@ -56,15 +56,26 @@ class _AllGather(torch.autograd.Function):
         return grad[start : start + ctx.rows]
 
 
-def all_gather(x: Tensor) -> Tensor:
-    """Rows of every rank, in rank order, differentiable: (B, ...) -> (G, ...).
+def all_gather(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Rows of every rank, in rank order, differentiable: of each tensor (B, ...) -> (G, ...).
 
-    The ranks may hold different numbers of rows (a skipped bad sample): shorter ones are padded for the transfer
-    and cut again afterwards.
+    On one rank all have the same number of rows; the ranks may differ (a skipped bad sample). Shorter ones are padded
+    for the transfer and cut again afterwards.
     """
     if world_size() == 1:
-        return x
-    rows = [int(n) for n in all_gather_object(x.shape[0])]
+        return tensors
+    rows = _rows_of_ranks(tensors[0])
+    return tuple(_gathered(x, rows) for x in tensors)
+
+
+def _rows_of_ranks(x: Tensor) -> list[int]:
+    own = torch.tensor([x.shape[0]], device=x.device)
+    counts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    return [int(count) for count in torch.cat(counts).tolist()]
+
+
+def _gathered(x: Tensor, rows: list[int]) -> Tensor:
     longest = max(rows)
     padded = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]) if x.shape[0] < longest else x
     gathered = _AllGather.apply(padded)

@@ -193,8 +193,8 @@ class Phase1Objective(nn.Module):
         target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
         temperature = self.log_temperature.exp()
         counts = sum_over_ranks(torch.tensor([len(batch.bad), batch.n_truncated], device=predicted.device))
-        keys = all_gather(batch.target_hash)
-        contrast = info_nce(all_gather(predicted), all_gather(target), keys, temperature)
+        all_predicted, all_targets, keys = all_gather(predicted, target, batch.target_hash)
+        contrast = info_nce(all_predicted, all_targets, keys, temperature)
         loss = contrast.loss
         if len(keys):
             self.watch.see(contrast.negatives)
