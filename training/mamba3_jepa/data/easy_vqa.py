@@ -53,7 +53,7 @@ def prepare_easy_vqa(output_dir: str | Path) -> EasyVqaSummary:
             test = _write_manifest(build / "test.jsonl", "test", easy_vqa.get_test_questions())
             os.replace(build, output)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return EasyVqaSummary(
         output_dir=output,
         train_images=train_images,

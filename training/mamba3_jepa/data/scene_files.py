@@ -47,5 +47,5 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
             (build / "manifest.jsonl").write_text(lines, encoding="utf-8")
             os.replace(build, output)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     return len(records)
