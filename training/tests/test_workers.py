@@ -166,6 +166,29 @@ def test_few_file_descriptors(tmp_path: Path) -> None:
     assert "ulimit" in lost
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        RuntimeError("can't start new thread"),
+        ImportError("This platform lacks a functioning sem_open implementation"),
+    ],
+)
+def test_workers_that_cannot_be_started(error: Exception, scenes: SceneSource, tokenizer: TextTokenizer) -> None:
+    loader = _loader(scenes, tokenizer, 3)
+
+    def fails() -> None:
+        raise error
+
+    loader._loader._get_iterator = fails
+    why = str(error).partition("] ")[2] or str(error)
+    with pytest.raises(UserError, match=f"cannot start 3 data workers: {why}; .*`workers` 0"):
+        next(iter(loader))
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        next(iter(loader))
+
+
 def test_a_killed_worker_is_said(scenes: SceneSource, tokenizer: TextTokenizer) -> None:
     loader = _loader(scenes, tokenizer, 1)
     batches = iter(loader)

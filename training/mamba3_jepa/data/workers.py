@@ -96,9 +96,12 @@ class Workers:
         try:
             with _signals_held_back():
                 batches = iter(loader)
-        except OSError as error:
+        except (OSError, ImportError, RuntimeError) as error:  # of semaphores, processes, threads
+            if isinstance(error, RuntimeError) and "new thread" not in str(error):
+                raise
+            why = getattr(error, "strerror", None) or error
             raise UserError(
-                f"cannot start {self.count} data workers: {error.strerror or error}; what they need of /dev/shm, "
+                f"cannot start {self.count} data workers: {why}; what they need of /dev/shm, "
                 f"file descriptors or processes is used up: {_FEWER}, or raise the limit (docker run --shm-size=1g, "
                 "ulimit)"
             ) from error
