@@ -96,6 +96,20 @@ def test_readers_share_a_folder_and_keep_others_out(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_readers_are_not_taken_for_a_killed_writer(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_text("process 1 on elsewhere, since long ago\n")
+    with FolderLock(tmp_path, shared=True), pytest.raises(FolderInUseError, match="in use by another process"):
+        FolderLock(tmp_path).take()
+
+
+def test_a_folder_that_nothing_can_be_made_in(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/self"), Path("/proc/nowhere/run")):
+        with FolderLock(folder) as lock:
+            assert not lock.is_certain
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_many_at_once_never_hold_it_together(tmp_path: Path) -> None:
     inside, most, entered = [0], [0], [0]
 

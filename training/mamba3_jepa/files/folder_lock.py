@@ -108,8 +108,11 @@ class FolderLock:
                 with contextlib.suppress(FileExistsError):
                     path.mkdir()
                     self._made.append(path)
-            with contextlib.suppress(FileNotFoundError):  # another one has just removed an empty folder
+            try:
                 return os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                if self.folder.exists():  # as in /proc, where nothing can be made
+                    raise
 
     def _is_locked(self, descriptor: int) -> bool:
         assert fcntl is not None
@@ -128,11 +131,10 @@ class FolderLock:
                 self.folder, error.strerror,
             )  # fmt: skip
             return False
-        if not self._shared:
-            holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            with contextlib.suppress(OSError):  # a full disk
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{holder}\n".encode(), 0)
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        with contextlib.suppress(OSError):  # a full disk
+            os.truncate(descriptor, 0)  # of a holder that was killed
+            os.pwrite(descriptor, b"" if self._shared else f"{holder}\n".encode(), 0)
         return True
 
     def _is_current(self, descriptor: int) -> bool:
