@@ -361,6 +361,20 @@ def test_what_cannot_be_read_is_content_too(tmp_path: Path) -> None:
     after = content_of(source, range(N))
     assert np.flatnonzero(after.texts != before.texts).tolist() == [3]
     assert np.flatnonzero(after.pictures != before.pictures).tolist() == [3, 5]
+    assert np.flatnonzero(after.unread).tolist() == [5]
+
+
+@pytest.mark.parametrize("kind", ["manifest"])
+def test_what_the_disk_did_not_give_at_first_is_not_held_against_it(mine: Path, capfd: pytest.CaptureFixture) -> None:
+    data, lost = mine / "data" / "images" / "p07.bmp", mine / "lost.bmp"
+    data.rename(lost)
+    assert train(mine / "own", mine / "data", "--max-steps", "2", "--on-bad-sample", "skip") == 0
+    lost.rename(data)
+    assert train(mine / "own", mine / "data", "--max-steps", "3", "--on-bad-sample", "skip", "--resume") == 0
+    data.rename(lost)
+    capfd.readouterr()
+    assert train(mine / "own", mine / "data", "--max-steps", "4", "--on-bad-sample", "skip", "--resume") == 2
+    assert "the data has changed since: pictures of " in capfd.readouterr().err
 
 
 def test_of_very_many_pictures_some_are_read_and_all_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

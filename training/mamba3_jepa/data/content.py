@@ -5,7 +5,6 @@ Neither the path of the data nor a time of change enters, so that a copy of the 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,12 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from mamba3_jepa.data.images import BadSampleError
+from mamba3_jepa.data.images import BadSampleError, NotReadNowError
 from mamba3_jepa.data.sample import Place, Sample, Source
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.files.special import is_special
 
-# 100,000 pairs of 30 KB take about 6 s, of which a third is their captions (2 cores, files in memory; 17 s from disk).
+# A pair of 30 KB costs 85 us of one core: 9 s for 100,000.
 MAX_PICTURES = 250_000  # of more, the bytes of so many are looked at; of texts, all
 WHOLE_BYTES, PIECE_BYTES = 1 << 16, 1 << 14  # of larger files: size, begin, middle and end
 SKETCH_SIZE = 2048
@@ -40,12 +39,13 @@ class Content:
 
     texts: of question, target, label and knowledge; pictures: of the picture's bytes, 0 where there is none or it was
     not looked at; keys: what tells that two samples show the same: the picture, or the question where there is none; 0
-    where that is not known.
+    where that is not known. unread: (n,) bool, whether the system did not give its text or picture.
     """
 
     texts: NDArray[np.uint64]
     pictures: NDArray[np.uint64]
     keys: NDArray[np.uint64]
+    unread: NDArray[np.bool_]
 
 
 def content_of(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Content:
@@ -55,12 +55,12 @@ def content_of(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Co
     looked_at = _looked_at(source.group_hashes()[indices])
     known: dict[Place, int] = {}
     chunks = [slice(start, start + _TOGETHER) for start in range(0, len(indices), _TOGETHER)]
-    rows = [np.zeros((0, 3), dtype=np.uint64)]
+    rows = [np.zeros((0, 4), dtype=np.uint64)]
     with ThreadPoolExecutor(_THREADS) as pool:
         of_chunk = partial(_chunk, source, known)
         rows += pool.map(of_chunk, (indices[each] for each in chunks), (looked_at[each] for each in chunks))
-    texts, pictures, keys = np.concatenate(rows).T
-    return Content(texts=texts, pictures=pictures, keys=keys)
+    texts, pictures, keys, unread = np.concatenate(rows).T
+    return Content(texts=texts, pictures=pictures, keys=keys, unread=unread > 0)
 
 
 def sketch(keys: NDArray[np.uint64]) -> list[int]:
@@ -85,7 +85,7 @@ class SplitContent:
     """What is kept of the two sides of a split.
 
     digests: by what is digested, of up to `_BLOCKS` consecutive blocks of the samples, training samples first; equal
-        where a run learns the same.
+        where a run learns the same. Empty for a block of which not all could be read.
     seen: `sketch` of the training samples' keys.
     held_out: keys of the validation samples (n,).
     shared: how many of those show a picture that is among the training samples too, under another name.
@@ -102,13 +102,14 @@ def split_content(
 ) -> SplitContent:
     """Read both sides."""
     learnt, held_out = content_of(train, train_indices), content_of(val, val_indices)
+    both = Content(**{name: np.concatenate([value, vars(held_out)[name]]) for name, value in vars(learnt).items()})
     same_group = np.isin(val.group_hashes()[val_indices], train.group_hashes()[train_indices])
     other = held_out.keys[~same_group]
     return SplitContent(
         digests={
-            _TEXTS: _digests(learnt.texts, held_out.texts),
-            _PICTURES: _digests(learnt.pictures, held_out.pictures),
-            _NUMBERS: _digests(train_indices, val_indices),
+            _TEXTS: _digests(both.texts, both.unread & (both.texts == stable_hash(_UNREADABLE))),
+            _PICTURES: _digests(both.pictures, both.unread),
+            _NUMBERS: _digests(np.concatenate([train_indices, val_indices]), np.zeros_like(both.unread)),
             _SIZES: [str(len(train_indices)), str(len(val_indices))],
         },
         seen=sketch(learnt.keys),
@@ -125,22 +126,17 @@ def first_difference(before: Mapping[str, list[str]], now: Mapping[str, list[str
         theirs = " and ".join(before.get(_SIZES, ["?"]))
         return f"{sizes[0]} training and {sizes[1]} validation samples instead of {theirs}", 0, 0
     for what in (_TEXTS, _PICTURES, _NUMBERS):
-        if before.get(what) == now[what]:
-            continue
-        differs = [each != other for each, other in itertools.zip_longest(now[what], before.get(what, []))]
-        blocks = np.array_split(np.arange(sum(sizes)), len(now[what]))
-        block = blocks[min(differs.index(True), len(blocks) - 1)]
-        return what, int(block[0]), int(block[-1]) + 1
+        places = np.array_split(np.arange(sum(sizes)), len(now[what]))
+        for theirs, ours, place in zip(before.get(what, []), now[what], places, strict=False):
+            if theirs not in ("", ours):  # of what could not be read then, nothing is known
+                return what, int(place[0]), int(place[-1]) + 1
     return None
 
 
-def _digests(*arrays: NDArray[np.generic]) -> list[str]:
-    values = np.concatenate(arrays).astype("<u8")
-    return [blake2b(block.tobytes(), digest_size=8).hexdigest() for block in np.array_split(values, _blocks(values))]
-
-
-def _blocks(values: NDArray[np.generic]) -> int:
-    return max(1, min(_BLOCKS, len(values)))
+def _digests(values: NDArray[np.generic], unread: NDArray[np.bool_]) -> list[str]:
+    n_blocks = max(1, min(_BLOCKS, len(values)))
+    blocks = zip(np.array_split(values.astype("<u8"), n_blocks), np.array_split(unread, n_blocks), strict=True)
+    return ["" if some.any() else blake2b(block.tobytes(), digest_size=8).hexdigest() for block, some in blocks]
 
 
 def _looked_at(groups: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -154,13 +150,13 @@ def _looked_at(groups: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def _chunk(
     source: Source, known: dict[Place, int], indices: NDArray[np.int64], looked_at: NDArray[np.bool_]
 ) -> NDArray[np.uint64]:
-    """(n, 3): text, picture, key. `known`: pictures that were read already."""
-    rows = np.zeros((len(indices), 3), dtype=np.uint64)
+    """(n, 4): text, picture, key, and 1 where not all was read. `known`: pictures that were read already."""
+    rows = np.zeros((len(indices), 4), dtype=np.uint64)
     for row, (i, look) in enumerate(zip(indices.tolist(), looked_at.tolist(), strict=True)):
         try:
             sample = source.sample(i)
-        except BadSampleError:
-            rows[row, 0] = stable_hash(_UNREADABLE)
+        except BadSampleError as error:
+            rows[row, 0], rows[row, 3] = stable_hash(_UNREADABLE), isinstance(error, NotReadNowError)
             continue
         rows[row, 0] = _text_hash(sample)
         if sample.image is None:
@@ -168,7 +164,7 @@ def _chunk(
         elif look and sample.place is not None:
             if sample.place not in known:
                 known[sample.place] = _picture_hash(sample.place)
-            rows[row, 1:] = known[sample.place]
+            rows[row, 1:3], rows[row, 3] = known[sample.place], not known[sample.place]
     return rows
 
 
@@ -177,12 +173,13 @@ def _text_hash(sample: Sample) -> int:
 
 
 def _picture_hash(place: Place) -> int:
+    """0 where the system does not give it."""
     if is_special(place.path):
         return stable_hash(_UNREADABLE)
     try:
         return int.from_bytes(_picture_digest(place), "big") or 1
     except OSError:
-        return stable_hash(_UNREADABLE)
+        return 0
 
 
 def _picture_digest(place: Place) -> bytes:

@@ -207,7 +207,7 @@ def data_record(
 def _is_same(known: DataRecord, data: DataSplits) -> bool:
     if data.content is None or not known.content:
         return known.fingerprint == data.fingerprint
-    return known.content == data.content.digests
+    return first_difference(known.content, data.content.digests) is None
 
 
 def compile_layers(model: torch.nn.Module) -> None:
