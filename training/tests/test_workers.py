@@ -209,6 +209,7 @@ def test_a_worker_that_hangs_is_said_and_ended(
     monkeypatch.setattr(workers, "_LOOK_SECONDS", 0.1)
     loader = _loader(scenes, tokenizer, 1)
     list(loader)
+    assert loader._workers is not None
     assert loader._workers._pulse.total() == 39
     processes = loader._loader._iterator._workers
     monkeypatch.setattr(workers, "STALLED_SECONDS", 1.0)

@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError, normalize, to_pixels
-from mamba3_jepa.data.pulse import beat
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
@@ -99,7 +98,10 @@ class Failure:
 
 
 class BatchMaker(Dataset["Batch | Failure"]):
-    """Turns an epoch and the indices of one of its batches into the batch."""
+    """Turns an epoch and the indices of one of its batches into the batch.
+
+    sign_of_life: called before each sample, if there is one.
+    """
 
     def __init__(
         self,
@@ -115,6 +117,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
         self._source, self._tokenizer, self._config = source, tokenizer, config
         self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
         self._image_shift, self._seed = image_shift, seed
+        self.sign_of_life: Callable[[], None] | None = None
 
     def __getitem__(self, asked: tuple[int, list[int]]) -> Batch | Failure:
         try:
@@ -133,7 +136,8 @@ class BatchMaker(Dataset["Batch | Failure"]):
         bad: list[str] = []
         not_read: list[int] = []
         for i in indices:
-            beat()
+            if self.sign_of_life is not None:
+                self.sign_of_life()
             try:
                 sample = self._source.sample(i)
                 if sample.target is None and self._demand_target:

@@ -136,14 +136,14 @@ class BatchLoader:
 
     def __init__(self, plan: BatchPlan, maker: BatchMaker, workers: int) -> None:
         self._plan = plan
-        self._workers = Workers(workers)
+        self._workers = Workers(workers) if workers else None
+        here = {"dataset": maker, "num_workers": 0, "collate_fn": _unchanged}
         self._loader: DataLoader[Any] = DataLoader(
-            self._workers.given(maker),
             sampler=_InEpoch(plan),
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every iteration would draw from the global one
-            **self._workers.options(),
+            **(here if self._workers is None else self._workers.options(maker)),
         )
         self._close = weakref.finalize(self, shut_down, self._loader)
 
@@ -156,7 +156,7 @@ class BatchLoader:
         self._plan.set_epoch(epoch, skip_batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._workers.batches(self._loader):
+        for batch in self._loader if self._workers is None else self._workers.batches(self._loader):
             if isinstance(batch, Failure):
                 raise UserError(batch.message)
             yield batch
@@ -164,3 +164,7 @@ class BatchLoader:
     def close(self) -> None:
         """Stops the worker processes."""
         self._close()
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mamba3_jepa.data.pulse import Pulse
+from mamba3_jepa.data.batch import BatchMaker
+from mamba3_jepa.data.pulse import Pulse, beat
 from mamba3_jepa.data.spawned import Spawned
 from mamba3_jepa.data.transfer import packed
 from mamba3_jepa.errors import UserError
@@ -34,7 +35,7 @@ _FEWER = "use fewer `workers`, or `workers` 0"
 
 
 class Workers:
-    """The workers of one `DataLoader`, `count` of them; with 0 all work is done where the batches are used."""
+    """The workers of one `DataLoader`, `count` of them, at least one."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -42,11 +43,12 @@ class Workers:
         self._pulse = Pulse(count)
         self._dataset: Spawned | None = None
 
-    def options(self) -> dict[str, Any]:
-        """What the `DataLoader` must be told."""
-        if not self.count:
-            return {"num_workers": 0, "collate_fn": _unchanged}
+    def options(self, maker: BatchMaker) -> dict[str, Any]:
+        """What the `DataLoader` must be told, whose batches `maker` makes; the workers do not hold a copy each."""
+        maker.sign_of_life = beat
+        self._dataset = Spawned(maker)
         return {
+            "dataset": self._dataset,
             "num_workers": self.count,
             "collate_fn": packed,
             # "spawn": forking a process that already runs threads (torch, tokenizers, CUDA) can hang.
@@ -55,21 +57,12 @@ class Workers:
             "worker_init_fn": partial(_start, parent=os.getpid(), pulse=self._pulse),
         }
 
-    def given(self, dataset: Any) -> Any:
-        """What the `DataLoader` gets for `dataset`, so that the workers do not hold a copy each."""
-        if self.count:
-            self._dataset = Spawned(dataset)
-        return self._dataset or dataset
-
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """What `loader` gives in one iteration; its workers are started if they are not running yet.
 
         Raises:
             UserError: they cannot be started, one of them is dead, or none has moved for `STALLED_SECONDS`.
         """
-        if not self.count:
-            yield from loader
-            return
         try:
             self._wait_anew()
             batches = self._started(loader)
@@ -129,10 +122,6 @@ class Workers:
                 f"answer, or something has stopped them; continue with `resume`, {_FEWER}"
             )
         return found
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def shut_down(loader: DataLoader[Any]) -> None:
