@@ -147,6 +147,8 @@ class ModelConfig:
         for name in ("predictor", "y_encoder", "y_decoder"):
             backbone: BackboneConfig = getattr(self, name)
             backbone.layer.check(f"{name}.layer")
+        if not self.query_prompt.strip():
+            raise UserError("query_prompt: it is empty")
 
     @property
     def knowledge_dim(self) -> int:

@@ -39,6 +39,8 @@ def with_overrides(config: ModelConfig, assignments: Sequence[str], among: Seque
     Raises:
         UserError: no assignment, an unknown key, a value of the wrong type, or sizes that do not go together.
     """
+    if isinstance(assignments, str):
+        raise UserError(f"`model` {assignments!r}: expected a list of KEY=VALUE texts, found one text")
     values = config.to_dict()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -56,15 +58,17 @@ def with_overrides(config: ModelConfig, assignments: Sequence[str], among: Seque
     return ModelConfig.from_json(json.dumps(values), source="`model`") if assignments else config
 
 
-def with_file(config: ModelConfig, path: Path, among: Sequence[str]) -> ModelConfig:
-    """`config` with the keys that `among` names taken from a file (see `read_model_config`), which agrees otherwise.
+def with_file(config: ModelConfig, path: Path, among: Sequence[str], later: Sequence[str] = ()) -> ModelConfig:
+    """`config` with the keys that `among` names taken from a file (see `read_model_config`).
+
+    Otherwise the file agrees with `config`, but for the keys that `later` names.
 
     Raises:
         UserError: it does not agree in another key, or cannot be read.
     """
     ours, theirs = flattened(config.to_dict()), flattened(read_model_config(path).to_dict())
     for key, value in theirs.items():
-        if value == ours[key] or key in (*_DECIDED, "vocab_size"):
+        if value == ours[key] or key in (*_DECIDED, "vocab_size") or _is_among(key, later):
             continue
         _demand_among(key, among, f"`model_config` {path}: {key} is {value}, the checkpoint has {ours[key]}")
     chosen = [f"{key}={json.dumps(value)}" for key, value in theirs.items() if _is_among(key, among)]
@@ -73,7 +77,8 @@ def with_file(config: ModelConfig, path: Path, among: Sequence[str]) -> ModelCon
 
 def read_model_config(path: Path) -> ModelConfig:
     """A whole configuration from a JSON file: as `inspect --preset mini --json` prints one, or the `config.json` of a
-    run or of an export, whose "model" is taken; its vocabulary was learned there, so that its preset's limit counts.
+    run or of an export, whose "model" is taken; its vocabulary was learned there, so that the limit counts that was set
+    there, or its preset's.
 
     Raises:
         UserError: the file cannot be read, or is not a valid configuration; names the key.
@@ -82,17 +87,26 @@ def read_model_config(path: Path) -> ModelConfig:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"`model_config` {path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"`model_config` {path}: not JSON: {error}") from error
     is_of_a_run = isinstance(values, dict) and isinstance(values.get("model"), dict)
+    run = values if is_of_a_run else {}
     if is_of_a_run:
-        values = values["model"]
+        values = run["model"]
     if not isinstance(values, dict):
         raise UserError(f"`model_config` {path}: expected a JSON object, found {type(values).__name__}")
     for key in flattened(values):
         _demand_key(key, f"`model_config` {path}")
     config = ModelConfig.from_json(json.dumps(values), source=f"`model_config` {path}")
-    return config.replace(vocab_size=preset(config.preset).vocab_size) if is_of_a_run else config
+    return _with_limit(config, run) if is_of_a_run else config
+
+
+def _with_limit(config: ModelConfig, run: Mapping[str, Any]) -> ModelConfig:
+    """`config` with the largest vocabulary that `run`, the content of its `config.json`, allowed."""
+    settings = run.get("settings")
+    given = settings.get("model") if isinstance(settings, dict) else None
+    limits = [each for each in given or () if isinstance(each, str) and each.startswith("vocab_size=")]
+    return with_overrides(config.replace(vocab_size=preset(config.preset).vocab_size), limits)
 
 
 def keys(kind: Any = ModelConfig, prefix: str = "") -> dict[str, Any]:
@@ -129,7 +143,7 @@ def _demand_key(key: str, where: str) -> None:
 def _demand_among(key: str, among: Sequence[str] | None, where: str) -> None:
     if among is not None and not _is_among(key, among):
         built = " and ".join(name.strip(".") for name in among)
-        raise UserError(f"{where}: an earlier phase decided {key}; this one builds {built}")
+        raise UserError(f"{where}: another phase decides {key}; this one builds {built}")
 
 
 def _is_among(key: str, among: Sequence[str]) -> bool:
@@ -141,13 +155,17 @@ def _value(key: str, text: str, where: str) -> Any:
     hint = keys()[key]
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     if hint is str and not isinstance(value, str):
         value = text
     try:
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        near = difflib.get_close_matches(text, [each for each in get_args(hint) if isinstance(each, str)], n=1)
+        choices = [each for each in get_args(hint) if isinstance(each, str)]
+        choices += ["true", "false"] if hint is bool else []
+        choices += ["null"] if type(None) in get_args(hint) else []
+        near = ["null"] if text == "None" else difflib.get_close_matches(text.lower(), choices, n=1)
+        near = [each for each in near if each in choices]
         meant = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{where}: {key} takes {type_name(hint)}, found {text}{meant}") from error

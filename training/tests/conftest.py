@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from tiny import write_images
 
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.sample import source_texts
@@ -40,3 +42,9 @@ def scenes() -> SceneSource:
 def tokenizer(scenes: SceneSource) -> TextTokenizer:
     """Trained on what the scenes say."""
     return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """PNG files of one colour, by its name."""
+    return write_images(tmp_path_factory.mktemp("images") / "images")

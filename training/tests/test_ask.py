@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ANSWERS, tiny_model, write_checkpoint, write_images
+from tiny import ANSWERS, tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.cli.output import printable
@@ -30,11 +30,6 @@ QUESTIONS = ["What colour is the circle?", "Is there a square?", None]
 @pytest.fixture(scope="module")
 def model() -> Mamba3Jepa:
     return tiny_model(phase=3)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_images(tmp_path_factory.mktemp("ask") / "images")
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from mamba3_jepa.data import images
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.shards import ShardSource
-from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -32,11 +31,6 @@ from mamba3_jepa.training.interrupt import Interrupted
 def scenes() -> SceneSource:
     kinds = ("caption", "question", "unanswerable")
     return SceneSource("train", n_scenes=8, image_size=32, kinds=kinds, questions_per_scene=1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(scenes: SceneSource) -> TextTokenizer:
-    return TextTokenizer.train(source_texts(scenes, range(len(scenes))), 300)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
+from png_chunk import png_chunk
 
 from mamba3_jepa.data.images import load_image, upright
 from mamba3_jepa.data.metadata import split_metadata
@@ -60,11 +61,6 @@ def _jpeg(*segments: tuple[int, bytes]) -> bytes:
     return data[:2] + inserted + data[2:]
 
 
-def _chunk(kind: bytes, body: bytes, checksum: int | None = None) -> bytes:
-    checksum = zlib.crc32(kind + body) if checksum is None else checksum
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
-
-
 def _png(*chunks: bytes, last: bool = False) -> bytes:
     data = _encoded("PNG")
     at = len(data) - 12 if last else 33
@@ -105,7 +101,7 @@ def test_every_orientation_in_every_format(orientation: int) -> None:
     for order in "<>":
         tiff = _tiff((0x0100, 4, 1, b"\x20"), _turn(orientation, order), order=order)
         _assert_turned(_jpeg((0xE1, _EXIF + tiff)), orientation)
-        _assert_turned(_png(_chunk(b"eXIf", tiff)), orientation)
+        _assert_turned(_png(png_chunk(b"eXIf", tiff)), orientation)
         _assert_turned(_webp(0x08, (b"EXIF", tiff)), orientation)
 
 
@@ -117,11 +113,11 @@ def test_every_orientation_in_every_format(orientation: int) -> None:
         _jpeg((0xE1, _EXIF + _EXIF + _tiff(_turn(6)))),
         _jpeg((0xE1, _EXIF + _tiff(_turn(6))[:15]), (0xE1, _EXIF + _tiff(_turn(6))[15:])),
         _jpeg((0xE1, _EXIF + _tiff((0x0112, 4, 1, b"\x06")))),
-        _png(_chunk(b"eXIf", _EXIF + _tiff(_turn(6))), last=True),
-        _png(_chunk(b"tEXt", b"Raw profile type exif\0" + _raw_profile(_EXIF + _tiff(_turn(6))))),
-        _png(_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(_raw_profile(_tiff(_turn(6)))))),
-        _png(_chunk(b"iTXt", _XMP_KEY + b"\0\0\0\0\0" + _xmp(6))),
-        _png(_chunk(b"iTXt", _XMP_KEY + b"\0\1\0en\0key\0" + zlib.compress(_xmp(6)))),
+        _png(png_chunk(b"eXIf", _EXIF + _tiff(_turn(6))), last=True),
+        _png(png_chunk(b"tEXt", b"Raw profile type exif\0" + _raw_profile(_EXIF + _tiff(_turn(6))))),
+        _png(png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(_raw_profile(_tiff(_turn(6)))))),
+        _png(png_chunk(b"iTXt", _XMP_KEY + b"\0\0\0\0\0" + _xmp(6))),
+        _png(png_chunk(b"iTXt", _XMP_KEY + b"\0\1\0en\0key\0" + zlib.compress(_xmp(6)))),
         _webp(0x04, (b"XMP ", _xmp(6))),
         _webp(0x0C, (b"junk", b"odd"), (b"EXIF", _EXIF + _tiff(_turn(6))), (b"XMP ", _xmp(3))),
     ],
@@ -143,7 +139,7 @@ def test_other_places_of_the_orientation(data: bytes) -> None:
 )
 def test_damage_beside_the_orientation_costs_nothing(tiff: bytes) -> None:
     _assert_turned(_jpeg((0xE1, _EXIF + tiff)), 6)
-    _assert_turned(_png(_chunk(b"eXIf", tiff)), 6)
+    _assert_turned(_png(png_chunk(b"eXIf", tiff)), 6)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +158,7 @@ def test_damage_beside_the_orientation_costs_nothing(tiff: bytes) -> None:
 )
 def test_an_unreadable_orientation_is_none(tiff: bytes) -> None:
     _assert_turned(_jpeg((0xE1, _EXIF + tiff)), 1)
-    _assert_turned(_png(_chunk(b"eXIf", tiff)), 1)
+    _assert_turned(_png(png_chunk(b"eXIf", tiff)), 1)
     _assert_turned(_webp(0x08, (b"EXIF", tiff)), 1)
 
 
@@ -175,15 +171,15 @@ def test_exif_goes_before_xmp_and_unannounced_chunks_do_not_count() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        _png(_chunk(b"tEXt", b"Comment\0hello", checksum=1)),
-        _png(_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * (1 << 21)))),
-        _png(_chunk(b"zTXt", b"Comment\0\x07junk")),
-        _png(_chunk(b"iCCP", b"")),
-        _png(_chunk(b"iCCP", b"name\0\x01junk")),
-        _png(_chunk(b"gAMA", b""), _chunk(b"cHRM", b"1"), _chunk(b"pHYs", b""), _chunk(b"sRGB", b"")),
-        _png(_chunk(b"acTL", b""), _chunk(b"fcTL", b"\0\0\0\x07")),
-        _png(_chunk(b"zTXt", b"Raw profile type exif\0\0junk"), _chunk(b"iTXt", _XMP_KEY)),
-        _png(_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  3\nnot hexadecimal")),
+        _png(png_chunk(b"tEXt", b"Comment\0hello", checksum=1)),
+        _png(png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * (1 << 21)))),
+        _png(png_chunk(b"zTXt", b"Comment\0\x07junk")),
+        _png(png_chunk(b"iCCP", b"")),
+        _png(png_chunk(b"iCCP", b"name\0\x01junk")),
+        _png(png_chunk(b"gAMA", b""), png_chunk(b"cHRM", b"1"), png_chunk(b"pHYs", b""), png_chunk(b"sRGB", b"")),
+        _png(png_chunk(b"acTL", b""), png_chunk(b"fcTL", b"\0\0\0\x07")),
+        _png(png_chunk(b"zTXt", b"Raw profile type exif\0\0junk"), png_chunk(b"iTXt", _XMP_KEY)),
+        _png(png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  3\nnot hexadecimal")),
         _jpeg((0xE0, b"JFIF\0")),
         _jpeg((0xE2, b"ICC_PROFILE\0")),
         _jpeg((0xE2, b"MPF\0junk")),
@@ -210,7 +206,7 @@ def test_exif_of_many_segments_is_put_together() -> None:
 
 def test_of_many_texts_the_last_counts() -> None:
     head = _XMP_KEY + b"\0\0\0\0\0"
-    _assert_turned(_png(*[_chunk(b"iTXt", head + _xmp(3))] * 100, _chunk(b"iTXt", head + _xmp(6))), 6)
+    _assert_turned(_png(*[png_chunk(b"iTXt", head + _xmp(3))] * 100, png_chunk(b"iTXt", head + _xmp(6))), 6)
 
 
 def test_a_png_cut_anywhere_is_left_to_the_decoder() -> None:
@@ -223,7 +219,7 @@ def test_a_png_cut_anywhere_is_left_to_the_decoder() -> None:
         if length < pixels + 4:
             assert given == data[:length]
         else:
-            assert given.endswith(_chunk(b"IEND", b""))
+            assert given.endswith(png_chunk(b"IEND", b""))
             assert given[: pixels - 4] == data[: pixels - 4]
             assert length < end - 4 or given == data
 
@@ -236,7 +232,7 @@ def test_an_image_is_turned_once(data: bytes) -> None:
 
 
 def test_an_image_in_memory_is_turned_too() -> None:
-    image = Image.open(io.BytesIO(_png(_chunk(b"eXIf", _tiff(_turn(6))))))
+    image = Image.open(io.BytesIO(_png(png_chunk(b"eXIf", _tiff(_turn(6))))))
     assert np.array_equal(np.asarray(upright(image)), _UNDO[6](_CORNERS))
-    damaged = Image.open(io.BytesIO(_png(_chunk(b"eXIf", b"garbage!"))))
+    damaged = Image.open(io.BytesIO(_png(png_chunk(b"eXIf", b"garbage!"))))
     assert np.array_equal(np.asarray(upright(damaged)), _CORNERS)

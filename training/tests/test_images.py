@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from png_chunk import png_chunk
 
 from mamba3_jepa.data.images import MAX_PIXELS, BadSampleError, load_image, normalize, to_pixels
 
@@ -75,16 +76,12 @@ def test_other_modes() -> None:
     assert np.asarray(load_image(buffer.getvalue())).min() >= 253
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def _png(depth: int, colour: int, rows: list[bytes], key: tuple[int, ...]) -> bytes:
     """A PNG of 4 x len(rows) pixels with a transparent colour, of any depth, as Pillow cannot write it."""
     header = struct.pack(">IIBBBBB", 4, len(rows), depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(kind, body)
+        png_chunk(kind, body)
         for kind, body in (
             (b"IHDR", header),
             (b"tRNS", struct.pack(f">{len(key)}H", *key)),
@@ -118,9 +115,9 @@ def _bomb_png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", header)
-        + _chunk(b"IDAT", zlib.compress(b"\0" * 9))
-        + _chunk(b"IEND", b"")
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 9))
+        + png_chunk(b"IEND", b"")
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model, write_checkpoint, write_images
+from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.cli.output import write_out
@@ -23,11 +23,6 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import ExportSettings
 
 ANSWERS = ["red", "blue"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def damaged(path: Path, phase: int, damage: Callable[[Mamba3Jepa], torch.Tensor], value: float = math.nan) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, write_checkpoint
 
+from mamba3_jepa.cli.flags import joined
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import AngnConfig, ModelConfig, preset
 from mamba3_jepa.errors import UserError
@@ -64,6 +65,9 @@ def test_every_key_can_be_set_to_what_it_is() -> None:
         ("predictor.n_layers=1.5", r"predictor\.n_layers takes int, found 1\.5"),
         ("predictor.n_layers=true", r"predictor\.n_layers takes int, found true"),
         ("predictor.layer.is_mimo=1", r"is_mimo takes bool, found 1"),
+        ("predictor.layer.is_mimo=True", r"is_mimo takes bool, found True; did you mean true"),
+        ("recursion.knowledge_dim=None", r"takes int or null, found None; did you mean null"),
+        ("query_prompt=  ", "query_prompt: it is empty"),
         ("predictor.layer.a_activation=softplu", r"takes heavy_tail or softplus, found softplu; did you mean softplus"),
         ("recursion.knowledge_dim=x", r"takes int or null, found x"),
         ("predictor.n_layers=0", r"n_layers: .*greater than 0"),
@@ -117,7 +121,7 @@ def test_a_later_phase_changes_only_what_it_builds(settings, mine: list[str], ot
     config = preset("tiny")
     assert settings(model=tuple(mine)).changed(config) == with_overrides(config, mine)
     for key in (other, "predictor.n_layers=3", "embed_dim=8", "query_prompt=What?"):
-        with pytest.raises(UserError, match=f"an earlier phase decided {key.partition('=')[0]}; this one builds"):
+        with pytest.raises(UserError, match=f"another phase decides {key.partition('=')[0]}; this one builds"):
             settings(model=(key,)).changed(config)
 
 
@@ -146,9 +150,27 @@ def test_a_flag_and_a_key_of_the_same_contradict_each_other() -> None:
         ({"patch_size": 16}, "vision.patch_size=8"),
         ({"tokenizer": Path("tokenizer.json")}, "vocab_size=300"),
         ({"angn_sparsity_weight": 0.5}, "angn.sparsity_weight=0.1"),
+        ({"angn_sparsity_weight": 0.0}, "angn.sparsity_weight=0.1"),
+        ({"angn_reset_threshold": 0}, "angn.context_reset_threshold=0.5"),
+        ({"angn_enabled": True}, "angn.enabled=false"),
     ):
         with pytest.raises(UserError, match=f"`model` {key.partition('=')[0]} both say it"):
             Phase1Settings(tiny=True, model=(key,), **given).resolved()
+    assert Phase1Settings(tiny=True, model=("angn.enabled=true",)).resolved().build_config().angn.enabled
+
+
+def test_a_text_is_no_list_of_assignments() -> None:
+    with pytest.raises(UserError, match="`model` 'embed_dim=16': expected a list of KEY=VALUE texts"):
+        Phase1Settings(tiny=True, model="embed_dim=16").resolved()  # type: ignore[arg-type]
+
+
+def test_a_pretrained_x_encoder_is_not_replaced_by_a_random_one_in_silence(tmp_path: Path) -> None:
+    config = preset("tiny").replace(vision=replace(preset("tiny").vision, pretrained=True))
+    path = write(tmp_path / "config.json", {"settings": {}, "model": config.to_dict()})
+    with pytest.raises(UserError, match="give that as `vit_checkpoint`, or `random_vit`"):
+        Phase1Settings(model_config=path).resolved()
+    assert Phase1Settings(model_config=path, random_vit=True).resolved().build_config() == preset("tiny")
+    assert Phase1Settings(model_config=path, vit_checkpoint=Path("vitl.pt")).resolved().preset == "tiny"
 
 
 def test_sizes_are_those_of_the_changed_model() -> None:
@@ -165,10 +187,13 @@ def test_a_flag_stands_above_a_file(tmp_path: Path) -> None:
     assert Phase1Settings(model_config=path, angn_sparsity_weight=0.01).build_config().angn.sparsity_weight == 0.01
 
 
-def test_the_vocabulary_of_another_run_is_no_limit(tmp_path: Path) -> None:
+def test_the_vocabulary_of_another_run_is_no_limit_but_that_run_s_is(tmp_path: Path) -> None:
     learned = preset("tiny").replace(vocab_size=300)
-    run = write(tmp_path / "run.json", {"settings": {}, "model": learned.to_dict()})
-    assert read_model_config(run) == preset("tiny")
+    for settings in ({}, {"model": []}, {"model": ["embed_dim=32"]}, None):
+        run = write(tmp_path / "run.json", {"settings": settings, "model": learned.to_dict()})
+        assert read_model_config(run) == preset("tiny")
+    run = write(tmp_path / "run.json", {"settings": {"model": ["vocab_size=310"]}, "model": learned.to_dict()})
+    assert read_model_config(run) == preset("tiny").replace(vocab_size=310)
     assert read_model_config(write(tmp_path / "own.json", learned.to_dict())) == learned
 
 
@@ -202,9 +227,11 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, change, message: str) -
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("predictor.n_layers: 3")
+    (tmp_path / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
     for path, message in (
         (tmp_path / "none.json", "cannot be read"),
         (tmp_path / "text.json", "not JSON"),
+        (tmp_path / "deep.json", "not JSON"),
         (write(tmp_path / "list.json", [1]), "expected a JSON object, found list"),
     ):
         with pytest.raises(UserError, match=message):
@@ -218,11 +245,42 @@ def test_a_later_phase_takes_its_own_part_of_a_file_that_agrees(tmp_path: Path) 
     path = write(tmp_path / "a.json", config.replace(y_decoder=decoder, vocab_size=512, vision=vision).to_dict())
     assert with_file(config, path, Phase2Settings.BUILT) == config.replace(y_decoder=decoder)
     other = write(tmp_path / "b.json", config.replace(embed_dim=8).to_dict())
-    with pytest.raises(UserError, match=r"b\.json: embed_dim is 8, the checkpoint has 32: an earlier phase decided"):
+    later = replace(config, recursion=replace(config.recursion, hidden_dim=8))
+    path = write(tmp_path / "c.json", later.to_dict())
+    assert with_file(config, path, Phase2Settings.BUILT, Phase2Settings.BUILT_LATER) == config
+    assert with_file(config, path, Phase3Settings.BUILT) == later
+    with pytest.raises(UserError, match=r"b\.json: embed_dim is 8, the checkpoint has 32: another phase decides"):
         with_file(config, other, Phase2Settings.BUILT)
 
 
 # --- runs ---
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a --b c", "a --b c"),
+        ("a --model k=1 l=2 --b c", "a --model k=1 l=2 --b c"),
+        ("a --model k=1 --b c --model l=2 m=3", "a --model k=1 l=2 m=3 --b c"),
+        ("a --model=k=1 --model l=2 -h", "a --model k=1 l=2 -h"),
+        ("a --model --b --model", "a --model --b"),
+    ],
+)
+def test_a_flag_given_twice_keeps_the_values_of_both(given: str, expected: str) -> None:
+    assert joined(given.split(), "--model") == expected.split()
+
+
+def test_the_model_of_a_run_named_by_other_flags(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Keys in two places count both; a continuation may say the same in other words."""
+    command = ["train-jepa", *SHORT, "--output-dir", str(tmp_path / "run")]
+    assert main([*command, "--patch-size", "16", "--model", "embed_dim=16", "--model", "predictor.n_layers=1"]) == 0
+    config = load_checkpoint(tmp_path / "run" / "phase1_last.pt", phase=1).config
+    assert (config.embed_dim, config.predictor.n_layers, config.vision.patch_size) == (16, 1, 16)
+    longer = [*command, "--resume", "--max-steps", "2"]
+    assert main([*longer, "--model-config", str(tmp_path / "run" / "config.json")]) == 0
+    same = ["embed_dim=16", "predictor.n_layers=1", "vision.patch_size=8"]
+    assert main([*longer, "--model", *same]) == 2
+    assert "vision.patch_size 16 -> 8" in " ".join(capfd.readouterr().err.split())
 
 
 def test_a_mimo_predictor_is_trained_saved_loaded_and_exported(tmp_path: Path) -> None:
@@ -251,4 +309,12 @@ def test_a_run_goes_on_with_the_model_it_was_started_with(tmp_path: Path, capfd:
     assert checkpoint.trainer is not None
     assert checkpoint.trainer["position"]["step"] == 2
     assert main([*command, "--model", "predictor.n_layers=1"]) == 2
-    assert "an earlier phase decided predictor.n_layers" in " ".join(capfd.readouterr().err.split())
+    assert "another phase decides predictor.n_layers" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_flag_of_phase_3_stands_above_a_file(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    phase2 = write_checkpoint(tmp_path / "phase2.pt", tiny_model(2), 2)
+    file = write(tmp_path / "config.json", tiny_model(2).config.to_dict())
+    command = ["train-agent", *SHORT, "--phase2-checkpoint", str(phase2), "--output-dir", str(tmp_path / "run")]
+    assert main([*command, "--knowledge-dim", "5", "--model-config", str(file)]) == 2
+    assert "--knowledge-dim 5: " in " ".join(capfd.readouterr().err.split())

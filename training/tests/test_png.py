@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from png_chunk import png_chunk
 
 from mamba3_jepa.data.images import BadSampleError, load_image
 
@@ -27,20 +28,16 @@ _MODES = [
 _Mode = tuple[int, int, int, int, int]
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-_END = _chunk(b"IEND", b"")
+_END = png_chunk(b"IEND", b"")
 
 
 def _header(mode: _Mode) -> bytes:
     width, height, depth, colour, interlaced = mode
-    return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
+    return png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
 
 
 def _file(mode: _Mode, *bodies: bytes) -> bytes:
-    return b"".join([_SIGNATURE, _header(mode), *(_chunk(b"IDAT", body) for body in bodies), _END])
+    return b"".join([_SIGNATURE, _header(mode), *(png_chunk(b"IDAT", body) for body in bodies), _END])
 
 
 def _rows(mode: _Mode) -> list[bytes]:
@@ -79,7 +76,7 @@ def test_what_no_pixel_needs_may_be_damaged_or_missing(mode: _Mode) -> None:
         "cut in the chunk's checksum": file[:-14],
         "cut in the pixels' checksum": file[:-18],
         "the chunk's checksum": _flipped(file, 13),
-        "a text cut short": file[:-12] + _chunk(b"tEXt", b"Comment\0red")[:15],
+        "a text cut short": file[:-12] + png_chunk(b"tEXt", b"Comment\0red")[:15],
         "stray bytes": file[:-12] + bytes([7]) * 9,
     }.items():
         assert np.array_equal(np.asarray(load_image(data)), expected), what
@@ -109,11 +106,11 @@ def test_damaged_and_missing_pixels_are_refused(mode: _Mode) -> None:
 
 def test_chunks_in_the_wrong_place_do_not_count() -> None:
     mode = (4, 1, 8, 3, 0)
-    colours = _chunk(b"PLTE", bytes([9, 8, 7, 200, 0, 0, 0, 100, 0]))
-    other = _chunk(b"PLTE", bytes(9))
-    key = _chunk(b"tRNS", b"\xff\0")
+    colours = png_chunk(b"PLTE", bytes([9, 8, 7, 200, 0, 0, 0, 100, 0]))
+    other = png_chunk(b"PLTE", bytes(9))
+    key = png_chunk(b"tRNS", b"\xff\0")
     body = zlib.compress(bytes([0, 1, 1, 0, 2]))
-    data = _chunk(b"IDAT", body)
+    data = png_chunk(b"IDAT", body)
     plain = [[200, 0, 0], [200, 0, 0], [9, 8, 7], [0, 100, 0]]
 
     def row(*chunks: bytes) -> list[list[int]]:
@@ -124,24 +121,24 @@ def test_chunks_in_the_wrong_place_do_not_count() -> None:
     assert row(key, colours, data) == plain
     assert row(colours, data, key) == plain
     assert row(colours, other, data, other) == plain
-    assert row(colours, _chunk(b"tRNS", b"\xff"), key, data) == plain
+    assert row(colours, png_chunk(b"tRNS", b"\xff"), key, data) == plain
     assert row(colours, _header((4, 1, 8, 0, 0)), data) == plain
-    assert row(colours, _chunk(b"IDAT", body[:5]), other, _chunk(b"IDAT", body[5:])) == plain
+    assert row(colours, png_chunk(b"IDAT", body[:5]), other, png_chunk(b"IDAT", body[5:])) == plain
     # their checksums count
     for chunks in [(_flipped(colours, 1), data), (colours, _flipped(key, 1), data)]:
         with pytest.raises(BadSampleError):
             row(*chunks)
     mode = (4, 1, 8, 0, 0)
     with pytest.raises(BadSampleError):
-        row(_flipped(_chunk(b"tRNS", b"\0\1"), 1), data)
+        row(_flipped(png_chunk(b"tRNS", b"\0\1"), 1), data)
 
 
 def test_transparency_reaches_beyond_the_palette() -> None:
     """4 x 1 with the indices 0 to 3, one colour and three alphas: what has no colour is black."""
 
     def file(alphas: bytes) -> bytes:
-        pixels = _chunk(b"IDAT", zlib.compress(bytes([0, 0b00011011])))
-        colours = _chunk(b"PLTE", bytes([200, 100, 0])) + _chunk(b"tRNS", alphas)
+        pixels = png_chunk(b"IDAT", zlib.compress(bytes([0, 0b00011011])))
+        colours = png_chunk(b"PLTE", bytes([200, 100, 0])) + png_chunk(b"tRNS", alphas)
         return b"".join([_SIGNATURE, _header((4, 1, 2, 3, 0)), colours, pixels, _END])
 
     expected = [[200, 100, 0], [255] * 3, [51] * 3, [0] * 3]
@@ -153,8 +150,8 @@ def test_transparency_reaches_beyond_the_palette() -> None:
 def test_many_small_chunks_are_one_piece() -> None:
     mode = (40, 30, 8, 2, 0)
     pixels = zlib.compress(b"".join(_rows(mode)))
-    empty = _chunk(b"IDAT", b"") * 20_000
-    file = _file(mode, pixels).replace(_chunk(b"IDAT", pixels), empty + _chunk(b"IDAT", pixels) + empty)
+    empty = png_chunk(b"IDAT", b"") * 20_000
+    file = _file(mode, pixels).replace(png_chunk(b"IDAT", pixels), empty + png_chunk(b"IDAT", pixels) + empty)
     assert np.array_equal(np.asarray(load_image(file)), np.asarray(load_image(_file(mode, pixels))))
 
 

@@ -102,6 +102,14 @@ def test_earlier_phases(tmp_path: Path, phase: int) -> None:
     assert done.returncode == 0, done.stderr or done.stdout
 
 
+def test_texts_shorter_than_what_is_traced_of_a_layer(tmp_path: Path) -> None:
+    """The first tokens of a sample end with the sample, not somewhere in the next."""
+    checkpoint = save(build(max_answer_tokens=2, max_query_tokens=2), tmp_path / "checkpoint.pt", 3)
+    export(checkpoint, tmp_path / "weights", golden=True, x_encoder=True, phase=3)
+    done = rust("verify", tmp_path / "weights")
+    assert done.returncode == 0, done.stderr or done.stdout
+
+
 def test_verify_finds_a_wrong_number(tmp_path: Path) -> None:
     weights = exported(tmp_path)
     path = weights / "golden" / "y_decoder.safetensors"

@@ -44,9 +44,6 @@ def export(settings: Annotated[ExportSettings, tyro.conf.arg(name="")]) -> None:
 
 def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> None:
     """Say what a checkpoint or a safetensors file holds: phase, configuration, data, metrics, tensors, counts."""
-    from mamba3_jepa.device import checked_device
-    from mamba3_jepa.export.inspect import inspect_file
-
     settings.check()
     if settings.environment:
         _show_environment(settings)
@@ -54,6 +51,9 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     if settings.file is None:
         _show_preset(settings)
         return
+    from mamba3_jepa.device import checked_device
+    from mamba3_jepa.export.inspect import inspect_file
+
     checked_device(settings.device)
     found = inspect_file(settings.file)
     console = Console()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 
 from mamba3_jepa.settings import bench, cache, export, inference, prepare, training
 
@@ -26,6 +27,26 @@ def with_flags(message: str) -> str:
 def as_flag(name: str) -> str:
     """val_fraction -> --val-fraction."""
     return "--" + name.replace("_", "-")
+
+
+def joined(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments with all values of `flag`, which takes several, where it stands first: no repetition loses one."""
+    rest: list[str] = []
+    values: list[str] = []
+    place: int | None = None
+    takes = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            place = len(rest) if place is None else place
+            takes = not equals
+            values += [value] if equals else []
+        elif takes and not argument.startswith("-"):
+            values.append(argument)
+        else:
+            takes = False
+            rest.append(argument)
+    return rest if place is None else [*rest[:place], flag, *values, *rest[place:]]
 
 
 class FlagFilter(logging.Filter):

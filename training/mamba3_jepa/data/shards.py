@@ -231,7 +231,7 @@ def _load_member(path: str, offset: int, size: int, where: str) -> Image.Image:
 def _json_caption(content: bytes, where: str) -> str:
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSampleError(f"{where}.json: not valid JSON: {error}") from error
     caption = value.get("caption") if isinstance(value, dict) else None
     if not isinstance(caption, str):

@@ -44,7 +44,6 @@ class InjectionReport:
 
     n_samples: int
     n_without_wrong: int
-    n_generated: int
     retrieved: Rates
     generated: Rates | None
     by_kind: dict[str, Rates]
@@ -134,7 +133,6 @@ class InjectionTrial:
         return InjectionReport(
             n_samples=len(self.samples),
             n_without_wrong=self.n_without_wrong,
-            n_generated=0 if generated is None else len(self._spoken),
             retrieved=_rates(before[0], after[0], wrong[0], everything, has_wrong),
             generated=generated,
             by_kind={kind: _rates(before[0], after[0], wrong[0], rows, has_wrong) for kind, rows in by_kind.items()},

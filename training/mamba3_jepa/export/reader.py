@@ -173,7 +173,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; expected a folder that `mamba3-jepa export` wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
 
 
@@ -217,6 +217,6 @@ def _check_metadata(path: Path, component: str, metadata: dict[str, str], export
         )
     if metadata.get("component") != component:
         raise UserError(f"{path} holds {metadata.get('component')!r}, not {component!r}")
-    config = ModelConfig.from_dict(json.loads(metadata.get("config", "null")), source=f"{path}: metadata")
+    config = ModelConfig.from_json(metadata.get("config", "null"), source=f"{path}: metadata")
     if config != exported.config:
         raise UserError(f"{path} belongs to another model: its configuration differs from config.json's")

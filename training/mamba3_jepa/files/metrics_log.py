@@ -84,7 +84,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_constant=_reject_constant)
-    except ValueError as error:  # json's and unicode's decode errors are both ValueErrors
+    except (ValueError, RecursionError) as error:  # json's and unicode's decode errors are both ValueErrors
         raise UserError(f"{path}, line {number}: not a JSON object: {error}") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
@@ -100,7 +100,7 @@ def _reject_constant(name: str) -> NoReturn:
 def _is_whole(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

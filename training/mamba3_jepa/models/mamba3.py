@@ -134,8 +134,6 @@ class Mamba3(nn.Module):
         if is_outproj_norm:
             self.norm = RMSNorm(self.d_inner, group_size=headdim, device=device, dtype=dtype)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False, device=device, dtype=dtype)
-        for parameter in (self.dt_bias, self.D):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def forward(
         self, u: Tensor, state: Mamba3State | None = None, return_state: bool = False

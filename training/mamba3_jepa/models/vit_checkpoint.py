@@ -143,7 +143,7 @@ def _settings(path: Path, text: str | bytes) -> dict[str, Any]:
     """The settings in a JSON object that `VisionConfig` knows, under its names."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the configuration is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: the configuration is not a JSON object")

@@ -124,20 +124,23 @@ class TrainSettings(Checked):
             "angn_enabled",
             "angn_sparsity_weight",
             "angn_reset_threshold",
+            "patch_size",
+            "knowledge_dim",
         ]
     )
 
-    # What a later phase builds, and `model` may change there; the first builds everything.
+    # What a later phase builds, and `model` may change there; the first builds everything. And what is built after it.
     BUILT: ClassVar[tuple[str, ...]] = ()
+    BUILT_LATER: ClassVar[tuple[str, ...]] = ()
 
     def changed(self, config: ModelConfig) -> ModelConfig:
         """The configuration of an earlier phase's model with this phase's choices.
 
         Raises:
-            UserError: an unknown key, one that an earlier phase decided, or a wrong type.
+            UserError: an unknown key, one that another phase decides, or a wrong type.
         """
         if self.model_config is not None:
-            config = with_file(config, self.model_config, self.BUILT)
+            config = with_file(config, self.model_config, self.BUILT, self.BUILT_LATER)
         return with_overrides(config, self.model, self.BUILT)
 
     def with_defaults(self: _Settings, values: dict[str, Any]) -> _Settings:
@@ -219,6 +222,11 @@ class Phase1Settings(TrainSettings):
         if name not in (None, base.preset):
             raise UserError(f"`model_config` {self.model_config} is a {base.preset} model, not {name}; leave that out")
         name = base.preset
+        if base.vision.pretrained and self.vit_checkpoint is None and not self.random_vit and not self.resume:
+            raise UserError(
+                f"`model_config` {self.model_config} is of a model whose X-Encoder came from a file: give that as "
+                "`vit_checkpoint`, or `random_vit` to go without"
+            )
         if self.vit_checkpoint is not None and self.random_vit:
             raise UserError("`random_vit` and `vit_checkpoint` contradict each other; give one of them")
         if self.vit_checkpoint is not None and self.patch_size is not None:
@@ -226,7 +234,8 @@ class Phase1Settings(TrainSettings):
         if self.vit_checkpoint is not None and any(each.startswith("vision.") for each in self.model):
             raise UserError("`model` vision.* is for a random X-Encoder; the weights of `vit_checkpoint` have theirs")
         for setting, key in _ALSO_A_SETTING.items():
-            if getattr(self, setting) and any(each.startswith(f"{key}=") for each in self.model):
+            value = getattr(self, setting)
+            if value is not None and value is not False and any(each.startswith(f"{key}=") for each in self.model):
                 raise UserError(f"`{setting}` and `model` {key} both say it; give one of them")
         image_size = with_overrides(base, self.model).vision.image_size
         if self.patch_size is not None and image_size % self.patch_size:
@@ -280,6 +289,7 @@ class Phase2Settings(TrainSettings):
     --output-dir."""
 
     BUILT: ClassVar[tuple[str, ...]] = ("y_decoder.", "prefix_tokens")
+    BUILT_LATER: ClassVar[tuple[str, ...]] = ("recursion.",)
 
     def resolved(self, preset_name: PresetName) -> Phase2Settings:
         """A copy in which the checkpoint's preset has filled every value the command line left open.

@@ -148,7 +148,7 @@ class PartStore:
                 raise PartError(f"{path} is damaged: its checksum is wrong")
             bad, not_read = json.loads(metadata["bad"]), json.loads(metadata["not_read"])
             return Part(**tensors, bad=bad, not_read=not_read, n_truncated=int(metadata["n_truncated"]))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
             raise PartError(f"{path} cannot be read: {error}") from error
 
     def _path(self, number: int) -> Path:

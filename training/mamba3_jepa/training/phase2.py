@@ -55,10 +55,13 @@ _FROZEN_BATCH = 64  # samples the frozen model sees at once
 
 
 @alone_in("output_dir")
-def train_phase2(settings: Phase2Settings) -> None:
+def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mamba3Jepa) -> None:
     """Train as `settings` say; leaves checkpoints, metrics and plots in the output directory.
 
     A resumed run goes on with the weights it was started with, whatever has become of the phase 1 checkpoint.
+
+    Args:
+        model_type: what `model_type` of `train_phase1` was.
 
     Raises:
         UserError: anything the user can put right.
@@ -71,7 +74,7 @@ def train_phase2(settings: Phase2Settings) -> None:
     data = open_data(settings, start.config)
     run = Run(settings, phase=2, accelerator=accelerator)
     demand_same(run, start.config, data)
-    model = Mamba3Jepa.from_loaded(start, str(start_path), accelerator.device)
+    model = model_type.from_loaded(start, str(start_path), accelerator.device)
     warn_of_seen_samples(start, data, settings, phase=2)
     model.requires_grad_(False)
     set_seed(settings.seed)  # the decoder's first weights depend on the seed alone

@@ -63,10 +63,13 @@ _VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = 5, 512
 
 
 @alone_in("output_dir")
-def train_phase3(settings: Phase3Settings) -> None:
+def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mamba3Jepa) -> None:
     """Train as `settings` say; leaves checkpoints, recursion.safetensors, metrics and plots in the output directory.
 
     A resumed run goes on with the weights it was started with, whatever has become of the phase 2 checkpoint.
+
+    Args:
+        model_type: what `model_type` of `train_phase1` was.
 
     Raises:
         UserError: anything the user can put right.
@@ -74,7 +77,7 @@ def train_phase3(settings: Phase3Settings) -> None:
     """
     start, start_path = starting_point(settings, phase=3, earlier=settings.phase2_checkpoint)
     settings = settings.resolved(start.config.preset)
-    config = settings.changed(_with_knowledge_dim(start.config, settings))
+    config = _with_knowledge_dim(settings.changed(start.config), settings)
     accelerator = build_accelerator(settings)
     # All samples there are: questions without an answer are learnt from too, if they are labelled.
     data = open_data(
@@ -82,7 +85,7 @@ def train_phase3(settings: Phase3Settings) -> None:
     )
     run = Run(settings, phase=3, accelerator=accelerator)
     demand_same(run, config, data)
-    model = Mamba3Jepa.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
+    model = model_type.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
     warn_of_seen_samples(start, data, settings, phase=3)
     model.requires_grad_(False)
     set_seed(settings.seed)  # the first weights depend on the seed alone
