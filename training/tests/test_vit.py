@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from meta_checkpoint import save_meta_checkpoint, to_meta_state_dict
@@ -200,7 +201,11 @@ def change(**changes: Tensor | None) -> dict[str, dict[str, Tensor]]:
         (lambda: {"encoder": {}}, "found no encoder weights"),
         (lambda: {"encoder": {"layer1.weight": torch.zeros(2)}}, "found layer1.weight"),
         (lambda: {"encoder": {"norm.weight": 3}}, "norm.weight is not a floating-point tensor"),
-        (lambda: change(pos_embed=torch.zeros(1, 16, 64)), "pos_embed"),
+        (lambda: change(norms_block__0__weight=torch.zeros(64)), "norms_block.0.weight"),
+        (
+            lambda: {"classifiers": [{}], "opt": [], "epoch": 3},
+            r"neither 'target_encoder' nor 'encoder'; found classifiers",
+        ),
         (lambda: change(norm__bias=None), "missing: encoder.layernorm.bias"),
         (lambda: change(blocks__1__attn__qkv__bias=None), "missing: encoder.layer.1.attention.query.bias"),
         (lambda: change(blocks__1__mlp__fc2__bias=torch.zeros(65)), r"expected shape \(64,\), found \(65,\)"),
@@ -216,6 +221,44 @@ def test_a_file_of_something_else(tmp_path: Path, values: Callable[[], Any], mes
     with pytest.raises(UserError, match=message) as caught:
         VisionEncoder.from_checkpoint(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "backbone.", "module.backbone.", "_orig_mod.module.backbone.", "module._orig_mod.backbone."],
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_wrappers_put_before_names_is_left_out(
+    tmp_path: Path, encoder: VisionEncoder, prefix: str, bare: bool
+) -> None:
+    """Of data-parallel training, the authors' own and torch.compile; with or without a dictionary around the weights."""
+    weights = {name.replace("module.backbone.", prefix): tensor for name, tensor in change()["target_encoder"].items()}
+    torch.save(weights if bare else {"target_encoder": weights, "epoch": 3}, tmp_path / "a.pt")
+    loaded = VisionEncoder.from_checkpoint(tmp_path / "a.pt", image_size=64).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_a_table_of_positions_is_left_out(tmp_path: Path, encoder: VisionEncoder) -> None:
+    torch.save(change(pos_embed=torch.zeros(1, 16, 64)), tmp_path / "a.pt")
+    loaded = VisionEncoder.from_checkpoint(tmp_path / "a.pt", image_size=64).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_the_moving_average_of_version_2_1_is_taken(tmp_path: Path, encoder: VisionEncoder) -> None:
+    online = change(norm__weight=torch.full((64,), 7.0))["target_encoder"]
+    torch.save({"encoder": online, "ema_encoder": change()["target_encoder"]}, tmp_path / "a.pt")
+    loaded = VisionEncoder.from_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(loaded.encoder.layernorm.weight, encoder.encoder.layernorm.weight)
+
+
+def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path, encoder: VisionEncoder) -> None:
+    numbers = {"loss": np.float64(0.5), "epoch": np.int64(3), "lr": np.float32(1e-3), "done": np.bool_(True)}
+    torch.save(change() | numbers, tmp_path / "a.pt")
+    loaded = VisionEncoder.from_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(loaded.encoder.layernorm.weight, encoder.encoder.layernorm.weight)
+    torch.save(change() | {"hook": Code()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="more than tensors, numbers and texts, of which none was run"):
+        VisionEncoder.from_checkpoint(tmp_path / "a.pt")
 
 
 def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

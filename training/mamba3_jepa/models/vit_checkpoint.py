@@ -7,13 +7,16 @@ which are transformers' names. A name without a place in the map is an error, in
 from __future__ import annotations
 
 import json
+import logging
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,11 +26,25 @@ from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.state_dict import shorten
 
+logger = logging.getLogger(__name__)
+
 _EXPECTED = (
     "Expected a V-JEPA 2 encoder: Meta's .pt or .pth file (as vitl.pt), a .safetensors file, "
     "or a transformers folder with config.json and model.safetensors"
 )
 _META_PREFIX = "module.backbone."
+# What wrappers put before a name, in any order: data-parallel training, the authors' own, torch.compile.
+_WRAPPERS = re.compile(r"^(module\.|backbone\.|_orig_mod\.)+")
+# Tables that older code saves and V-JEPA 2, whose positions are rotations, never reads.
+_LEFT_OVER = ("pos_embed",)
+# What `torch.load` may make beside tensors: numbers of numpy, which training code leaves among losses and epochs.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Any] = [
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
+]
 # Meta's name of a part -> transformers' name; the parts that a block has, and the parts around the blocks.
 _BLOCK_PARTS = {
     "norm1": "norm1",
@@ -101,17 +118,26 @@ def _read_meta(path: Path) -> Mapping[str, Any]:
     try:
         # Only torch's zip format can be mapped; mapping leaves the optimizer's part of the file on the disk.
         mmap = zipfile.is_zipfile(path)
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(_NUMBERS):
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read: no checkpoint, or it holds more than tensors, "
+            "numbers and texts, of which none was run; where it was made, save the encoder's state dict alone "
+            f"with torch.save. {_EXPECTED}."
+        ) from error
     except Exception as error:  # a file that is no checkpoint can make the unpickler raise almost anything
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: {_first_line(error)}. {_EXPECTED}."
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}. {_EXPECTED}.")
-    # The moving average is what the authors' own frozen evaluations use.
-    for name in ("target_encoder", "encoder"):
+    # The moving average, which V-JEPA 2.1 calls otherwise, is what the authors' own frozen evaluations use.
+    for name in ("target_encoder", "ema_encoder", "encoder"):
         if isinstance(values.get(name), dict):
             return values[name]
+    if values and all(isinstance(value, Tensor) for value in values.values()):
+        return values
     raise UserError(
         f"{path} has neither 'target_encoder' nor 'encoder'; found {shorten([str(key) for key in values])}. "
         f"{_EXPECTED}."
@@ -162,8 +188,10 @@ def _to_transformers_names(path: Path, weights: Mapping[str, Any]) -> dict[str, 
         name = name.removeprefix("vjepa2.")
         if name.startswith("encoder."):
             state[name] = _own(tensor)
+        elif (plain := _WRAPPERS.sub("", name)) in _LEFT_OVER:
+            logger.info("%s: %s is left out: positions are rotations here", path, name)
         elif not _UNUSED.match(name):
-            renamed = dict(_from_meta(name.removeprefix(_META_PREFIX), tensor))
+            renamed = dict(_from_meta(plain, tensor))
             state.update(renamed)
             unknown += [] if renamed else [name]
     if unknown or not state:
