@@ -231,7 +231,7 @@ def test_a_file_of_something_else(tmp_path: Path, values: Callable[[], Any], mes
 def test_what_wrappers_put_before_names_is_left_out(
     tmp_path: Path, encoder: VisionEncoder, prefix: str, bare: bool
 ) -> None:
-    """Of data-parallel training, the authors' own and torch.compile; with or without a dictionary around the weights."""
+    """Those of data-parallel training, the authors and torch.compile; with or without a dictionary around it."""
     weights = {name.replace("module.backbone.", prefix): tensor for name, tensor in change()["target_encoder"].items()}
     torch.save(weights if bare else {"target_encoder": weights, "epoch": 3}, tmp_path / "a.pt")
     loaded = VisionEncoder.from_checkpoint(tmp_path / "a.pt", image_size=64).state_dict()
