@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_model, write_checkpoint
+from tiny import tiny_model, write_checkpoint, write_images
 
 NAME = "a[/b] é 日"  # markup to rich, no ASCII, half of it no Latin-1
 LABELS = ["réd", "[/red]", "日本"]
@@ -132,3 +132,44 @@ def test_messages_that_nobody_reads_change_nothing(folder: Path, name: str, code
     assert done.returncode == code
     if name == "inspect as JSON":
         assert json.loads(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names here are always text")
+def test_every_file_may_have_a_name_that_is_no_text(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    from mamba3_jepa.cli.main import main
+
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    pictures = write_images(folder / "images")
+    small = ["--tiny", "--cpu", "--synthetic-scenes", "8", "--val-samples", "6", "--max-steps", "1"]
+    (folder / "facts.txt").write_text("red\nblue\n")
+    model = ["--checkpoint", str(folder / "3/phase3_last.pt")]
+    ask = ["ask", *model, "--image", str(pictures["red"]), "x", "--memory"]
+    for arguments in (
+        ["train-jepa", *small, "--output-dir", str(folder / "1")],
+        [
+            "train-decoder",
+            *small,
+            "--phase1-checkpoint",
+            str(folder / "1/phase1_last.pt"),
+            "--output-dir",
+            str(folder / "2"),
+        ],
+        [
+            "train-agent",
+            *small,
+            "--phase2-checkpoint",
+            str(folder / "2/phase2_last.pt"),
+            "--output-dir",
+            str(folder / "3"),
+        ],
+        [*ask, str(folder / "facts.txt"), "--save-memory", str(folder / "facts.safetensors")],
+        [*ask, str(folder / "facts.safetensors")],
+        ["export", *model, "--output", str(folder / "weights"), "--x-encoder", "--verify", "--golden"],
+        ["inspect", str(folder / "weights/predictor.safetensors")],
+        ["train-jepa", *small[1:], "--preset", "small", "--vit-checkpoint", str(folder / "none.pt")],
+    ):
+        expected = 2 if "small" in arguments else 0
+        assert main(arguments) == expected, arguments
+    said = "".join(capfd.readouterr())
+    assert r"\xff\xfe" in said
+    assert r"\udc" not in said

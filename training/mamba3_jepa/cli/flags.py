@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.settings import bench, cache, export, inference, prepare, training
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)`")
@@ -50,8 +51,8 @@ def joined(arguments: Sequence[str], flag: str) -> list[str]:
 
 
 class FlagFilter(logging.Filter):
-    """Lets every record pass, with flags in its message."""
+    """Lets every record pass, with flags in its message, and names of files as they are printed."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = with_flags(record.getMessage()), ()
+        record.msg, record.args = path_text(with_flags(record.getMessage())), ()
         return True

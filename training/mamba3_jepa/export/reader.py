@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mamba3_jepa.config import ModelConfig
@@ -22,6 +22,7 @@ from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.writer import stored_dtype
 from mamba3_jepa.files.checkpoint import add_missing_floor, check_recursion_scalars
+from mamba3_jepa.files.safetensors_file import open_safetensors
 from mamba3_jepa.models.key_map import model_tensors, phase_components
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit import VisionEncoder
@@ -187,7 +188,7 @@ def opened(path: Path) -> Iterator[Any]:
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file, or was cut short: {error}") from error

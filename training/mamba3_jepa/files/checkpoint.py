@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import NO_FLOOR, ModelConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.path_text import utf8_name
 from mamba3_jepa.files.whole_file import whole_file
 
 FORMAT_VERSION = 1
@@ -216,7 +217,8 @@ def _read(path: Path) -> Any:
             damaged = archive.testzip()  # torch does not compare the checksums itself
         if damaged is not None:
             raise UserError(f"{path} is damaged: the checksum of its entry {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with utf8_name(path) as name:
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a checkpoint, or was cut short ({path.stat().st_size} bytes): {_first_line(error)}"

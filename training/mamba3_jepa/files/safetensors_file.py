@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from mamba3_jepa.files.path_text import utf8_name
 from mamba3_jepa.files.whole_file import whole_file
 
 _ALIGNMENT = 8
@@ -26,6 +30,17 @@ _DTYPES = {
 def dtype_name(dtype: torch.dtype) -> str:
     """What the header of a file calls `dtype`; types that readers in other languages lack (bool) have no name."""
     return _DTYPES[dtype]
+
+
+@contextmanager
+def open_safetensors(path: str | Path) -> Iterator[Any]:
+    """A file, open for reading as torch tensors, whatever its name is.
+
+    Raises:
+        OSError, SafetensorError: it is missing, damaged, or cut short.
+    """
+    with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+        yield file
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

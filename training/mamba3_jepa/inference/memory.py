@@ -11,14 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mamba3_jepa.contract import MEMORY_FORMAT, MEMORY_FORMAT_VERSION
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import top_texts
 from mamba3_jepa.files.lines import read_lines
-from mamba3_jepa.files.safetensors_file import dtype_name, write_safetensors
+from mamba3_jepa.files.safetensors_file import dtype_name, open_safetensors, write_safetensors
 from mamba3_jepa.inference.embeddings import embed_texts
 from mamba3_jepa.models.key_map import exported_tensors
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -87,7 +87,7 @@ class KnowledgeMemory:
             UserError: the file is missing, damaged, no memory, or was made with other weights.
         """
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:

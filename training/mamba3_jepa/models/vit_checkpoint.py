@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.path_text import utf8_name
+from mamba3_jepa.files.safetensors_file import open_safetensors
 from mamba3_jepa.models.state_dict import shorten
 
 logger = logging.getLogger(__name__)
@@ -118,8 +120,8 @@ def _read_meta(path: Path) -> Mapping[str, Any]:
     try:
         # Only torch's zip format can be mapped; mapping leaves the optimizer's part of the file on the disk.
         mmap = zipfile.is_zipfile(path)
-        with torch.serialization.safe_globals(_NUMBERS):
-            values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(_NUMBERS), utf8_name(path) as name:
+            values = torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: no checkpoint, or it holds more than tensors, "
@@ -146,7 +148,7 @@ def _read_meta(path: Path) -> Mapping[str, Any]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(path, "pt") as file:
+        with open_safetensors(path) as file:
             config = (file.metadata() or {}).get("config", "{}")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.folder_lock import FolderLock
 from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.safetensors_file import open_safetensors
 from mamba3_jepa.files.whole_file import whole_file
 from mamba3_jepa.training.frozen_key import bytes_of, made_by
 
@@ -137,7 +138,7 @@ class PartStore:
         """
         path = self._path(number)
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 if (metadata.get("key"), metadata.get("part")) != (self._key, str(number)):
                     raise PartError(f"{path} was written for something else")
