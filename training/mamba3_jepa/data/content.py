@@ -52,7 +52,7 @@ def content_of(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Co
     """Read the texts of some samples, and of their pictures as much as tells one from another. Nothing is decoded, and
     what cannot be read counts as unreadable."""
     indices = np.asarray(indices, dtype=np.int64)
-    looked_at = _looked_at(source.group_hashes()[indices])
+    looked_at = _looked_at(source, indices)
     known: dict[Place, int] = {}
     chunks = [slice(start, start + _TOGETHER) for start in range(0, len(indices), _TOGETHER)]
     rows = [np.zeros((0, 4), dtype=np.uint64)]
@@ -103,8 +103,9 @@ def split_content(
     """Read both sides."""
     learnt, held_out = content_of(train, train_indices), content_of(val, val_indices)
     both = Content(**{name: np.concatenate([value, vars(held_out)[name]]) for name, value in vars(learnt).items()})
-    same_group = np.isin(val.group_hashes()[val_indices], train.group_hashes()[train_indices])
-    other = held_out.keys[~same_group]
+    other = held_out.keys
+    if train is not val:  # where a hash divides one source, no group is on both sides
+        other = other[~np.isin(val.group_hashes()[val_indices], train.group_hashes()[train_indices])]
     return SplitContent(
         digests={
             _TEXTS: _digests(both.texts, both.unread & (both.texts == stable_hash(_UNREADABLE))),
@@ -139,12 +140,13 @@ def _digests(values: NDArray[np.generic], unread: NDArray[np.bool_]) -> list[str
     return ["" if some.any() else blake2b(block.tobytes(), digest_size=8).hexdigest() for block, some in blocks]
 
 
-def _looked_at(groups: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def _looked_at(source: Source, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Of which samples the picture is read: all, or those of `MAX_PICTURES` groups."""
+    if len(indices) <= MAX_PICTURES:
+        return np.ones(len(indices), dtype=bool)
+    groups = source.group_hashes()[indices]
     distinct = np.unique(groups)
-    if len(distinct) <= MAX_PICTURES:
-        return np.ones(len(groups), dtype=bool)
-    return groups <= distinct[MAX_PICTURES - 1]
+    return groups <= distinct[min(MAX_PICTURES, len(distinct)) - 1]
 
 
 def _chunk(
