@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import torchrun
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import QUERY_PROMPT
@@ -23,6 +24,8 @@ from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import image_to_show, source_texts
+from mamba3_jepa.data.shards import ShardSource
+from mamba3_jepa.data.splits import split_by_hash
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.training.phase3_data import given_knowledge
@@ -100,16 +103,14 @@ def test_the_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
     ]
     (tmp_path / "manifest.jsonl").write_text("".join(lines))
     (tmp_path / "val.jsonl").write_text("".join(lines[2:6]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
-    command += ["mamba3_jepa.cli.main", "train-jepa", "--tiny", "--data-dir", str(tmp_path), "--batch-size", "4"]
-    command += ["--epochs", "1", "--log-every", "1", *SKIP, "--output-dir", str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr
-    assert sum(_said(done.stderr)) == 3, done.stderr
-    assert re.findall(r"(\d+) texts longer", done.stderr) == ["1"], "the other long one has a broken image"
+    arguments = ["--tiny", "--data-dir", str(tmp_path), "--batch-size", "4", "--epochs", "1", "--log-every", "3", *SKIP]
+    status, said = torchrun(2, "train-jepa", *arguments, "--output-dir", str(tmp_path / "run"))
+    assert status == 0, said
+    assert sum(_said(said)) == 3, said
+    assert re.findall(r"(\d+) texts longer", said) == ["1"], "the other long one has a broken image"
     steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
-    assert [sum(line[f"train/{name}"] for line in steps) for name in ("skipped_samples", "truncated_texts")] == [3, 1]
+    assert len(steps) == 1, "the counts of a line are those of all steps since the one before"
+    assert [steps[0][f"train/{name}"] for name in ("skipped_samples", "truncated_texts")] == [3, 1]
 
 
 def test_phase_3_counts_what_it_trains_on(runs: Path) -> None:
@@ -117,6 +118,17 @@ def test_phase_3_counts_what_it_trains_on(runs: Path) -> None:
     data = load_checkpoint(runs / "phase3" / "phase3_last.pt").data
     (trained,) = re.findall(r"(\d+) training \(", (runs / "phase3.log").read_text())
     assert sum(data.confusion.values()) == int(trained) < 30
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3])
+def test_what_was_left_out_is_no_training_sample(runs: Path, phase: int) -> None:
+    """30 samples, six of them bad; the others are divided as the hash of their names says."""
+    data = load_checkpoint(runs / f"phase{phase}" / f"phase{phase}_last.pt").data
+    source = ShardSource(runs / "data", on_bad_sample="skip")
+    train, _ = split_by_hash(source.group_hashes(), 0.4)
+    good = [i for i in train if i not in UNUSABLE and i not in (5, 20)]
+    assert len(good) < len(train)
+    assert data.train_samples == len(good)
 
 
 def test_evaluate_says_what_it_left_out(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,12 +1,11 @@
 """Two real processes (gloo) against one: the same gradients, whatever the ranks hold."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 from tiny import tiny_model
 
 from mamba3_jepa.config import AngnConfig
@@ -44,15 +43,8 @@ def gradients(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def run_two_processes(out: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, __file__, str(out), *arguments],
-        check=True,
-        env=environment,
-        capture_output=True,
-        timeout=300,
-    )
+    status, said = torchrun(2, str(out), *arguments, program=[__file__])
+    assert status == 0, said
 
 
 @pytest.mark.parametrize("angn", [False, True])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint
@@ -154,18 +155,9 @@ def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path, numb
 
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        str(SCRIPT),
-    ]
-    two = [*command, *SHORT, "--cpu", "--batch-size", "4", "--output-dir", str(tmp_path / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(two, check=True, env=environment, capture_output=True, timeout=240)
+    two = [*SHORT, "--cpu", "--batch-size", "4", "--output-dir", str(tmp_path / "two")]
+    status, said = torchrun(2, *two, program=[str(SCRIPT)])
+    assert status == 0, said
     assert train(tmp_path / "one", "--cpu") == 0
     one = weights(tmp_path / "one")
     for name, value in weights(tmp_path / "two").items():

@@ -319,7 +319,7 @@ def test_stopped_and_resumed_gives_the_same_bits(phase1, finished, tmp_path, mon
         patched.setattr(Phase2Task, "batch", stopping)
         assert train(own, tmp_path / "run", "--cache-dir", cache) == 128 + signal.SIGTERM
     own.unlink()
-    assert load_checkpoint(tmp_path / "run" / "phase2_last.pt").trainer["position"]["step"] == 6
+    assert load_checkpoint(tmp_path / "run" / "phase2_last.pt").trainer["position"]["step"] == 5
     assert train(own, tmp_path / "run", "--cache-dir", cache, "--resume") == 0
     assert different(weights(tmp_path / "run"), weights(finished)) == []
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from mamba3_jepa.data.tokenizer import MIN_VOCAB_SIZE, TextTokenizer
+from mamba3_jepa.data.tokenizer import MIN_VOCAB_SIZE, TextTokenizer, _while_signals_are_heard
 from mamba3_jepa.errors import UserError
 
 TEXTS = [
@@ -226,3 +229,36 @@ def test_a_tokenizer_of_another_project_goes_through_two_phases_and_the_export(l
     read = TextTokenizer.from_file(weights / "tokenizer.json")
     tokens = json.loads((weights / "config.json").read_text())["tokens"]
     assert tokens == {"pad": read.pad_id, "bos": read.bos_id, "eos": read.eos_id}
+
+
+def test_signals_are_heard_while_one_is_trained() -> None:
+    """The compiled trainer returns after many seconds; Ctrl-C does not wait for it."""
+
+    class Heard(BaseException):
+        pass
+
+    def hear(*_: object) -> None:
+        raise Heard
+
+    before = signal.signal(signal.SIGALRM, hear)
+    trained = threading.Event()
+
+    def train() -> None:
+        trained.wait(60)
+
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Heard):
+            _while_signals_are_heard(train)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        trained.set()
+
+
+def test_what_fails_while_one_is_trained_is_raised() -> None:
+    def texts() -> Iterator[str]:
+        yield "one"
+        raise UserError("the second text cannot be read")
+
+    with pytest.raises(UserError, match="the second text cannot be read"):
+        TextTokenizer.train(texts(), 300)

@@ -113,6 +113,10 @@ class ConfusionSource:
             return dataclasses.replace(sample, image=image, picture=None, place=None, meta=meta)
         return sample
 
+    def n_made_of(self, indices: NDArray[np.int64]) -> int:
+        """How many samples of the data some of these are made of."""
+        return len(np.unique(self._base[indices]))
+
     def group(self, i: int) -> str:
         return self._source.group(int(self._base[i]))
 

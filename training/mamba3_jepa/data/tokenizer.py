@@ -5,6 +5,7 @@ Shapes: B texts, L the longest of them in tokens, bos and eos included.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +81,7 @@ class TextTokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        _while_signals_are_heard(lambda: tokenizer.train_from_iterator(texts, trainer))
         return cls(tokenizer)
 
     @classmethod
@@ -153,6 +154,24 @@ class TextTokenizer:
         """The text of one sequence of ids; special tokens are dropped."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return self._tokenizer.decode(values, skip_special_tokens=True)
+
+
+def _while_signals_are_heard(work: Callable[[], None]) -> None:
+    """Do `work` in another thread: compiled code that returns late keeps the main thread from hearing Ctrl-C."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if failure:
+        raise failure[0]
 
 
 def _special_ids(tokenizer: Tokenizer, source: str) -> list[int]:

@@ -142,7 +142,7 @@ def collect(
 
 def merge(parts: Sequence[Collected]) -> Collected:
     """What several processes collected, as one, in their order; a process may have collected nothing."""
-    total = sum(len(part.texts) for part in parts)
+    total = max(1, sum(len(part.texts) for part in parts))
     activity = [part.gate_activity * (len(part.texts) / total) for part in parts if part.gate_activity is not None]
     return Collected(
         predicted=torch.cat([part.predicted for part in parts]),

@@ -112,6 +112,7 @@ class TrainSettings(Checked):
             "epochs",
             "max_steps",
             "cache_dir",
+            "on_bad_sample",
             # places: what lies there is compared itself, or stands in the checkpoint
             "data_dir",
             "phase1_checkpoint",
@@ -128,6 +129,9 @@ class TrainSettings(Checked):
             "knowledge_dim",
         ]
     )
+
+    # Whether micro-batches add up to what one large batch would be.
+    ACCUMULATES: ClassVar[bool] = True
 
     # What a later phase builds, and `model` may change there; the first builds everything. And what is built after it.
     BUILT: ClassVar[tuple[str, ...]] = ()
@@ -208,6 +212,8 @@ class Phase1Settings(TrainSettings):
     """Weight of the gates' sparsity penalty in the loss; default: 0.01."""
     angn_reset_threshold: Annotated[_Float, FRACTION] = None
     """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
+
+    ACCUMULATES: ClassVar[bool] = False  # each micro-batch is a contrast of its own
 
     def resolved(self) -> Phase1Settings:
         """A copy in which the preset has filled every value the command line left open.

@@ -6,7 +6,7 @@ Letters: B local batch, G global batch, E embedding width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.training.interrupt import StopRequested, StopSignal
 
 T = TypeVar("T")
 
@@ -102,19 +103,17 @@ def from_rank_0(work: Callable[[], T]) -> T:
             result = work()
         except UserError as own:
             error = own
-    result, message = all_gather_object((result, None if error is None else str(error)))[0]
-    if message is not None:
-        raise error or UserError(message)
-    return cast(T, result)
+    fail_together(error)
+    return cast(T, all_gather_object(result)[0])
 
 
-def sum_over_ranks(counts: Tensor) -> Tensor:
-    """The sum of every rank's `counts`, without a gradient."""
+def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of every rank's `values`, one by one."""
     if world_size() == 1:
-        return counts
-    total = counts.detach().clone()
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return total
+    return [float(value) for value in total]
 
 
 def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
@@ -124,3 +123,37 @@ def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
     votes = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
+
+
+def on_every_rank(work: Callable[[], T]) -> T:
+    """`work()` on each rank, each for itself; what ends it early on one of them ends it on all, so that none waits.
+
+    Raises:
+        UserError: one rank's, on all of them.
+        StopRequested: a stop signal arrived at one of them.
+    """
+    error: UserError | None = None
+    stopped: int | None = None
+    try:
+        with StopSignal.heard_at_once():
+            result = work()
+    except UserError as own:
+        error = own
+    except StopRequested as own:
+        stopped = own.number
+    for number in all_gather_object(stopped):
+        if number is not None:
+            raise StopRequested(number)
+    fail_together(error)
+    return result
+
+
+def fail_together(error: UserError | None) -> None:
+    """Raise a user's error on all ranks if there is one on any: the own one, or else the first.
+
+    Raises:
+        UserError: there is one.
+    """
+    for message in all_gather_object(None if error is None else str(error)):
+        if message is not None:
+            raise error or UserError(message)

@@ -12,11 +12,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,17 +38,16 @@ from mamba3_jepa.training.distributed import (
     from_rank_0,
     local_rank,
     local_world_size,
+    on_every_rank,
     rank,
     world_size,
 )
 from mamba3_jepa.training.frozen_key import cache_key
 from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, concatenate
-from mamba3_jepa.training.interrupt import Interrupted, StopSignal
+from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
 from mamba3_jepa.training.progress import CountReport
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PART_SIZE = 2048  # samples in one file
 _IN_MEMORY_BYTES = 1 << 30  # up to this size rows are read into memory; beyond it they stay memory-mapped
@@ -164,52 +162,54 @@ def frozen_outputs(
         raise UserError(f"{source.name}: there are no samples to compute")
     pieces = np.split(indices, range(PART_SIZE, len(indices), PART_SIZE))
     work = _Pass(model, source, batch_size, workers, on_bad_sample, precision)
-    if cache_dir is None:
-        mine = _on_every_rank(lambda: dict(work.parts(pieces, range(rank(), len(pieces), world_size()))))
-        everyone = {number: part for share in all_gather_object(mine) for number, part in share.items()}
-        return _assemble([everyone[number] for number in range(len(pieces))], model, source)
-    store = PartStore(cache_dir, from_rank_0(lambda: work.key(indices)))
-    try:
-        parts = _kept(work, store, pieces, try_again)
-    except BaseException:
-        store.release()
-        raise
-    return dataclasses.replace(_assemble(parts, model, source), held=store.held)
+    store = None if cache_dir is None else PartStore(cache_dir, from_rank_0(lambda: work.key(indices)))
+    with StopSignal() as stop:
+        try:
+            parts = _computed(work, pieces) if store is None else _kept(work, store, pieces, try_again)
+            if stop.received is not None:  # while the other ranks were waited for
+                raise StopRequested(stop.received)
+        except BaseException as error:
+            complete = 0 if store is None else sum(map(store.exists, range(len(pieces))))
+            if store is not None:
+                store.release()
+            if not isinstance(error, StopRequested):
+                raise
+            raise Interrupted(
+                f"stopped by request while computing frozen outputs: {complete} of {len(pieces)} parts are complete; "
+                "the same command goes on from there",
+                error.number,
+            ) from None
+    outputs = _assemble(parts, model, source)
+    return outputs if store is None else dataclasses.replace(outputs, held=store.held)
+
+
+def _computed(work: _Pass, pieces: list[NDArray[np.int64]]) -> list[Part]:
+    """Every part, each computed by one of the ranks."""
+    mine = on_every_rank(lambda: dict(work.parts(pieces, range(rank(), len(pieces), world_size()))))
+    everyone = {number: part for share in all_gather_object(mine) for number, part in share.items()}
+    return [everyone[number] for number in range(len(pieces))]
 
 
 def _kept(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], try_again: bool) -> list[Part]:
     """Every part out of `store`, after those that are not there, or of no use, have been computed."""
-    _on_every_rank(store.hold)
+    on_every_rank(store.hold)
     missing = [number for number in range(len(pieces)) if not store.exists(number)]
     missing = all_gather_object(missing)[0]  # files appear while others look
     if missing:
-        _on_every_rank(lambda: _compute_missing(work, store, pieces, missing))
+        on_every_rank(lambda: _compute_missing(work, store, pieces, missing))
     elif rank() == 0:
         logger.info("%s: using the frozen outputs in %s", work.source.name, store.folder)
         store.used()
     mine = range(local_rank(), len(pieces), local_world_size())  # each part is checked once on every host
-    _on_every_rank(lambda: _mend(work, store, pieces, mine, try_again))
-    return _on_every_rank(lambda: [store.read(number, check=False) for number in range(len(pieces))])
-
-
-def _on_every_rank(work: Callable[[], T]) -> T:
-    """`work()` on each rank; a user's error on one of them is raised on all, so that none waits for ever."""
-    error: UserError | None = None
-    try:
-        result = work()
-    except UserError as own:
-        error = own
-    told = [message for message in all_gather_object(None if error is None else str(error)) if message is not None]
-    if error is not None or told:
-        raise error or UserError(told[0])
-    return result
+    on_every_rank(lambda: _mend(work, store, pieces, mine, try_again))
+    return on_every_rank(lambda: [store.read(number, check=False) for number in range(len(pieces))])
 
 
 def _compute_missing(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], missing: list[int]) -> None:
     if rank() == 0:
         logger.info("%s: computing frozen outputs into %s", work.source.name, store.folder)
         store.describe({"source": work.source.name, "samples": sum(map(len, pieces)), "parts": len(pieces)})
-    for number, part in work.parts(pieces, missing[rank() :: world_size()], kept=len(pieces) - len(missing)):
+    for number, part in work.parts(pieces, missing[rank() :: world_size()]):
         store.write(number, part)
 
 
@@ -228,7 +228,7 @@ def _mend(
         if try_again and any(work.can_be_read(i) for i in part.not_read):
             logger.info("%s: samples that could not be read before are there now", work.source.name)
             lost.append(number)
-    for number, part in work.parts(pieces, lost, kept=len(pieces) - len(lost)):
+    for number, part in work.parts(pieces, lost):
         store.write(number, part)
 
 
@@ -290,9 +290,7 @@ class _Pass:
         except BadSampleError:
             return False
 
-    def parts(
-        self, pieces: list[NDArray[np.int64]], wanted: Sequence[int], kept: int = 0
-    ) -> Iterator[tuple[int, Part]]:
+    def parts(self, pieces: list[NDArray[np.int64]], wanted: Sequence[int]) -> Iterator[tuple[int, Part]]:
         """Compute the `wanted` parts, ascending; each is given with its number as soon as it is complete."""
         if not len(wanted):
             return
@@ -312,15 +310,13 @@ class _Pass:
         total = sum(len(pieces[number]) for number in wanted)
         batches = iter(loader)
         try:
-            with StopSignal() as stop, CountReport("frozen outputs", total, "samples", rank() == 0) as report:
-                for done, number in enumerate(wanted):
+            with CountReport("frozen outputs", total, "samples", rank() == 0) as report:
+                for number in wanted:
                     computed = []
                     for batch in itertools.islice(batches, -(-len(pieces[number]) // self._batch_size)):
-                        _obey(stop, f"{kept + done} of {len(pieces)}")
                         computed.append(self._compute(batch))
                         report.advance(len(batch) + len(batch.bad))
                     yield number, _join(computed)
-                _obey(stop, f"{kept + len(wanted)} of {len(pieces)}")
         finally:
             loader.close()
 
@@ -352,15 +348,6 @@ class _Pass:
             bad=batch.bad,
             not_read=batch.not_read,
             n_truncated=batch.n_truncated,
-        )
-
-
-def _obey(stop: StopSignal, complete: str) -> None:
-    if stop.received is not None:
-        raise Interrupted(
-            f"stopped by request while computing frozen outputs: {complete} parts are complete; "
-            "the same command goes on from there",
-            stop.received,
         )
 
 

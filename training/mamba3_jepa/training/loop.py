@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
+import signal
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +22,15 @@ from torch import Tensor, nn
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.settings.training import TrainSettings
-from mamba3_jepa.training.distributed import all_gather_object, any_rank, rank, world_size
-from mamba3_jepa.training.interrupt import Interrupted, StopSignal
+from mamba3_jepa.training.distributed import (
+    all_gather_object,
+    any_rank,
+    fail_together,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
+from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
 from mamba3_jepa.training.optim import build_optimizer
 from mamba3_jepa.training.progress import ProgressReport
 from mamba3_jepa.training.run import Run
@@ -35,7 +44,8 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
     """Train `task` to the end of its schedule, saving into `run`.
 
     Raises:
-        UserError: the loss or the gradient stopped being finite (names the step), or a file cannot be written.
+        UserError: the loss or the gradient stopped being finite (names the step), nothing of an epoch can be read, or a
+            file cannot be written.
         Interrupted: SIGTERM or Ctrl-C arrived; the state has been saved.
     """
     schedule = Schedule.of(task, settings)
@@ -46,33 +56,22 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
     state = _State(task, settings, run, accelerator, objective, optimizer, schedule)
     state.restore()
     with StopSignal() as stop, ProgressReport(schedule, state.position, run.is_main) as progress:
-        while state.position.step < schedule.total_steps:
-            for micro_batches in state.groups(progress):
-                metrics = state.step(micro_batches)
-                if not run.begun:  # a first step has shown that data, settings and device go together
-                    run.begin(task)
-                progress.advance(state.position, metrics, samples=_samples(micro_batches))
-                position = state.position
-                finished = position.step >= schedule.total_steps
-                epoch_ends = position.batch >= schedule.steps_per_epoch * settings.grad_accum
-                if position.step % settings.log_every == 0 or finished:
-                    run.log(position, metrics | progress.rates())
-                if finished or (position.step % settings.eval_every == 0 if settings.eval_every else epoch_ends):
-                    state.evaluate()
-                if epoch_ends:
-                    position.epoch, position.batch = position.epoch + 1, 0
-                (stopping,) = any_rank(stop.received is not None, device=accelerator.device)
-                if finished or epoch_ends or stopping or position.step % settings.save_every == 0:
-                    state.save()
-                if stopping and not finished:
-                    number = stop.received or 15
-                    raise Interrupted(
-                        f"stopped by request after step {position.step} of {schedule.total_steps}; "
-                        f"saved in {run.last_path}; the same command with `resume` continues",
-                        number,
-                    )
-                if finished or epoch_ends:
-                    break
+        if state.validation_due():  # it was stopped
+            run.begin(task)
+            state.settle()
+        while not state.finished:
+            micro_batches = state.fetch(progress)
+            state.obey(stop)
+            if len(micro_batches) < settings.grad_accum:
+                state.run_out()
+                continue
+            metrics = state.step(micro_batches)
+            if not run.begun:  # a first step has shown that data, settings and device go together
+                run.begin(task)
+            progress.advance(state.position, metrics, samples=state.n_samples)
+            if state.finished or state.position.step % settings.log_every == 0:
+                run.log(state.position, metrics | state.counts() | progress.rates())
+            state.settle()
 
 
 class _State:
@@ -92,20 +91,100 @@ class _State:
         self.objective, self.optimizer, self.schedule = objective, optimizer, schedule
         self.position = Position()
         self.metrics: dict[str, float] = {}
+        self.n_samples = 0  # of the last step, over all ranks
+        self._epoch_samples: int | None = 0  # of the epoch so far; None where it was continued
+        self._counts: dict[str, float] = {}
+        self._loader: Iterator[Any] | None = None
+        self._failure: UserError | None = None
+        self._saved_step = -1
 
-    def groups(self, progress: ProgressReport) -> Iterator[list[Any]]:
-        """Lists of `grad_accum` micro-batches, from the current position to the end of the epoch."""
-        group: list[Any] = []
-        loader = iter(self.task.batches(self.position.epoch, skip=self.position.batch))
-        while True:
-            with progress.waiting():
-                batch = next(loader, None)
-            if batch is None:
-                return
-            group.append(batch)
-            if len(group) == self.settings.grad_accum:
-                yield group
-                group = []
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.position.step >= self.schedule.total_steps
+
+    def fetch(self, progress: ProgressReport) -> list[Any]:
+        """The next `grad_accum` micro-batches; fewer at the end of the epoch, or where `obey` will not return."""
+        if self._loader is None:
+            self._loader = iter(self.task.batches(self.position.epoch, skip=self.position.batch))
+        try:
+            with StopSignal.heard_at_once(), progress.waiting():
+                return list(itertools.islice(self._loader, self.settings.grad_accum))
+        except StopRequested:
+            return []
+        except UserError as error:
+            self._failure = error
+            return []
+
+    def obey(self, stop: StopSignal) -> None:
+        """Leave, all ranks together, if one of them cannot read on or was asked to stop.
+
+        Raises:
+            UserError: the data's.
+            Interrupted: as asked; the state has been saved.
+        """
+        stopping, failed = any_rank(
+            stop.received is not None, self._failure is not None, device=self.accelerator.device
+        )  # fmt: skip
+        if failed:
+            fail_together(self._failure)
+        if stopping:
+            self.leave(stop.received or signal.SIGTERM)
+
+    def leave(self, number: int) -> NoReturn:
+        """Save, unless nothing has been done, and end the run because of signal `number`."""
+        self.task.say_left_out()
+        if self.position.step == 0:
+            raise Interrupted("stopped by request before the first step; nothing was saved", number)
+        if self.run.begun and self._saved_step != self.position.step:
+            self.save()
+        raise Interrupted(
+            f"stopped by request after step {self.position.step} of {self.schedule.total_steps}; "
+            f"saved in {self.run.last_path}; the same command with `resume` continues",
+            number,
+        )
+
+    def settle(self) -> None:
+        """What is due after a step: validation, the end of the epoch, a save."""
+        position, settings = self.position, self.settings
+        epoch_ends = self._epoch_ends()
+        if epoch_ends and self._epoch_samples == 0:
+            raise UserError(
+                f"epoch {position.epoch + 1}: not one of its samples could be read{self.task.say_left_out()}"
+            )
+        if self.validation_due():
+            self.evaluate()
+        if epoch_ends:
+            self.end_epoch()
+        if self.finished or epoch_ends or position.step % settings.save_every == 0:
+            self.save()
+
+    def validation_due(self) -> bool:
+        """Whether the last step is one to validate after, and that has not been done."""
+        every, step = self.settings.eval_every, self.position.step
+        due = self.finished or (step % every == 0 if every else self._epoch_ends())
+        return due and step != self.position.validated
+
+    def _epoch_ends(self) -> bool:
+        return self.position.batch >= self.schedule.steps_per_epoch * self.settings.grad_accum
+
+    def run_out(self) -> None:
+        """The data ended before the epoch's last step: fewer samples can be read than when the run was saved.
+
+        Raises:
+            UserError: there was not one step in the whole epoch.
+        """
+        if self.position.batch == 0:
+            raise UserError(
+                f"epoch {self.position.epoch + 1}: the data gave fewer batches than one step needs"
+                f"{self.task.say_left_out()}"
+            )
+        self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """On to the next one."""
+        self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        self._loader, self._epoch_samples = None, 0
 
     def step(self, micro_batches: list[Any]) -> dict[str, float]:
         """One optimizer step; the position moves on. Returns scalars for the log."""
@@ -135,8 +214,33 @@ class _State:
         self.task.after_step()
         self.position.step += 1
         self.position.batch += len(micro_batches)
-        metrics = {f"train/{name}": _mean([entry[name] for entry in logged]) for name in logged[0]}
+        metrics = self._over_ranks(logged, weights, sum(map(len, micro_batches)))
         return metrics | {"train/grad_norm": float(grad_norm), "train/lr": lr}
+
+    def _over_ranks(self, logged: list[dict[str, Tensor]], weights: list[float], n_samples: int) -> dict[str, float]:
+        """What was logged of a step, over its micro-batches and all ranks: means, weighted as the losses are; counts
+        are added up until `counts` is asked for them."""
+        factors = {name: [1.0] * len(weights) if name in self.task.counts else weights for name in logged[0]}
+        sums = [
+            sum(float(entry[name]) * factor for entry, factor in zip(logged, factors[name], strict=True))
+            for name in factors
+        ]
+        *sums, total = sum_over_ranks([*sums, n_samples], self.accelerator.device)
+        self.n_samples = int(total)
+        if self._epoch_samples is not None:
+            self._epoch_samples += self.n_samples
+        means = {}
+        for name, value in zip(factors, sums, strict=True):
+            if name in self.task.counts:
+                self._counts[name] = self._counts.get(name, 0.0) + value
+            else:
+                means[f"train/{name}"] = value / world_size()
+        return means
+
+    def counts(self) -> dict[str, float]:
+        """Counts since the last call."""
+        counts, self._counts = self._counts, {}
+        return {f"train/{name}": value for name, value in counts.items()}
 
     def _demand_finite(self, what: str, value: Tensor) -> None:
         (broken,) = any_rank(not bool(torch.isfinite(value)), device=self.accelerator.device)
@@ -152,8 +256,11 @@ class _State:
         """Validate, log, and keep the best weights."""
         started = time.monotonic()
         self.objective.eval()
-        # never under autocast: rounding must not decide which weights are the best
-        validation = self.task.validate(self.accelerator.device)
+        try:  # never under autocast: rounding must not decide which weights are the best
+            validation = self.task.validate(self.accelerator.device)
+        except StopRequested as request:
+            self.leave(request.number)  # it is due again when the run goes on
+        self.position.validated = self.position.step
         self.metrics = validation.metrics
         better = validation.score > self.position.best_score
         if better:
@@ -182,6 +289,7 @@ class _State:
                 "world_size": world_size(),
             }
             self.run.save_last(self._checkpoint_fields() | {"trainer": trainer})
+        self._saved_step = self.position.step
 
     def restore(self) -> None:
         """Continue where the run's last checkpoint stands, if there is one to continue."""
@@ -197,8 +305,14 @@ class _State:
         self.optimizer.load_state_dict(trainer["optimizer"])
         if self.accelerator.scaler is not None and trainer["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(trainer["scaler"])
-        self.position = Position(**trainer["position"])
+        # Earlier versions did not write down when they had validated; they saved after it.
+        self.position = Position(**{"validated": trainer["position"]["step"]} | trainer["position"])
+        steps_of_epoch = self.position.batch // checkpoint.run.get("grad_accum", self.settings.grad_accum)
+        self.position.batch = steps_of_epoch * self.settings.grad_accum
+        self._epoch_samples = None if self.position.batch else 0
+        self._saved_step = self.position.step
         self.metrics = checkpoint.metrics
+        self.task.resume(checkpoint)
         if len(trainer["rng"]) == world_size():
             _set_rng_state(trainer["rng"][rank()], self.accelerator.device)
         self.run.forget_metrics_after(self.position.step)
@@ -215,14 +329,6 @@ class _State:
             "metrics": self.metrics,
             **self.task.checkpoint_fields(),
         }
-
-
-def _samples(micro_batches: list[Any]) -> int:
-    return sum(len(batch) for batch in micro_batches) * world_size()
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack([value.float().cpu() for value in values]).mean())
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Letters: B local batch, G global batch, E embedding width.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -16,24 +17,25 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.batch import Batch, target_keys
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import BatchLoader, build_loader
 from mamba3_jepa.data.sources import DataSplits, Source, source_texts
-from mamba3_jepa.data.splits import spread
+from mamba3_jepa.data.splits import spread, stable_hash
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
+from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import info_nce
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase1Settings
-from mamba3_jepa.training.distributed import all_gather, all_gather_object, rank, sum_over_ranks, world_size
+from mamba3_jepa.training.distributed import all_gather, all_gather_object, from_rank_0, on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
 from mamba3_jepa.training.run import Run
@@ -72,7 +74,7 @@ def train_phase1(
     accelerator = build_accelerator(settings)
     settings = dataclasses.replace(settings, workers=workers(settings))
     config = settings.build_config()
-    x_encoder = _load_vit(settings)
+    x_encoder = on_every_rank(lambda: _load_vit(settings))
     if x_encoder is not None:
         config = config.replace(vision=x_encoder.config)
     data = open_data(settings, config) if data is None else data
@@ -85,7 +87,7 @@ def train_phase1(
     set_seed(settings.seed)  # the weights depend on the seed alone, not on what was read before
     model = model_type(config, tokenizer, x_encoder=x_encoder).to(accelerator.device)
     if run.resumed is None:
-        _start_vision_proj(model, data, settings)
+        on_every_rank(lambda: _start_vision_proj(model, data, settings))
     if settings.compile:
         compile_layers(model)
     if run.is_main:
@@ -162,15 +164,16 @@ def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, 
                 f"cannot resume {run.last_path}: `tokenizer` {settings.tokenizer} is not the one it was started with"
             )
         return known
+    return TextTokenizer.from_json(from_rank_0(lambda: _new_tokenizer(settings, config, data)))
+
+
+def _new_tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits) -> str:
     if settings.tokenizer is not None:
-        return TextTokenizer.from_file(settings.tokenizer)
-    trained = ""
-    if rank() == 0:
-        bad: list[str] | None = [] if settings.on_bad_sample == "skip" else None
-        texts = [config.query_prompt, *source_texts(data.train, data.train_indices, bad)]
-        data.left_out.say(data.train.name, bad or ())
-        trained = TextTokenizer.train(texts, config.vocab_size).to_json()
-    return TextTokenizer.from_json(all_gather_object(trained)[0])
+        return TextTokenizer.from_file(settings.tokenizer).to_json()
+    bad: list[str] | None = [] if settings.on_bad_sample == "skip" else None
+    texts = [config.query_prompt, *source_texts(data.train, data.train_indices, bad)]
+    data.left_out.say(data.train.name, bad or ())
+    return TextTokenizer.train(texts, config.vocab_size).to_json()
 
 
 class Phase1Objective(nn.Module):
@@ -189,10 +192,12 @@ class Phase1Objective(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
         model = self.model
-        predicted = model(*batch.inputs()).embedding
-        target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
+        if len(batch):
+            predicted = model(*batch.inputs()).embedding
+            target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
+        else:
+            predicted = target = self._no_embeddings()
         temperature = self.log_temperature.exp()
-        counts = sum_over_ranks(torch.tensor([len(batch.bad), batch.n_truncated], device=predicted.device))
         all_predicted, all_targets, keys = all_gather(predicted, target, batch.target_hash)
         contrast = info_nce(all_predicted, all_targets, keys, temperature)
         loss = contrast.loss
@@ -203,8 +208,8 @@ class Phase1Objective(nn.Module):
             "accuracy": contrast.accuracy,
             "negatives": contrast.negatives,
             "temperature": temperature.detach(),
-            "skipped_samples": counts[0],
-            "truncated_texts": counts[1],
+            "skipped_samples": torch.tensor(len(batch.bad)),
+            "truncated_texts": torch.tensor(batch.n_truncated),
         }
         if model.angn is not None:
             penalty = model.angn.sparsity_penalty()
@@ -213,6 +218,13 @@ class Phase1Objective(nn.Module):
             activity = model.angn.activity()
             logged |= {f"gate_activity_{layer}": value for layer, value in enumerate(activity)}
         return StepOutput(loss, logged)
+
+    def _no_embeddings(self) -> Tensor:
+        """(0, E), for a batch of which every sample was bad: they depend on every weight that trains, with gradients of
+        0, since the other ranks wait for a gradient of each."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        nothing = torch.stack([weight.flatten()[:0].sum() for weight in weights]).sum()
+        return nothing.expand(0, self.model.config.embed_dim)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -224,6 +236,7 @@ class Phase1Task:
     """Phase 1 as the loop sees it (see `training.task.Task`)."""
 
     phase = 1
+    counts: Sequence[str] = ("skipped_samples", "truncated_texts")
     objective_type = Phase1Objective
 
     def __init__(self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
@@ -235,6 +248,8 @@ class Phase1Task:
         self.collected: Collected | None = None
         self._epoch, self._n_truncated = 0, 0  # of the training batches since all ranks last spoke of them
         self._bad: list[str] = []
+        self._lost: set[int] = set()  # bad training samples of all ranks, as hashes of what was wrong with them
+        self._example = ""
         self._record = data_record(data)
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
@@ -264,23 +279,27 @@ class Phase1Task:
                 self._bad += batch.bad
                 self._n_truncated += batch.n_truncated
                 yield batch
-        finally:  # a run that stops here has no validation to come, which would say it of all ranks
-            if rank() == 0:
-                self.data.left_out.say(f"epoch {epoch + 1}", self._bad)
+        finally:
             self.objective.watch.end_epoch(epoch)
 
-    def _say_left_out(self, validation: list[str]) -> None:
-        """What all ranks have left out or cut in training since the last time, and in this `validation`."""
-        shares = all_gather_object((self._bad, self._n_truncated))
+    def say_left_out(self) -> str:
+        """What all ranks have left out or cut in training since the last time."""
+        bad, truncated = zip(*all_gather_object((self._bad, self._n_truncated)), strict=True)
         self._bad, self._n_truncated = [], 0
-        if rank() != 0:
-            return
-        where = f"epoch {self._epoch + 1}"
-        self.data.left_out.say(where, [message for bad, _ in shares for message in bad])
-        self.data.left_out.say("validation", validation)
-        truncated = sum(count for _, count in shares)
-        if truncated:
-            logger.warning("%s: %d texts longer than the token limit were cut", where, truncated)
+        where, messages = f"epoch {self._epoch + 1}", list(itertools.chain(*bad))
+        self._lost.update(map(stable_hash, messages))
+        self._example = self._example or "".join(messages[:1])
+        if rank() == 0:
+            self.data.left_out.say(where, messages)
+            if sum(truncated):
+                logger.warning("%s: %d texts longer than the token limit were cut", where, sum(truncated))
+        return f": {len(self._lost)} were left out, the first: {self._example}" if self._lost else ""
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Bad samples found before stay counted."""
+        before = checkpoint.data.train_samples
+        if before is not None:
+            self._record = dataclasses.replace(self._record, train_samples=before)
 
     def weights(self, batches: Sequence[Batch]) -> list[float]:
         """Micro-batches count alike: each is a contrast of its own."""
@@ -292,11 +311,15 @@ class Phase1Task:
 
     def validate(self, device: torch.device) -> Validation:
         """Retrieval, answers and the health of the embeddings on the held-out samples, each rank doing its share."""
-        mine = collect(self.model, self.val_loader, device)
+        mine = on_every_rank(lambda: collect(self.model, self.val_loader, device))
         if self.model.angn is not None:
             self.model.angn.reset_context()  # its moving average is for inference, not for what was measured here
         self.collected = everyone = merge(all_gather_object(mine))
-        self._say_left_out(everyone.bad)
+        self.say_left_out()
+        if rank() == 0:
+            self.data.left_out.say("validation", everyone.bad)
+        if not everyone.texts:
+            raise UserError(f"validation: not one of {len(everyone.bad)} samples could be read: {everyone.bad[0]}")
         report = evaluate(everyone)
         metrics = report.metrics()
         metrics["val/loss"] = self._loss(everyone)
@@ -321,4 +344,6 @@ class Phase1Task:
 
     def checkpoint_fields(self) -> dict[str, Any]:
         """The tokenizer, where the data came from, and its most frequent answers."""
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}
+        known, left = self._record.train_samples or 0, len(self.data.train_indices) - len(self._lost)
+        data = dataclasses.replace(self._record, train_samples=min(known, left))
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": data}

@@ -30,7 +30,7 @@ from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.training import Phase2Settings
-from mamba3_jepa.training.distributed import all_gather_object, rank, world_size
+from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run
@@ -45,7 +45,7 @@ from mamba3_jepa.training.start import (
     warn_of_seen_samples,
     workers,
 )
-from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
+from mamba3_jepa.training.task import KeptOutputs, StepOutput, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
     """
+    accelerator = build_accelerator(settings)
     start, start_path = starting_point(settings, phase=2, earlier=settings.phase1_checkpoint)
     settings = settings.resolved(start.config.preset)
     start = dataclasses.replace(start, config=settings.changed(start.config))
-    accelerator = build_accelerator(settings)
     data = open_data(settings, start.config)
     run = Run(settings, phase=2, accelerator=accelerator)
     demand_same(run, start.config, data)
@@ -90,7 +90,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
     if run.is_main:
         say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
-    record = data_record(data, start=start, phase=2)
+    record = data_record(data, start=start, phase=2, train_samples=len(train))
     fit(Phase2Task(model, train, val, data, settings, record), settings, run, accelerator)
     accelerator.end_training()
     if run.is_main:
@@ -155,7 +155,7 @@ class Phase2Objective(nn.Module):
         return StepOutput(loss, {"token_accuracy": scores.right / scores.tokens})
 
 
-class Phase2Task:
+class Phase2Task(KeptOutputs):
     """Phase 2 as the loop sees it (see `training.task.Task`)."""
 
     phase = 2
@@ -176,18 +176,22 @@ class Phase2Task:
         self.model, self.config, self.decoder = model, model.config, model.y_decoder
         self.train, self.val, self.data, self.settings = train, val, data, settings
         self.objective = Phase2Objective(self.decoder)
-        self._record = record
+        super().__init__(record, train.bad)
         self._lengths: NDArray[np.int64] = train.target_lengths.numpy()
         self._global_size = (settings.batch_size or 1) * world_size()
-        demand_one_batch(data.train.name, len(train), settings)
-        self.batches_per_epoch = len(train) // self._global_size
+        demand_one_batch(data.train.name, len(train), settings, train.bad)
+        self._step_size = self._global_size * settings.grad_accum
+        self.batches_per_epoch = len(train) // self._step_size * settings.grad_accum
         self._asked = self._questions()
         self._answers: Answers | None = None
 
     def batches(self, epoch: int, skip: int) -> Iterator[Phase2Batch]:
-        """This process's batches of `epoch`, without the first `skip`."""
-        plan = length_batches(self._lengths, self._global_size, seed=self.settings.seed, epoch=epoch)
-        for block in plan[skip:]:
+        """This process's batches of `epoch`, without the first `skip`.
+
+        What a step sees depends on its size alone, however many micro-batches and ranks share it.
+        """
+        steps = length_batches(self._lengths, self._step_size, seed=self.settings.seed, epoch=epoch)
+        for block in steps.reshape(-1, self._global_size)[skip:]:
             yield self.batch(block)
 
     def batch(self, block: NDArray[np.int64]) -> Phase2Batch:
@@ -209,13 +213,11 @@ class Phase2Task:
         total = sum(batch.n_global_tokens for batch in batches)
         return [batch.n_tokens * world_size() / total for batch in batches]
 
-    def after_step(self) -> None:
-        """Nothing to keep in place."""
-
     def validate(self, device: torch.device) -> Validation:
         """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share."""
         with eval_mode(self.decoder):
-            tokens = TokenReport.of(all_gather_object(sum_scores(self.decoder, self._val_batches(), device)))
+            scores = on_every_rank(lambda: sum_scores(self.decoder, self._val_batches(), device))
+            tokens = TokenReport.of(all_gather_object(scores))
             self._answers, unfinished = self._generate(device)
         metrics = {
             "val/loss": tokens.loss,
@@ -253,12 +255,10 @@ class Phase2Task:
 
     def _generate(self, device: torch.device) -> tuple[Answers, float]:
         """The answers, and the share of them that did not come to an end."""
-        said = generate_texts(
-            self.decoder,
-            self.model.tokenizer,
-            self.val.embedding[self._rows[rank() :: world_size()]],
-            max_tokens=self.config.max_answer_tokens - 1,  # bos is given
-            device=device,
+        mine = self.val.embedding[self._rows[rank() :: world_size()]]
+        max_tokens = self.config.max_answer_tokens - 1  # bos is given
+        said = on_every_rank(
+            lambda: generate_texts(self.decoder, self.model.tokenizer, mine, max_tokens=max_tokens, device=device)
         )
         generated: list[tuple[str, bool]] = [("", False)] * len(self._rows)
         for number, share in enumerate(all_gather_object(said)):

@@ -22,14 +22,11 @@ from torch import Tensor, nn
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.loader import BatchPlan
-from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
 from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection, plot_memory_floor
 from mamba3_jepa.evaluation.injection import InjectionReport, InjectionSamples, InjectionTrial, gallery
-from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
-from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
@@ -38,9 +35,9 @@ from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
-from mamba3_jepa.training.distributed import rank, world_size
+from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.phase3_data import Phase3Data, knowledge_text, phase3_data
+from mamba3_jepa.training.phase3_data import Phase3Data, memory_floor, phase3_data
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator
 from mamba3_jepa.training.start import (
@@ -53,7 +50,7 @@ from mamba3_jepa.training.start import (
     warn_of_seen_samples,
     workers,
 )
-from mamba3_jepa.training.task import StepOutput, Validation, demand_one_batch
+from mamba3_jepa.training.task import KeptOutputs, StepOutput, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +72,10 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
     """
+    accelerator = build_accelerator(settings)
     start, start_path = starting_point(settings, phase=3, earlier=settings.phase2_checkpoint)
     settings = settings.resolved(start.config.preset)
     config = _with_knowledge_dim(settings.changed(start.config), settings)
-    accelerator = build_accelerator(settings)
     # All samples there are: questions without an answer are learnt from too, if they are labelled.
     data = open_data(
         settings, config, kind="all", val_samples_per_scene=_VAL_SAMPLES_PER_SCENE, max_val_scenes=_MAX_VAL_SCENES
@@ -101,7 +98,8 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     # rounding must not decide which weights are the best
     in_float32 = dataclasses.replace(settings, precision="fp32")
     val_data = _outputs(model, val, val_rows, in_float32, demand_vectors=False, try_again=is_new)
-    record = data_record(data, start=start, phase=3, confusion=_counts(train_data))
+    n_read = train.n_made_of(train_data.frozen.index.numpy())
+    record = data_record(data, start=start, phase=3, train_samples=n_read, confusion=_counts(train_data))
     if run.is_main:
         _say(model, train_data, val_data)
     fit(Phase3Task(model, train_data, val_data, settings, record), settings, run, accelerator)
@@ -236,7 +234,7 @@ class Phase3Objective(nn.Module):
         return StepOutput(loss, logged)
 
 
-class Phase3Task:
+class Phase3Task(KeptOutputs):
     """Phase 3 as the loop sees it (see `training.task.Task`)."""
 
     phase = 3
@@ -260,8 +258,8 @@ class Phase3Task:
         self.train, self.val = train, val
         self.recursion = model.recursion
         self.objective = Phase3Objective(model.recursion, model.predictor, settings.injection_weight)
-        self._record = record
-        demand_one_batch(train.source.name, len(train), settings)
+        super().__init__(record, train.frozen.bad)
+        demand_one_batch(train.source.name, len(train), settings, train.frozen.bad)
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
         self.batches_per_epoch = len(self._plan)
@@ -275,7 +273,7 @@ class Phase3Task:
         samples = [val.source.sample(i) for i in val.frozen.index.tolist()]
         self._questions = [sample.question for sample in samples]
         self._kinds = [CONFUSION_KINDS[kind] for kind in val.source.kinds[val.frozen.index.numpy()]]
-        self._memory_floor = _memory_floor(val, samples)
+        self._memory_floor = memory_floor(val, samples)
         rows = torch.arange(len(val))
         knowledge, usable = val.knowledge(rows)
         chosen = rows[usable & val.confused]
@@ -328,16 +326,16 @@ class Phase3Task:
         """All batches have the same size, and so the same weight."""
         return [1 / len(batches)] * len(batches)
 
-    def after_step(self) -> None:
-        """Nothing to keep in place."""
-
-    @torch.no_grad()
     def validate(self, device: torch.device) -> Validation:
         """Confusion by kind, with threshold and temperature chosen anew and stored, and what injection does; the
         memory's floor is stored too.
 
         Every rank computes everything: it is little, as the frozen model's outputs are known.
         """
+        return on_every_rank(lambda: self._validated(device))
+
+    @torch.no_grad()
+    def _validated(self, device: torch.device) -> Validation:
         losses, logits = self._losses(device)
         report = evaluate_confusion(logits, self.val.confused, self._kinds, self._questions)
         probe = self.recursion.confusion_probe
@@ -391,19 +389,3 @@ class Phase3Task:
     def checkpoint_fields(self) -> dict[str, Any]:
         """The tokenizer, and where the data came from."""
         return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}
-
-
-def _memory_floor(val: Phase3Data, samples: list[Sample]) -> MemoryFloor:
-    """Chosen on lookups in a memory of all knowledge texts of the N validation samples, which are the same at every
-    validation. Vectors are not looked up."""
-    knowledge, usable = val.knowledge(torch.arange(len(val)))
-    texts = {row: knowledge_text(samples[row]) for row in usable.nonzero().squeeze(1).tolist()}
-    known = {row: text for row, text in texts.items() if text is not None and val.answers_are_knowledge}
-    if not known:
-        return MemoryFloor.none()
-    labels, first = distinct(list(known.values()))
-    rows = torch.tensor(list(known))
-    confused = val.confused[rows]
-    return choose_memory_floor(
-        val.frozen.embedding[rows[confused]], torch.tensor(labels)[confused], knowledge[rows[first]]
-    )

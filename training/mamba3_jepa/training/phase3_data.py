@@ -17,8 +17,11 @@ from mamba3_jepa.data.confusion import ConfusionSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import OnBadSample, Sample
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
+from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
+from mamba3_jepa.training.distributed import on_every_rank
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
@@ -85,7 +88,9 @@ def phase3_data(
         Interrupted: SIGTERM or Ctrl-C; complete parts are kept.
     """
     # first: what is wrong with it should be said at once
-    given = given_knowledge(model, source, indices, on_bad_sample=on_bad_sample, demand_vectors=demand_vectors)
+    given = on_every_rank(
+        lambda: given_knowledge(model, source, indices, on_bad_sample=on_bad_sample, demand_vectors=demand_vectors)
+    )
     frozen = frozen_outputs(
         model,
         source,
@@ -172,6 +177,22 @@ def knowledge_text(sample: Sample) -> str | None:
     if sample.knowledge is None:
         return sample.target
     return sample.knowledge if isinstance(sample.knowledge, str) else None
+
+
+def memory_floor(val: Phase3Data, samples: list[Sample]) -> MemoryFloor:
+    """Chosen on lookups in a memory of all knowledge texts of the N validation samples, which are the same at every
+    validation. Vectors are not looked up."""
+    knowledge, usable = val.knowledge(torch.arange(len(val)))
+    texts = {row: knowledge_text(samples[row]) for row in usable.nonzero().squeeze(1).tolist()}
+    known = {row: text for row, text in texts.items() if text is not None and val.answers_are_knowledge}
+    if not known:
+        return MemoryFloor.none()
+    labels, first = distinct(list(known.values()))
+    rows = torch.tensor(list(known))
+    confused = val.confused[rows]
+    return choose_memory_floor(
+        val.frozen.embedding[rows[confused]], torch.tensor(labels)[confused], knowledge[rows[first]]
+    )
 
 
 def _origin(sample: Sample) -> str:

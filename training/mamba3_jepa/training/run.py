@@ -21,7 +21,10 @@ from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.files.whole_file import followed
 from mamba3_jepa.settings.training import TrainSettings
+from mamba3_jepa.training.beginning import Beginning
+from mamba3_jepa.training.distributed import from_rank_0
 from mamba3_jepa.training.schedule import Position
+from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
 from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)
@@ -45,53 +48,52 @@ class Run:
         self.last_path = self.folder / f"phase{phase}_last.pt"
         self.best_path = self.folder / f"phase{phase}_best.pt"
         self.resumed: Checkpoint | None = None
+        self.beginning: Beginning | None = None
         self._settings, self._accelerator = settings, accelerator
         self._metrics = MetricsLog(self.folder / "metrics.jsonl")
         self.begun = False
-        if self.is_main:
-            _demand_writable(self.folder, is_moved=not settings.resume and _holds_run(self.folder))
         if settings.resume:
-            self.resumed = self._open_earlier(phase)
-        accelerator.wait_for_everyone()
+            self._open_earlier(phase)
+        is_new = self.beginning is None
+        from_rank_0(lambda: _demand_writable(self.folder, is_moved=is_new and _holds_run(self.folder)))
 
-    def _open_earlier(self, phase: int) -> Checkpoint | None:
-        if not self.last_path.exists():
-            if self.is_main:
-                logger.info("nothing to resume: no %s yet; starting from the beginning", self.last_path)
-            return None
-        checkpoint = load_checkpoint(self.last_path, phase=phase)
-        if checkpoint.trainer is None:
+    def _open_earlier(self, phase: int) -> None:
+        """What is continued: the last checkpoint, or a run that was left before its first save: its config.json."""
+        exists = self.last_path.exists
+        checkpoint = read_from_rank_0(
+            self.last_path, lambda: load_checkpoint(self.last_path, phase=phase) if exists() else None
+        )
+        if checkpoint is None:
+            self.beginning = from_rank_0(lambda: Beginning.of_config_file(self.folder / "config.json", phase))
+            logger.info("nothing to resume: no %s yet; starting from the beginning", self.last_path)
+        elif checkpoint.trainer is None:
             raise UserError(f"{self.last_path} holds weights only and cannot be continued")
-        ours = self._settings.to_dict()
-        theirs = type(self._settings)().to_dict() | checkpoint.run  # an older run lacks newer settings
-        changed = [
-            f"`{name}` {theirs.get(name)} -> {value}"
-            for name, value in ours.items()
-            if name not in TrainSettings.FREE_ON_RESUME and theirs.get(name) != value
-        ]
-        if changed:
-            raise UserError(
-                f"cannot resume {self.last_path}: the settings differ ({'; '.join(changed)}). "
-                "Resume with the settings of the first run, or choose another `output_dir`."
-            )
+        else:
+            self.beginning = Beginning.of_checkpoint(self.last_path, checkpoint)
+        if self.beginning is None:
+            return
+        self.beginning.demand_same_settings(self._settings, self._accelerator.num_processes)
+        theirs, ours = self.beginning.settings, self._settings.to_dict()
         stretched = [name for name in ("epochs", "max_steps") if theirs.get(name) != ours[name]]
-        if stretched and self.is_main:
+        if stretched and checkpoint is not None:
             logger.warning("%s changed: the learning-rate schedule changes with it", " and ".join(stretched))
-        return checkpoint
+        self.resumed = checkpoint
 
     def begin(self, task: Task) -> None:
         """Make the folder, write config.json and start the trackers.
 
-        Unless it is continued, an earlier run in the folder is moved aside, never overwritten.
+        An earlier run in the folder that is not continued is moved aside, never overwritten.
 
         Raises:
             UserError: the folder cannot be written, or the earlier run not be moved.
         """
         self.begun = True
         if self.is_main:
-            if not self._settings.resume:
+            if self.beginning is None:
                 _move_aside(self.folder)
             self._make_folder()
+            if self.resumed is None:
+                self.forget_metrics_after(0)  # of a beginning that was not saved
             self._write_config(task)
         _start_trackers(self._accelerator, self._settings, task.phase)
 
@@ -106,6 +108,7 @@ class Run:
     def _write_config(self, task: Task) -> None:
         """config.json: everything that decides the run, resolved, and the versions it ran on."""
         values = {
+            "phase": task.phase,
             "settings": self._settings.to_dict(),
             "model": task.config.to_dict(),
             "data": task.checkpoint_fields()["data"].without_answers().in_short().to_dict(),

@@ -13,12 +13,14 @@ from mamba3_jepa.training.task import Task
 
 @dataclass(kw_only=True)
 class Position:
-    """Where the run stands: optimizer steps done, and micro-batches consumed in the current epoch."""
+    """Where the run stands: optimizer steps done, micro-batches consumed in the current epoch, the best validation's
+    score, and the step of the last one."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     best_score: float = float("-inf")
+    validated: int = 0
 
 
 @dataclass(kw_only=True)

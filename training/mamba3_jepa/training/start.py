@@ -21,9 +21,11 @@ from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.overrides import flattened
 from mamba3_jepa.settings.training import TrainSettings
-from mamba3_jepa.training.distributed import from_rank_0, rank
+from mamba3_jepa.training.beginning import Beginning
+from mamba3_jepa.training.distributed import all_gather_object, from_rank_0, on_every_rank, rank
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import spare_cores
+from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +45,26 @@ def open_data(
     Args:
         val_samples_per_scene: how many samples the phase makes of each validation scene where the data is synthetic: of
             samples with a target a caption and two questions.
+
+    Raises:
+        UserError: see `open_splits`; or the ranks do not see the same data.
     """
     n_val_scenes = (settings.val_samples or 1) // val_samples_per_scene
-    data = open_splits(
-        settings.data_dir,
-        image_size=config.vision.image_size,
-        seed=settings.seed,
-        val_fraction=settings.val_fraction,
-        n_scenes=settings.synthetic_scenes or 1,
-        n_val_scenes=max(2, min(max_val_scenes, n_val_scenes)),
-        kind=kind,
-        on_bad_sample=settings.on_bad_sample,
+    data = on_every_rank(
+        lambda: open_splits(
+            settings.data_dir,
+            image_size=config.vision.image_size,
+            seed=settings.seed,
+            val_fraction=settings.val_fraction,
+            n_scenes=settings.synthetic_scenes or 1,
+            n_val_scenes=max(2, min(max_val_scenes, n_val_scenes)),
+            kind=kind,
+            on_bad_sample=settings.on_bad_sample,
+        )
     )
     if data.synthetic:
         return data
+    _demand_agreement(data)
     content = from_rank_0(lambda: split_content(data.train, data.train_indices, data.val, data.val_indices))
     if content.shared and rank() == 0:
         logger.warning(
@@ -65,6 +73,17 @@ def open_data(
             content.shared, len(data.val_indices),
         )  # fmt: skip
     return dataclasses.replace(data, content=content)
+
+
+def _demand_agreement(data: DataSplits) -> None:
+    """Refuse hosts that do not see the same data, whose ranks would run out of it at different times."""
+    seen = all_gather_object((data.fingerprint, len(data.train_indices), len(data.val_indices)))
+    for number, (fingerprint, *sizes) in enumerate(seen):
+        if (fingerprint, *sizes) != seen[0]:
+            raise UserError(
+                f"{data.train.name}: the host of rank {number} has other data ({sizes[0]} training and {sizes[1]} "
+                f"validation samples) than that of rank 0 ({seen[0][1]} and {seen[0][2]}): give all hosts the same"
+            )
 
 
 def workers(settings: TrainSettings) -> int:
@@ -80,17 +99,20 @@ def starting_point(settings: TrainSettings, *, phase: int, earlier: Path) -> tup
         UserError: there is none, it is damaged, or it is of the wrong phase; says what to give instead.
     """
     last = settings.output_dir / f"phase{phase}_last.pt"
-    if settings.resume and last.exists():
-        own = load_checkpoint(last, phase=phase)
-        recorded = Path(own.run.get(f"phase{phase - 1}_checkpoint", earlier))
-        if earlier.exists() and earlier.resolve() != recorded.resolve():
-            _demand_same_model(own, last, load_checkpoint(earlier, phase=phase - 1), earlier)
-        return own, last
-    return load_earlier(earlier, phase=phase), earlier
+    if settings.resume:
+        own = read_from_rank_0(last, lambda: load_checkpoint(last, phase=phase) if last.exists() else None)
+        if own is not None:
+            from_rank_0(lambda: _demand_same_model(own, last, earlier))
+            return own, last
+    return read_from_rank_0(earlier, lambda: load_earlier(earlier, phase=phase)), earlier
 
 
-def _demand_same_model(own: Checkpoint, last: Path, named: Checkpoint, path: Path) -> None:
+def _demand_same_model(own: Checkpoint, last: Path, path: Path) -> None:
     """Another file than the run was started with is welcome as long as it holds what that held."""
+    recorded = Path(own.run.get(f"phase{own.phase - 1}_checkpoint", path))
+    if not path.exists() or path.resolve() == recorded.resolve():
+        return
+    named = load_checkpoint(path, phase=own.phase - 1)
     for name, tensor in named.model.items():
         if name not in own.model or not torch.equal(tensor, own.model[name]):
             raise UserError(
@@ -131,20 +153,28 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
     Raises:
         UserError: it does not.
     """
-    if run.resumed is None:
+    begun = run.beginning
+    if begun is None:
         return
-    if run.resumed.config != config:
-        theirs, ours = flattened(run.resumed.config.to_dict()), flattened(config.to_dict())
+    if not data.synthetic:  # first: other texts also give another vocabulary
+        _demand_same_data(run, begun, data)
+    if begun.config != config:
+        theirs, ours = flattened(begun.config.to_dict()), flattened(config.to_dict())
         changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
-        raise UserError(f"cannot resume {run.last_path}: it was made with another model configuration ({changed})")
-    known, changed = run.resumed.data, ""
+        raise UserError(f"cannot resume {begun.path}: it was made with another model configuration ({changed})")
+    if data.synthetic:  # last: it is drawn for the model's size of images
+        _demand_same_data(run, begun, data)
+
+
+def _demand_same_data(run: Run, begun: Beginning, data: DataSplits) -> None:
+    known, changed = begun.data, ""
     if data.content is None or not known.content:
         changed = "" if known.fingerprint == data.fingerprint else "its names or lines"
-        if not changed and data.content is not None and run.is_main:
+        if not changed and data.content is not None and run.resumed is not None and run.is_main:
             logger.warning(
                 "%s was written before the content of data was kept: only names were compared, not whether texts or "
                 "pictures have changed",
-                run.last_path,
+                begun.path,
             )
     elif difference := first_difference(known.content, data.content.digests):
         changed, first, end = difference
@@ -154,7 +184,7 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
             changed += f" among {end - first} samples from {data.origin(first)} on"
     if changed:
         raise UserError(
-            f"cannot resume {run.last_path}: the data has changed since: {changed} ({data.train.name}, "
+            f"cannot resume {begun.path}: the data has changed since: {changed} ({data.train.name}, "
             f"{len(data.train_indices)} training samples; it was {known.source}, {known.train_samples}). "
             "Put it back as it was, or start a new run in another `output_dir`."
         )
@@ -174,13 +204,19 @@ def warn_of_seen_samples(start: Checkpoint, data: DataSplits, settings: TrainSet
 
 
 def data_record(
-    data: DataSplits, *, start: Checkpoint | None = None, phase: int = 1, confusion: dict[str, int] | None = None
+    data: DataSplits,
+    *,
+    start: Checkpoint | None = None,
+    phase: int = 1,
+    train_samples: int | None = None,
+    confusion: dict[str, int] | None = None,
 ) -> DataRecord:
     """What a checkpoint of `phase` says of its data.
 
     Args:
         start: what the phase goes on from; its answers are kept where it has seen the same data, and in phase 3, which
             learns no answers, wherever there are some.
+        train_samples: how many training samples could be read, where that is known.
         confusion: how many training samples there are of each kind, in phase 3.
     """
     known: list[str] = []
@@ -193,7 +229,7 @@ def data_record(
     return DataRecord(
         source=data.train.name,
         synthetic=data.synthetic,
-        train_samples=len(data.train_indices),
+        train_samples=len(data.train_indices) if train_samples is None else train_samples,
         val_samples=len(data.val_indices),
         fingerprint=data.fingerprint,
         content={} if data.content is None else data.content.digests,

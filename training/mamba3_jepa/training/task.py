@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import world_size
+
+logger = logging.getLogger(__name__)
 
 
 class StepOutput(NamedTuple):
@@ -40,6 +44,8 @@ class Task(Protocol):
     config: ModelConfig
     batches_per_epoch: int
     """Micro-batches each process sees in one epoch."""
+    counts: Sequence[str]
+    """Names of what the objective logs that are counts, to be added up; the others are means."""
 
     @property
     def objective(self) -> nn.Module:
@@ -55,6 +61,16 @@ class Task(Protocol):
     def weights(self, batches: Sequence[Any]) -> list[float]:
         """The factor of each micro-batch's loss in the step's loss."""
 
+    def say_left_out(self) -> str:
+        """Say what was left out of training since the last time, on all ranks; called on every rank.
+
+        Returns:
+            the same in a few words, to stand behind a sentence; empty if nothing was.
+        """
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take over what a run that is continued knew of its data, and say what has changed."""
+
     def after_step(self) -> None:
         """Keep parameters where they belong after an optimizer step."""
 
@@ -68,15 +84,51 @@ class Task(Protocol):
         """`tokenizer` and `data` of the checkpoint."""
 
 
-def demand_one_batch(name: str, n_samples: int, settings: TrainSettings) -> None:
+class KeptOutputs:
+    """What tasks share that train on frozen outputs kept from before: no data is read meanwhile."""
+
+    counts: Sequence[str] = ()
+
+    def __init__(self, record: DataRecord, bad: Sequence[str]) -> None:
+        """`record`: what the checkpoint says about the data; `bad`: what was wrong with samples left out of it."""
+        self._record, self._bad = record, bad
+
+    def say_left_out(self) -> str:
+        """It was said when the outputs were computed."""
+        return left_out_of(self._bad)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Say so if other samples can be read than by the run that wrote `checkpoint`."""
+        before, now = checkpoint.data.train_samples, self._record.train_samples
+        if before != now:
+            logger.warning(
+                "%s: %s training samples can be read, it was %s when the run was saved: from here on they come in "
+                "another order, and the schedule is theirs",
+                self._record.source, now, before,
+            )  # fmt: skip
+
+    def after_step(self) -> None:
+        """Nothing to keep in place."""
+
+
+def demand_one_batch(name: str, n_samples: int, settings: TrainSettings, bad: Sequence[str] = ()) -> None:
     """Refuse a global batch that the training data cannot fill once.
 
+    Args:
+        bad: what was wrong with samples that are not among the `n_samples`.
+
     Raises:
-        UserError: names the data, `name`, and both sizes.
+        UserError: names the data, `name`, both sizes, and what was left out.
     """
     size = (settings.batch_size or 1) * world_size()
     if n_samples < size:
         ranks = f" ({settings.batch_size} on each of {world_size()} processes)" if world_size() > 1 else ""
         raise UserError(
             f"{name}: `batch_size`: a batch of {size}{ranks} is larger than the {n_samples} samples there are"
+            f"{left_out_of(bad)}"
         )
+
+
+def left_out_of(bad: Sequence[str]) -> str:
+    """Bad samples in a few words, to stand behind a sentence; empty if there are none."""
+    return f": {len(set(bad))} were left out, the first: {bad[0]}" if bad else ""
