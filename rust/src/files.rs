@@ -13,11 +13,12 @@ use crate::error::Error;
 
 /// Writes `path` through `content`: to a temporary file beside it, flushed to the disk, renamed. Makes the folder if
 /// need be. A symbolic link stays one: what it leads to is replaced. Threads and processes may write the same path at once:
-/// one of them is last.
+/// one of them is last. On Unix a pipe, a character device and the file that the program's own output goes to are written
+/// to directly, since a rename would put a file in their place.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be written, or if what is at `path` is not a file, such as a device; it is unchanged
-/// then, and nothing is left beside it.
+/// [`Error::File`] if it cannot be written, or if what is at `path` is a folder or a socket; it is unchanged then, and
+/// nothing is left beside it.
 pub fn write_whole(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
     write(path, content)
         .map_err(|error| Error::File { path: path.to_path_buf(), reason: format!("cannot write it: {error}") })
@@ -53,6 +54,11 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
 }
 
 fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    if let Some(file) = written_to_directly(path)? {
+        let mut file = BufWriter::new(file);
+        content(&mut file)?;
+        return file.flush();
+    }
     let path = &at_the_end_of_links(path)?;
     let Some(name) = path.file_name() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not the name of a file"));
@@ -67,6 +73,32 @@ fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     content(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&temporary.0, path)
+}
+
+/// What is at `path`, open, if it must not be replaced by another file.
+#[cfg(unix)]
+fn written_to_directly(path: &Path) -> io::Result<Option<File>> {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    let Ok(found) = fs::metadata(path) else { return Ok(None) };
+    if found.file_type().is_char_device() || found.file_type().is_fifo() {
+        return fs::OpenOptions::new().write(true).open(path).map(Some);
+    }
+    // the standard output or error, as /dev/stdout of `command > file` is; opened anew it would have another position
+    let (out, err) = (io::stdout(), io::stderr());
+    for own in [out.as_fd(), err.as_fd()] {
+        let Ok(own) = own.try_clone_to_owned().map(File::from) else { continue }; // it may be closed
+        if own.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino())) {
+            return Ok(Some(own));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(not(unix))]
+fn written_to_directly(_: &Path) -> io::Result<Option<File>> {
+    Ok(None)
 }
 
 /// Where symbolic links at `path` lead, if there are any; there need not be a file yet.
@@ -208,6 +240,27 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         assert!(!fs::metadata(&link).unwrap().is_file());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_and_a_device_are_written_to() {
+        use std::os::unix::fs::FileTypeExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, link) = (folder.path().join("pipe"), folder.path().join("link"));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        let read = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| fs::read(&pipe));
+            write_whole(&pipe, |out| out.write_all(b"into the pipe")).unwrap();
+            reader.join().unwrap().unwrap()
+        });
+        assert_eq!(read, b"into the pipe");
+        write_whole(&link, |out| out.write_all(b"gone")).unwrap();
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        assert!(fs::metadata(&link).unwrap().file_type().is_char_device());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[cfg(unix)]

@@ -90,11 +90,27 @@ fn is_line_end(character: char) -> bool {
     )
 }
 
+/// The number as Python's messages have it: `nan`, `inf`, `1e+39`, `0.5`.
+pub fn number_text(number: f64) -> String {
+    let text = format!("{number:?}").to_lowercase();
+    match text.split_once('e') {
+        Some((digits, power)) if !power.starts_with('-') => format!("{digits}e+{power}"),
+        _ => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn numbers_are_written_as_in_python() {
+        let numbers = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, 1e-46, 0.5, -1.0, 0.0];
+        let texts = ["nan", "inf", "-inf", "1e+39", "1e-46", "0.5", "-1.0", "0.0"];
+        assert_eq!(numbers.map(number_text), texts);
+    }
 
     #[test]
     fn strips_what_python_strips() {

@@ -402,7 +402,7 @@ fn ask_with_bad_input() {
         (&[], "nothing to ask"),
         (&["x?", "--device", "cuda"], "--device cuda: not available here"),
         (&["x?", "--threads", "0"], "--threads 0: must be at least 1"),
-        (&["x?", "--threads", "1025"], "--threads 1025: must be at most 1024"),
+        (&["x?", "--threads", "1025"], "--threads 1025: must be at least 1 and at most 1024"),
         (&["x?", "--knowledge-vector", "/dev/null"], "not a knowledge vector"),
         (&["x?", "--answers", "@empty.txt"], "has no text"),
         (&["x?", "--answers", "@nowhere.txt"], "cannot read it"),
@@ -559,8 +559,12 @@ fn bad_input_to_the_commands_about_images() {
             &[&images[..], &["--labels", "a", "b", "--temperature", "1e-50"]].concat(),
             "--temperature 1e-50: ",
         ),
-        ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "1e39"]].concat(), "--temperature 1e39: "),
-        ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "nan"]].concat(), "--temperature NaN: "),
+        (
+            "classify",
+            &[&images[..], &["--labels", "a", "b", "--temperature", "1e39"]].concat(),
+            "--temperature 1e+39: ",
+        ),
+        ("classify", &[&images[..], &["--labels", "a", "b", "--temperature", "nan"]].concat(), "--temperature nan: "),
     ] {
         scene.run(command, arguments).fails_with(message);
     }
@@ -608,7 +612,9 @@ fn bench_measures_every_part() {
         ("--question-tokens", 1 << 16),
     ] {
         let given = (most + 1).to_string();
-        scene.run("bench", &[flag, &given]).fails_with(&format!("{flag} {given}: must be at most {most}"));
+        scene
+            .run("bench", &[flag, &given])
+            .fails_with(&format!("{flag} {given}: must be at least 1 and at most {most}"));
     }
     scene.run("bench", &["--late", "20"]).fails_with("must come after");
     let without = Scene::with(&TinyModel { phase: 1, ..TinyModel::new() });
@@ -647,4 +653,48 @@ fn weights_that_are_not_finite_are_an_error_of_every_command() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_left_aside_is_said() {
+    let scene = Scene::new();
+    for name in ["a.tif", "below/b.TIF", "c.tar.gz", ".d.tif", "e.json"] {
+        fs::write(scene.path("photos").join(name), "").expect("a file");
+    }
+    let found = scene.run("search", &["red", "--image-dir", "@photos"]);
+    let expected = format!(
+        "WARNING {}: not read: 2 .tif (no decoder for them: convert them to JPEG or PNG); 1 .tar.gz (samples are read by \
+         position, which compression hides: unpack them to .tar)\n",
+        scene.text("photos")
+    );
+    assert_eq!((found.status, found.stderr), (0, expected));
+    fs::create_dir(scene.path("scans")).expect("a folder");
+    fs::write(scene.path("scans/a.heic"), "").expect("a file");
+    let scans = scene.run("search", &["red", "--image-dir", "@scans"]);
+    scans.fails_with(", .bmp), but 1 .heic (no decoder for them: convert them to JPEG or PNG)");
+
+    let path = scene.path("weights/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
+    config["notes"] = json!("mine");
+    fs::write(&path, config.to_string()).expect("a file");
+    let asked = scene.run("ask", &["red?"]);
+    assert_eq!(asked.status, 0);
+    assert!(asked.stderr.ends_with("config.json: not known to this version, and ignored: notes\n"), "{}", asked.stderr);
+    assert_eq!(asked.stderr.lines().count(), 1);
+}
+
+#[test]
+fn instructions_that_do_not_exist_are_refused() {
+    let scene = Scene::new();
+    let run = |name: &str| {
+        let arguments = ["ask", "--weights", &scene.text("weights"), "red?"];
+        command(&arguments).env("KORE_VLJEPA_SIMD", name).output().expect("the command starts")
+    };
+    for name in ["", "plain"] {
+        assert!(run(name).status.success(), "{name:?}");
+    }
+    let refused = run("bogus");
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8(refused.stderr).expect("UTF-8");
+    assert!(said.starts_with("error: KORE_VLJEPA_SIMD=bogus: this processor has plain"), "{said}");
 }

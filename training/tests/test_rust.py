@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from tiny_export import build, export, save
 
 from mamba3_jepa.cli.main import main
@@ -143,6 +144,87 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 2, damage
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert "y_encoder.safetensors" in done.stderr, damage
+
+
+CLASSIFY = ["classify", "--images", "x.png", "--labels", "a", "b"]
+SAMPLE = ["ask", "x", "--method", "sample"]
+BEAM = ["ask", "x", "--method", "beam"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([*CLASSIFY, f"--temperature={value}"] for value in ("inf", "-inf", "nan", "0", "-1", "1e39", "1e-46")),
+        *([*SAMPLE, f"--temperature={value}"] for value in ("inf", "nan", "-0.5")),
+        *([*SAMPLE, f"--top-p={value}"] for value in ("nan", "0", "1.5")),
+        *([*SAMPLE, f"--top-k={value}"] for value in ("0", "-1", "1000000001")),
+        *(
+            ["ask", "x", "--method", "beam", flag]
+            for flag in ("--beams=0", "--length-penalty=nan", "--length-penalty=inf")
+        ),
+        *(["ask", "x", f"--max-tokens={value}"] for value in ("0", "1000000001")),
+        ["ask", "x", "--top=0"],
+        [*CLASSIFY, "--top=1000000001"],
+        [*CLASSIFY, "--batch-size=0"],
+        ["ask", "x", "--beams=2"],
+    ],
+)
+def test_both_refuse_a_setting_in_the_same_words(arguments: list[str], capfd: pytest.CaptureFixture) -> None:
+    assert main([*arguments, "--checkpoint", "none.pt"]) == 2
+    said = capfd.readouterr().err
+    done = rust(*arguments, "--weights", "none")
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_both_say_which_images_they_leave_aside(tmp_path: Path) -> None:
+    weights = exported(tmp_path, phase=1)
+    photos = tmp_path / "photos"
+    shutil.copytree(_pictures(tmp_path), photos)
+    for name in ("a.tif", "b.TIF", "c.heic", "d.tar.gz", "e.x.zip", "f.mp4", ".g.tif", "h.json", "i.txt", "j"):
+        (photos / name).write_bytes(b"")
+    command = ["search", "red", "--image-dir", str(photos), "--json"]
+    python = subprocess.run(
+        [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--checkpoint", str(tmp_path / "checkpoint.pt")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = f"WARNING {photos}: not read: 2 .tif, 1 .heic (no decoder for them: convert them to JPEG or PNG); 1 .mp4"
+    assert python.stderr.startswith(expected)
+    done = rust(*command, "--weights", weights)
+    assert (done.returncode, done.stderr) == (0, python.stderr)
+    python_images, rust_images = (
+        [row["image"] for row in json.loads(text)["results"]] for text in (python.stdout, done.stdout)
+    )
+    assert rust_images == python_images
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_both_write_into_a_pipe_and_a_device(tmp_path: Path) -> None:
+    weights = exported(tmp_path, phase=1)
+    pipe, device = tmp_path / "pipe.safetensors", tmp_path / "device.safetensors"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/null")
+    texts = ["embed", "--texts", "red", "blue"]
+    python = [sys.executable, "-m", "mamba3_jepa.cli.main", *texts, "--checkpoint", str(tmp_path / "checkpoint.pt")]
+    assert COMMAND is not None
+    read = []
+    for command in (python, [COMMAND, *texts, "--weights", str(weights)]):
+        with subprocess.Popen([*command, "--output", str(pipe)], stdout=subprocess.DEVNULL) as running:
+            read.append(load(pipe.read_bytes())["texts"])
+        assert running.returncode == 0
+        subprocess.run([*command, "--output", str(device)], stdout=subprocess.DEVNULL, check=True)
+    assert torch.allclose(*read, atol=1e-5)
+    assert pipe.is_fifo()
+    assert device.is_char_device()
+
+
+def _pictures(folder: Path) -> Path:
+    assert main(["prepare", "scenes", "--output", str(folder / "scenes"), "--scenes", "2", "--image-size", "32"]) == 0
+    return folder / "scenes" / "images"
+
+
+def test_a_fresh_export_is_opened_without_a_word(tmp_path: Path) -> None:
+    done = rust("ask", "--weights", exported(tmp_path), "is there a red square?")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_flag_its_readme_names_exists() -> None:

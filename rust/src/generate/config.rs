@@ -1,6 +1,10 @@
 //! How the Y-Decoder chooses its tokens.
 
 use crate::error::Error;
+use crate::texts::number_text;
+
+/// The largest count that a setting may have.
+pub const LARGEST: usize = 1_000_000_000;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -68,27 +72,25 @@ impl GenerationConfig {
     /// # Errors
     /// [`Error::Input`] names the setting.
     pub fn check(&self) -> Result<(), Error> {
-        let wrong = |name: &str, value: String, rule: &str| {
-            Err(Error::Input(format!("generation: {name} is {value}, it must be {rule}")))
+        let demand = |name: &str, value: String, is_right: bool, rule: &str| match is_right {
+            true => Ok(()),
+            false => Err(Error::Input(format!("generation: {name} is {value}, it must be {rule}"))),
         };
-        if !(0.0..f64::INFINITY).contains(&self.temperature) {
-            return wrong("temperature", format!("{:?}", self.temperature), "at least 0");
+        let temperature = self.temperature;
+        let is_right = temperature.is_finite() && temperature >= 0.0;
+        demand("temperature", number_text(temperature), is_right, "finite and at least 0")?;
+        if let Some(top_p) = self.top_p {
+            let is_share = (0.0..=1.0).contains(&top_p);
+            demand("top_p", number_text(top_p), is_share, "at least 0 and at most 1")?;
+            demand("top_p", number_text(top_p), top_p > 0.0, "greater than 0")?;
         }
-        if self.top_k == Some(0) {
-            return wrong("top_k", "0".into(), "at least 1");
+        for (name, count) in [("top_k", self.top_k), ("beams", Some(self.beams)), ("max_tokens", self.max_tokens)] {
+            let count = count.unwrap_or(1);
+            let rule = format!("at least 1 and at most {LARGEST}");
+            demand(name, count.to_string(), (1..=LARGEST).contains(&count), &rule)?;
         }
-        if let Some(top_p) = self.top_p.filter(|top_p| !(*top_p > 0.0 && *top_p <= 1.0)) {
-            return wrong("top_p", format!("{top_p:?}"), "above 0 and at most 1");
-        }
-        if self.beams == 0 {
-            return wrong("beams", "0".into(), "at least 1");
-        }
-        if !self.length_penalty.is_finite() {
-            return wrong("length_penalty", format!("{:?}", self.length_penalty), "a number");
-        }
-        if self.max_tokens == Some(0) {
-            return wrong("max_tokens", "0".into(), "at least 1");
-        }
+        let penalty = self.length_penalty;
+        demand("length_penalty", number_text(penalty), penalty.is_finite(), "finite")?;
         self.check_effects()
     }
 
@@ -125,16 +127,21 @@ mod tests {
     #[test]
     fn says_which_setting_is_wrong() {
         GenerationConfig::default().check().expect("the defaults are right");
-        assert_eq!(message(|c| c.temperature = -1.0), "generation: temperature is -1.0, it must be at least 0");
-        assert_eq!(message(|c| c.temperature = f64::NAN), "generation: temperature is NaN, it must be at least 0");
-        assert_eq!(message(|c| c.top_k = Some(0)), "generation: top_k is 0, it must be at least 1");
-        assert_eq!(message(|c| c.top_p = Some(1.5)), "generation: top_p is 1.5, it must be above 0 and at most 1");
-        assert_eq!(message(|c| c.beams = 0), "generation: beams is 0, it must be at least 1");
-        assert_eq!(message(|c| c.max_tokens = Some(0)), "generation: max_tokens is 0, it must be at least 1");
-        assert_eq!(
-            message(|c| c.length_penalty = f64::INFINITY),
-            "generation: length_penalty is inf, it must be a number"
-        );
+        let said = |text: &str| format!("generation: {text}");
+        let counted = "it must be at least 1 and at most 1000000000";
+        for (value, text) in [(-1.0, "-1.0"), (f64::NAN, "nan"), (f64::INFINITY, "inf")] {
+            let expected = said(&format!("temperature is {text}, it must be finite and at least 0"));
+            assert_eq!(message(|c| c.temperature = value), expected);
+        }
+        for value in [0, LARGEST + 1] {
+            assert_eq!(message(|c| c.top_k = Some(value)), said(&format!("top_k is {value}, {counted}")));
+            assert_eq!(message(|c| c.beams = value), said(&format!("beams is {value}, {counted}")));
+            assert_eq!(message(|c| c.max_tokens = Some(value)), said(&format!("max_tokens is {value}, {counted}")));
+        }
+        assert_eq!(message(|c| c.top_p = Some(1.5)), said("top_p is 1.5, it must be at least 0 and at most 1"));
+        assert_eq!(message(|c| c.top_p = Some(f64::NAN)), said("top_p is nan, it must be at least 0 and at most 1"));
+        assert_eq!(message(|c| c.top_p = Some(0.0)), said("top_p is 0.0, it must be greater than 0"));
+        assert_eq!(message(|c| c.length_penalty = f64::INFINITY), said("length_penalty is inf, it must be finite"));
     }
 
     #[test]

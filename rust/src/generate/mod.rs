@@ -10,7 +10,7 @@ mod config;
 mod random;
 mod sample;
 
-pub use config::{GenerationConfig, Method};
+pub use config::{GenerationConfig, LARGEST, Method};
 
 use crate::error::Error;
 use crate::y_decoder::{DecoderState, Mamba3Decoder};

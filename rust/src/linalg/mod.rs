@@ -12,4 +12,5 @@ pub(crate) mod norm;
 mod simd;
 
 pub use matrix::{Linear, Matrix};
+pub(crate) use simd::check_instruction_set;
 pub use simd::instruction_set;

@@ -3,9 +3,13 @@
 //! A [`Kernel`] is written once, for any [`Simd`], and compiled for each. A value of a vector type's token ([`Avx512`],
 //! [`Avx2`], [`Plain`]) is the proof that the processor has the instructions; that is why the operations are safe.
 
+use std::ffi::OsStr;
 use std::sync::OnceLock;
 
 use half::{bf16, f16};
+
+/// The environment variable that names the instruction set to use.
+const VARIABLE: &str = "KORE_VLJEPA_SIMD";
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +36,30 @@ impl InstructionSet {
         sets
     }
 
-    /// The one that kernels use: the best one, or the one that the environment variable `KORE_VLJEPA_SIMD` names
-    /// (`plain`, `avx2` or `avx512`; a name that this processor does not have changes nothing).
+    /// The one that kernels use: the one that `KORE_VLJEPA_SIMD` names, or the best one.
     pub(crate) fn current() -> InstructionSet {
         static CURRENT: OnceLock<InstructionSet> = OnceLock::new();
         *CURRENT.get_or_init(|| {
-            let available = InstructionSet::available();
-            let wanted = std::env::var("KORE_VLJEPA_SIMD").unwrap_or_default();
-            let best = available.last().copied().unwrap_or(InstructionSet::Plain);
-            available.into_iter().find(|set| set.name() == wanted).unwrap_or(best)
+            let named = InstructionSet::named(&std::env::var_os(VARIABLE).unwrap_or_default());
+            let best = || InstructionSet::available().last().copied();
+            named.ok().flatten().or_else(best).unwrap_or(InstructionSet::Plain)
         })
+    }
+
+    /// The one that is called so, if it is a name at all.
+    ///
+    /// # Errors
+    /// A name that is not one of an instruction set that this processor has.
+    fn named(name: &OsStr) -> Result<Option<InstructionSet>, String> {
+        let available = InstructionSet::available();
+        match available.iter().find(|set| name == set.name()) {
+            Some(&set) => Ok(Some(set)),
+            None if name.is_empty() => Ok(None),
+            None => {
+                let names: Vec<&str> = available.iter().map(|set| set.name()).collect();
+                Err(format!("{VARIABLE}={}: this processor has {}", name.to_string_lossy(), names.join(", ")))
+            }
+        }
     }
 
     /// `plain`, `avx2` or `avx512`.
@@ -70,9 +88,18 @@ impl InstructionSet {
 
 /// The name of the instruction set in use: `plain`, `avx2` or `avx512`.
 ///
-/// It is the best one that the processor has, unless the environment variable `KORE_VLJEPA_SIMD` names a lesser one.
+/// It is the best one that the processor has, unless the environment variable `KORE_VLJEPA_SIMD` names a lesser one. What
+/// it names and the processor does not have counts for nothing here; opening a model refuses it.
 pub fn instruction_set() -> &'static str {
     InstructionSet::current().name()
+}
+
+/// Refuses a `KORE_VLJEPA_SIMD` that is no instruction set of this processor.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_instruction_set() -> Result<(), String> {
+    InstructionSet::named(&std::env::var_os(VARIABLE).unwrap_or_default()).map(drop)
 }
 
 /// A computation that is compiled for every instruction set.
@@ -410,6 +437,20 @@ mod tests {
             };
             let wanted: Vec<f32> = x.chunks_exact(lanes).take(4).map(tree).collect();
             assert_eq!(set.run(Sums(&x)).as_slice(), wanted, "{}", set.name());
+        }
+    }
+
+    #[test]
+    fn instructions_have_names() {
+        assert_eq!(InstructionSet::named(OsStr::new("")), Ok(None));
+        let sets = InstructionSet::available();
+        for &set in &sets {
+            assert_eq!(InstructionSet::named(OsStr::new(set.name())), Ok(Some(set)));
+        }
+        let names: Vec<&str> = sets.iter().map(|set| set.name()).collect();
+        for wrong in ["bogus", "AVX2", " plain"] {
+            let message = InstructionSet::named(OsStr::new(wrong)).unwrap_err();
+            assert_eq!(message, format!("KORE_VLJEPA_SIMD={wrong}: this processor has {}", names.join(", ")));
         }
     }
 

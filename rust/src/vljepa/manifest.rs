@@ -12,6 +12,7 @@ use crate::config::{
     A_FLOOR, CONFUSION_PROBE_LAYER_NORM_EPS, Mamba3JepaConfig, NORM_EPS, NORMALIZE_EPS, X_ENCODER_LAYER_NORM_EPS,
 };
 use crate::error::LoadError;
+use crate::files::path_text;
 use crate::loader::FORMAT;
 use crate::memory;
 use crate::texts::{distinct, strip};
@@ -21,6 +22,27 @@ const MAX_BYTES: u64 = 1 << 26;
 const VERSIONS: [u32; 2] = [1, 2];
 const DTYPES: [&str; 3] = ["float32", "float16", "bfloat16"];
 const RESIZE: &str = "centre square, then bicubic with antialiasing";
+/// Every key that there may be. Any other means nothing to this version: what changes the meaning of the rest changes the
+/// version of the format.
+const KEYS: [&str; 17] = [
+    "answers",
+    "classify",
+    "constants",
+    "data",
+    "dtype",
+    "files",
+    "format",
+    "format_version",
+    "generation",
+    "image",
+    "knowledge_dim",
+    "memory",
+    "metrics",
+    "model",
+    "phase",
+    "tokenizer",
+    "tokens",
+];
 /// Temperature and template of `classify` where a file of version 1 does not say.
 const CLASSIFY: Classify = Classify { temperature: 0.07, template: String::new() };
 
@@ -34,6 +56,7 @@ pub(super) struct Listed {
 
 /// How images enter the X-Encoder.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ImageRule {
     size: usize,
     pub(super) mean: [f32; 3],
@@ -44,6 +67,7 @@ pub(super) struct ImageRule {
 
 /// Ids of the special tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Tokens {
     pub(super) pad: u32,
     pub(super) bos: u32,
@@ -51,6 +75,7 @@ pub(super) struct Tokens {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Classify {
     pub(super) temperature: f32,
     pub(super) template: String,
@@ -74,6 +99,8 @@ pub(super) struct Manifest {
     pub(super) answers: Vec<String>,
     /// Tokens to generate at most, eos included.
     pub(super) max_tokens: usize,
+    /// Keys that this version does not know.
+    unknown: Vec<String>,
 }
 
 impl Manifest {
@@ -132,10 +159,18 @@ impl Manifest {
             classify: if since_2 { keys.get("classify")? } else { Classify { template: "{}".into(), ..CLASSIFY } },
             answers: if since_2 { distinct(keys.get::<Vec<String>>("answers")?) } else { Vec::new() },
             max_tokens: keys.max_tokens(&config)?,
+            unknown: keys.values.keys().filter(|key| !KEYS.contains(&key.as_str())).cloned().collect(),
             config,
         };
         manifest.check(&keys)?;
         Ok(manifest)
+    }
+
+    /// What the user should know of the file, in one line.
+    pub(super) fn warning(&self) -> Option<String> {
+        let path = path_text(&self.path);
+        let names = self.unknown.join(", ");
+        (!names.is_empty()).then(|| format!("{path}: not known to this version, and ignored: {names}"))
     }
 
     fn check(&self, keys: &Keys<'_>) -> Result<(), LoadError> {
@@ -235,6 +270,7 @@ impl Keys<'_> {
 
     fn max_tokens(&self, config: &Mamba3JepaConfig) -> Result<usize, LoadError> {
         #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
         struct Generation {
             max_tokens: usize,
         }

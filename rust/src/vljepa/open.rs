@@ -13,6 +13,7 @@ use crate::angn::{AdaptiveNeuralGate, GateActivity};
 use crate::config::VisionConfig;
 use crate::error::{Error, LoadError};
 use crate::files::path_text;
+use crate::linalg::check_instruction_set;
 use crate::loader::{Weights, load_safetensors};
 use crate::predictor::Mamba3Predictor;
 use crate::recursion::Recursion;
@@ -44,7 +45,11 @@ struct Read {
 
 impl Mamba3Jepa {
     pub(super) fn open(folder: &Path, options: Options) -> Result<Mamba3Jepa, Error> {
+        check_instruction_set().map_err(Error::Input)?;
         let manifest = Manifest::read(folder)?;
+        if let (Some(warn), Some(warning)) = (&options.warn, manifest.warning()) {
+            warn(&warning);
+        }
         let pool = pool(options.threads)?;
         let parts = parts(&manifest, options.x_encoder.is_some());
         let read = pool.install(|| read_all(folder, &manifest, &parts, options.x_encoder.as_deref()))?;

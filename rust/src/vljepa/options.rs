@@ -63,7 +63,8 @@ impl Options {
     ///
     /// # Errors
     /// See [`Mamba3Jepa::from_dir`]; also [`Error::Load`] if the X-Encoder chosen here cannot be used, and [`Error::Input`]
-    /// for a number of threads that is not between 1 and [`MAX_THREADS`].
+    /// for a number of threads that is not between 1 and [`MAX_THREADS`], or if the environment variable `KORE_VLJEPA_SIMD`
+    /// names instructions that this processor does not have.
     pub fn open(self, folder: impl AsRef<Path>) -> Result<Mamba3Jepa, Error> {
         Mamba3Jepa::open(folder.as_ref(), self)
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use kore_vljepa::generate::{GenerationConfig, Method};
+use kore_vljepa::generate::{GenerationConfig, LARGEST, Method};
 use kore_vljepa::texts::{distinct, read_lines};
 use kore_vljepa::vljepa::{MAX_THREADS, Mamba3Jepa, Options};
 
@@ -97,7 +97,8 @@ impl GenerationArgs {
     /// The settings, checked.
     pub(crate) fn config(&self) -> Result<GenerationConfig, Failure> {
         let count = |name: &str, value: i64| {
-            let wrong = |_| failure(format!("generation: {name} is {value}, it must be at least 1"));
+            let wrong =
+                |_| failure(format!("generation: {name} is {value}, it must be at least 1 and at most {LARGEST}"));
             usize::try_from(value).map_err(wrong)
         };
         let config = GenerationConfig {
@@ -133,17 +134,14 @@ pub(crate) fn thread_pool(threads: Option<i64>) -> Result<rayon::ThreadPool, Fai
 
 /// The count, if it is one; the message names its flag.
 pub(crate) fn at_least_one(flag: &str, value: i64) -> Result<usize, Failure> {
-    match usize::try_from(value) {
-        Ok(count) if count > 0 => Ok(count),
-        _ => Err(failure(format!("--{flag} {value}: must be at least 1"))),
-    }
+    at_least_one_and_at_most(flag, value, LARGEST)
 }
 
 /// The count, if it is one and no greater than `most`; the message names its flag.
 pub(crate) fn at_least_one_and_at_most(flag: &str, value: i64, most: usize) -> Result<usize, Failure> {
-    match at_least_one(flag, value)? {
-        count if count > most => Err(failure(format!("--{flag} {count}: must be at most {most}"))),
-        count => Ok(count),
+    match usize::try_from(value) {
+        Ok(count) if (1..=most).contains(&count) => Ok(count),
+        _ => Err(failure(format!("--{flag} {value}: must be at least 1 and at most {most}"))),
     }
 }
 

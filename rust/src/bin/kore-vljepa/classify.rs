@@ -2,6 +2,7 @@
 
 use clap::ArgAction;
 use kore_vljepa::files::path_text;
+use kore_vljepa::texts::number_text;
 use serde::Serialize;
 
 use crate::args::{ModelArgs, at_least_one, texts_or_file};
@@ -83,11 +84,15 @@ impl Classify {
     /// Refuses impossible settings; returns how many labels to show.
     fn check(&self) -> Result<usize, Failure> {
         let top = at_least_one("top", self.top)?;
-        let is_usable = |given: f64| given as f32 > 0.0 && (given as f32).is_finite(); // it divides float32 cosines
-        if let Some(temperature) = self.temperature.filter(|&given| !is_usable(given)) {
-            return Err(failure(format!(
-                "--temperature {temperature:?}: must be finite and greater than 0, in float32"
-            )));
+        if let Some(given) = self.temperature {
+            let wrong = |rule: &str| Err(failure(format!("--temperature {}: {rule}", number_text(given))));
+            let is_positive = |x: f64| x > 0.0 && x.is_finite();
+            if !is_positive(given) {
+                return wrong("must be finite and greater than 0");
+            }
+            if !is_positive((given as f32).into()) {
+                return wrong("must be finite and greater than 0, in float32"); // it divides float32 cosines
+            }
         }
         if let Some(template) = self.template.as_deref().filter(|given| given.matches("{}").count() != 1) {
             return Err(failure(format!("--template {template:?}: must contain {{}} once, where the label goes")));

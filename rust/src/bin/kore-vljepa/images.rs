@@ -1,14 +1,14 @@
 //! Which image files a command is about.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ArgAction;
 use kore_vljepa::image::IMAGE_SUFFIXES;
 use kore_vljepa::vljepa::{ImageEmbeddings, Mamba3Jepa, OnBadImage, Options};
 
 use crate::args::at_least_one;
-use crate::output::{Failure, failure, progress, shown, without_dots};
+use crate::output::{Failure, failure, print_warning, progress, shown, without_dots};
+use crate::survey::Survey;
 
 /// Which images.
 #[derive(clap::Args)]
@@ -52,11 +52,19 @@ impl ImageArgs {
             if !folder.is_dir() {
                 return Err(failure(format!("--image-dir {name}: there is no such folder")));
             }
-            let inside = images_under(folder);
-            if inside.is_empty() {
-                return Err(failure(format!("--image-dir {name}: no image in it ({})", IMAGE_SUFFIXES.join(", "))));
+            let inside = Survey::of(folder)?;
+            let unread = inside.unread();
+            if inside.images.is_empty() {
+                let seen = if unread.is_empty() { unread } else { format!(", but {unread}") };
+                return Err(failure(format!(
+                    "--image-dir {name}: no image in it ({}){seen}",
+                    IMAGE_SUFFIXES.join(", ")
+                )));
             }
-            found.extend(inside);
+            if !unread.is_empty() {
+                print_warning(&format!("{name}: not read: {unread}"));
+            }
+            found.extend(inside.images);
         }
         if found.is_empty() {
             return Err(failure("no images: give --images or --image-dir"));
@@ -76,51 +84,5 @@ impl ImageArgs {
             OnBadSample::Skip => OnBadImage::Skip,
         };
         Ok(model.embed_images(paths, question, on_bad, &mut progress("images"))?)
-    }
-}
-
-/// Every image file in a folder and in those under it that is not hidden, sorted by path. Links to folders are not
-/// followed, and folders that cannot be read are passed over.
-fn images_under(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => folders.push(path),
-                Ok(_) if is_image(&path) && !path.is_dir() => found.push(without_dots(&path)),
-                _ => {}
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-fn is_image(path: &Path) -> bool {
-    let suffix = path.extension().map(|suffix| format!(".{}", suffix.to_string_lossy().to_lowercase()));
-    suffix.is_some_and(|suffix| IMAGE_SUFFIXES.contains(&suffix.as_str()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn images_are_found_under_folders_and_sorted() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        fs::create_dir_all(root.join("b/deep.png")).unwrap();
-        fs::create_dir(root.join(".hidden")).unwrap();
-        let shown = ["c.png", "b/z.JPG", "b/a.webp", "b/notes.txt", "b-a.jpeg", "b/deep.png/x.png", "d.jfif", "e.GIF"];
-        for name in shown.into_iter().chain([".png", "b/._a.webp", ".hidden/a.png"]) {
-            fs::write(root.join(name), "").unwrap();
-        }
-        let expected = ["b/a.webp", "b/deep.png/x.png", "b/z.JPG", "b-a.jpeg", "c.png", "d.jfif", "e.GIF"];
-        assert_eq!(images_under(root), expected.map(|name| root.join(name)));
     }
 }

@@ -15,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod output;
 mod search;
+mod survey;
 mod verify;
 
 use std::io;

@@ -173,7 +173,7 @@ fn a_wrong_tensor_is_named() {
 
 #[test]
 fn every_key_of_the_configuration_is_checked() {
-    let cases: [(&[&str], Change<'_>); 36] = [
+    let cases: [(&[&str], Change<'_>); 40] = [
         (&["not the config.json of a Mamba3-JEPA export"], &|v| v["format"] = json!("other")),
         (&["it has export format 3; this version reads 1 and 2"], &|v| v["format_version"] = json!(3)),
         (&["format_version: "], &|v| v["format_version"] = json!("2")),
@@ -218,6 +218,10 @@ fn every_key_of_the_configuration_is_checked() {
         (&["classify.template: \"{} {}\", expected"], &|v| v["classify"]["template"] = json!("{} {}")),
         (&["answers: one of them is empty"], &|v| v["answers"] = json!(["red", " \n"])),
         (&["unknown field `a\\nb`"], &|v| v["model"]["a\nb"] = json!(1)),
+        (&["image: unknown field `gamma`"], &|v| v["image"]["gamma"] = json!(2.2)),
+        (&["tokens: unknown field `unk`"], &|v| v["tokens"]["unk"] = json!(3)),
+        (&["classify: unknown field `bias`"], &|v| v["classify"]["bias"] = json!(1)),
+        (&["generation: unknown field `top_k`"], &|v| v["generation"]["top_k"] = json!(1)),
         (&["memory: format \"mamba3-jepa memory\", version \"9\""], &|v| v["memory"]["format_version"] = json!("9")),
         (&["answers: "], &|v| v["answers"] = json!([1])),
         (&["generation.max_tokens: 99, but the model's answers have at most 31"], &|v| {
