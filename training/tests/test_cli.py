@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,15 +38,6 @@ def test_help_does_not_load_torch(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "usage" in result.stdout
-
-
-def test_help_answers_in_under_two_seconds() -> None:
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-m", "mamba3_jepa.cli.main", "--help"], check=True, capture_output=True)
-        times.append(time.monotonic() - started)
-    assert min(times) < 2
 
 
 @pytest.mark.parametrize("scenes", ["val", "compositional"])
