@@ -187,7 +187,7 @@ class Phase1Objective(nn.Module):
         super().__init__()
         self.model = model
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.watch = NegativesWatch()
+        self.negatives: list[Tensor] = []  # of each batch since the task last looked
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
@@ -202,7 +202,7 @@ class Phase1Objective(nn.Module):
         contrast = info_nce(all_predicted, all_targets, keys, temperature)
         loss = contrast.loss
         if len(keys):
-            self.watch.see(contrast.negatives)
+            self.negatives.append(contrast.negatives)
         logged = {
             "info_nce": contrast.loss.detach(),
             "accuracy": contrast.accuracy,
@@ -247,6 +247,7 @@ class Phase1Task:
         self.batches_per_epoch = len(self.loader)
         self.collected: Collected | None = None
         self._epoch, self._n_truncated = 0, 0  # of the training batches since all ranks last spoke of them
+        self._watch = NegativesWatch()
         self._bad: list[str] = []
         self._lost: set[int] = set()  # bad training samples of all ranks, as hashes of what was wrong with them
         self._example = ""
@@ -280,7 +281,7 @@ class Phase1Task:
                 self._n_truncated += batch.n_truncated
                 yield batch
         finally:
-            self.objective.watch.end_epoch(epoch)
+            self._watch.end_epoch(epoch)
 
     def say_left_out(self) -> str:
         """What all ranks have left out or cut in training since the last time."""
@@ -306,8 +307,11 @@ class Phase1Task:
         return [1 / len(batches)] * len(batches)
 
     def after_step(self) -> None:
-        """Clamp the temperature."""
+        """Clamp the temperature, and look whether the batches had negatives."""
         self.objective.clamp_temperature()
+        for negatives in self.objective.negatives:
+            self._watch.see(negatives)
+        self.objective.negatives.clear()
 
     def validate(self, device: torch.device) -> Validation:
         """Retrieval, answers and the health of the embeddings on the held-out samples, each rank doing its share."""
