@@ -74,7 +74,7 @@ def test_gather_of_unequal_ranks(tmp_path: Path) -> None:
 def _worker(out: str, what: str, *arguments: str) -> None:
     import torch.distributed as dist
 
-    from mamba3_jepa.training.distributed import all_gather
+    from mamba3_jepa.training.distributed import all_gather, keep_group
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -95,6 +95,7 @@ def _worker(out: str, what: str, *arguments: str) -> None:
     if rank == 0:
         torch.save(results, out)
     dist.barrier()
+    keep_group()
     dist.destroy_process_group()
 
 

@@ -166,6 +166,8 @@ def test_two_processes_give_the_mean_over_all_their_tokens(tmp_path):
 def _worker(folder: str) -> None:
     import torch.distributed as dist
 
+    from mamba3_jepa.training.distributed import keep_group
+
     dist.init_process_group("gloo")
     frozen.PART_SIZE = 8  # so that both processes have parts to compute
     task = build_task(batch_size=3)
@@ -178,6 +180,7 @@ def _worker(folder: str) -> None:
         torch.save(gradients, Path(folder) / "grads.pt")
     dist.barrier()
     del wrapped
+    keep_group()
     dist.destroy_process_group()
 
 

@@ -19,6 +19,19 @@ from mamba3_jepa.training.interrupt import StopRequested, StopSignal
 T = TypeVar("T")
 
 
+_kept: list[Any] = []
+
+
+def keep_group() -> None:
+    """Before the process group is ended: it stays in memory as long as the process does.
+
+    Its destructor waits, with the interpreter's lock in hand, for a thread that may need this lock to free its last
+    tensors; under load the two waited for each other for ever (gloo, torch 2.6).
+    """
+    if dist.is_initialized():
+        _kept.append(dist.group.WORLD)
+
+
 def world_size() -> int:
     """Number of training processes."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -39,7 +39,7 @@ from mamba3_jepa.training.distributed import all_gather, all_gather_object, from
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator
+from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
 from mamba3_jepa.training.task import StepOutput, Validation
 
@@ -99,7 +99,7 @@ def train_phase1(
         size = (settings.batch_size or 1) * world_size()
         warn_without_negatives(data, tokenizer, config.max_answer_tokens, size)
     fit((task_type or Phase1Task)(model, data, settings), settings, run, accelerator)
-    accelerator.end_training()
+    end_training(accelerator)
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
 

@@ -34,7 +34,7 @@ from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, r
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator
+from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
     compile_layers,
     data_record,
@@ -92,7 +92,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
     record = data_record(data, start=start, phase=2, train_samples=len(train))
     fit(Phase2Task(model, train, val, data, settings, record), settings, run, accelerator)
-    accelerator.end_training()
+    end_training(accelerator)
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
 

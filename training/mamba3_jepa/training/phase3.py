@@ -39,7 +39,7 @@ from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase3_data import Phase3Data, memory_floor, phase3_data
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator
+from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
     compile_layers,
     data_record,
@@ -103,7 +103,7 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     if run.is_main:
         _say(model, train_data, val_data)
     fit(Phase3Task(model, train_data, val_data, settings, record), settings, run, accelerator)
-    accelerator.end_training()
+    end_training(accelerator)
     if run.is_main:
         exported = export_recursion(run.best_path, settings.output_dir)
         logger.info("done: %s (best), %s (last), %s", run.best_path, run.last_path, exported)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.training import Precision, TrainSettings
-from mamba3_jepa.training.distributed import local_world_size
+from mamba3_jepa.training.distributed import keep_group, local_world_size
 
 _MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -33,6 +33,12 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
         log_with=trackers or None,
         project_dir=settings.output_dir,
     )
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Close the trackers and leave the process group."""
+    keep_group()
+    accelerator.end_training()
 
 
 def spare_cores() -> int:
