@@ -100,7 +100,7 @@ def test_the_workflow_runs_what_is_supported() -> None:
     assert called <= targets
 
 
-def test_hooks_before_a_commit_are_the_checks_of_make_lint() -> None:
+def test_hooks_are_the_checks_of_make_lint_and_make_test() -> None:
     recipes = re.findall(r"^lint-(?:python|rust):.*\n((?:\t.*\n)+)", text("Makefile"), re.MULTILINE)
     variables = {"$(BIN)": "../.venv/bin", "$(CARGO)": "cargo", "$(CRATE)": "--manifest-path rust/Cargo.toml --locked"}
     expected = set()
@@ -108,7 +108,8 @@ def test_hooks_before_a_commit_are_the_checks_of_make_lint() -> None:
         for name, value in variables.items():
             command = command.replace(name, value)
         expected.add(command.strip())
-    hooks = yaml_of(".pre-commit-config.yaml")["repos"][0]["hooks"]
+    *hooks, before_a_push = yaml_of(".pre-commit-config.yaml")["repos"][0]["hooks"]
+    assert (before_a_push["entry"], before_a_push["stages"]) == ("make test", ["pre-push"])
     entries = [re.sub(r"^sh -c '(?:cd training && )?(.*)'$", r"\1", hook["entry"]) for hook in hooks]
     assert set(entries) == expected - {"", "cd training"}
     assert len(entries) == 6
