@@ -149,7 +149,7 @@ TWO = Phase2Settings(batch_size=16)
         (ONE, 1, {"batch_size": 16}, 2, "`batch_size` 8,"),
         (ONE, 2, {"batch_size": 16}, 1, "`batch_size` 32,"),
         (ONE, 1, {"batch_size": 8, "grad_accum": 2}, 1, "`batch_size` 16,"),  # two contrasts are not a larger one
-        (ONE, 1, {"batch_size": 5}, 3, "as many processes as divide"),
+        (ONE, 1, {"batch_size": 5}, 3, "to divide"),
         (TWO, 1, {"batch_size": 16, "grad_accum": 2}, 2, "`batch_size` 4,"),
     ],
 )
@@ -285,7 +285,8 @@ def test_killed_before_the_first_save(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert main([*run, "--resume"]) == 0
     assert [line["step"] for line in train_lines(tmp_path / "run")] == list(range(1, 7))
     assert sum("val/loss" in line for line in read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
-    assert not list(tmp_path.glob("run.*"))
+    (aside,) = tmp_path.glob("run.*")
+    assert (aside / "phase1_best.pt").exists(), "what was saved is not overwritten"
 
 
 def test_a_folder_that_holds_another_phase_is_moved_aside(checkpoints: dict[int, Path], tmp_path: Path) -> None:
@@ -296,6 +297,19 @@ def test_a_folder_that_holds_another_phase_is_moved_aside(checkpoints: dict[int,
     assert (aside / "phase1_last.pt").exists()
     assert "val/exact_match" not in json.dumps(read_metrics(aside / "metrics.jsonl"))
     assert not (tmp_path / "run" / "phase1_last.pt").exists()
+
+
+def test_without_its_last_checkpoint_a_run_is_moved_aside_and_not_overwritten(tmp_path: Path) -> None:
+    run = command(1, {}, tmp_path / "run", "--synthetic-scenes", "8", "--val-samples", "12", "--batch-size", "8")
+    assert main(run) == 0
+    best = (tmp_path / "run" / "phase1_best.pt").read_bytes()
+    (tmp_path / "run" / "phase1_last.pt").rename(tmp_path / "elsewhere.pt")
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert main([*run, "--resume", "--max-steps", "1"]) == 0
+    (aside,) = tmp_path.glob("run.*")
+    assert (aside / "phase1_best.pt").read_bytes() == best
+    assert (aside / "metrics.jsonl").read_bytes() == metrics
+    assert [line["step"] for line in train_lines(tmp_path / "run")] == [1]
 
 
 @pytest.mark.parametrize("phase", [1, 2, 3])

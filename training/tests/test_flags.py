@@ -46,3 +46,19 @@ def test_an_error_of_the_library_reaches_the_user_with_its_flag(tmp_path: Path, 
     error = " ".join(capfd.readouterr().err.split())
     assert "--phase1-checkpoint" in error
     assert "`" not in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train-jepa", "--tiny", "--output-dir", ""],
+        ["train-jepa", "--tiny", "--data-dir=", "--cpu"],
+        ["train-decoder", "--phase1-checkpoint", ""],
+        ["export", "--checkpoint", "x.pt", "--output="],
+        ["evaluate", "--checkpoint", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(arguments: list[str], capfd: pytest.CaptureFixture) -> None:
+    assert main(arguments) == 2
+    flag = next(each for each in reversed(arguments) if each.startswith("--") and each != "--cpu").rstrip("=")
+    assert f"{flag}: the path is empty" in capfd.readouterr().err

@@ -195,6 +195,14 @@ def test_what_looks_like_data_is_never_replaced_by_scenes(tmp_path: Path, name: 
         open_splits(tmp_path, image_size=32)
 
 
+def test_several_texts_alone_look_like_captions(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "sub/c.TXT"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a caption")
+    with pytest.raises(UserError, match=r"but 3 \.txt \(texts without an image beside them\)"):
+        open_splits(tmp_path, image_size=32)
+
+
 def test_scenes_where_nothing_looks_like_data(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("to come")
     (tmp_path / "notes.txt").write_text("to come")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import re
 from collections.abc import Sequence
 
+from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.settings import bench, cache, export, inference, prepare, training
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)`")
 _SETTINGS = {
-    field.name
+    field.name: str(field.type)
     for module in (bench, cache, export, inference, prepare, training)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
@@ -28,6 +30,24 @@ def with_flags(message: str) -> str:
 def as_flag(name: str) -> str:
     """val_fraction -> --val-fraction."""
     return "--" + name.replace("_", "-")
+
+
+def as_name(flag: str) -> str:
+    """--val-fraction -> val_fraction."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def demand_paths(arguments: Sequence[str]) -> None:
+    """Refuse a path that is empty, which a shell variable without a value leaves: it would be the current directory.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for before, argument in itertools.pairwise(["", *arguments]):
+        name, equals, value = argument.partition("=")
+        empty = before if argument == "" else name if equals and value == "" else None
+        if empty is not None and "Path" in _SETTINGS.get(as_name(empty), ""):
+            raise UserError(f"{empty}: the path is empty; give one (. is the current directory)")
 
 
 def joined(arguments: Sequence[str], flag: str) -> list[str]:

@@ -21,7 +21,7 @@ from rich.logging import RichHandler
 from mamba3_jepa.cli.cache import cache
 from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
-from mamba3_jepa.cli.flags import FlagFilter, joined, with_flags
+from mamba3_jepa.cli.flags import FlagFilter, demand_paths, joined, with_flags
 from mamba3_jepa.cli.output import open_streams, printable
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
         arguments = joined(arguments, "--model")
     try:
         with _ending_at_stop_signals(), _failing_output():
+            demand_paths(arguments)
             app.cli(prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except UserError as error:
         _print_error(with_flags(str(error)))

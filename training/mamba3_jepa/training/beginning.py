@@ -89,7 +89,8 @@ class Beginning:
         if before.samples == now.samples:
             return
         batch_size, rest = divmod(before.samples, now.shares)
-        cure = "start as many processes as divide that" if rest else f"give `batch_size` {batch_size}"
+        shares = "processes x `grad_accum`" if settings.ACCUMULATES else "a number of processes"
+        cure = f"choose {shares} to divide {before.samples}" if rest else f"give `batch_size` {batch_size}"
         raise UserError(
             f"cannot resume {self.path}: the global batch was {before.samples} samples ({before}) and would now be "
             f"{now.samples} ({now}): {cure}, or choose another `output_dir`"

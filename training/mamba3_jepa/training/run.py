@@ -54,8 +54,7 @@ class Run:
         self.begun = False
         if settings.resume:
             self._open_earlier(phase)
-        is_new = self.beginning is None
-        from_rank_0(lambda: _demand_writable(self.folder, is_moved=is_new and _holds_run(self.folder)))
+        from_rank_0(lambda: _demand_writable(self.folder, is_moved=self._is_moved()))
 
     def _open_earlier(self, phase: int) -> None:
         """What is continued: the last checkpoint, or a run that was left before its first save: its config.json."""
@@ -65,7 +64,7 @@ class Run:
         )
         if checkpoint is None:
             self.beginning = from_rank_0(lambda: Beginning.of_config_file(self.folder / "config.json", phase))
-            logger.info("nothing to resume: no %s yet; starting from the beginning", self.last_path)
+            logger.info("nothing to resume: no %s; starting from the beginning", self.last_path)
         elif checkpoint.trainer is None:
             raise UserError(f"{self.last_path} holds weights only and cannot be continued")
         else:
@@ -89,13 +88,20 @@ class Run:
         """
         self.begun = True
         if self.is_main:
-            if self.beginning is None:
+            if self._is_moved():
                 _move_aside(self.folder)
             self._make_folder()
             if self.resumed is None:
                 self.forget_metrics_after(0)  # of a beginning that was not saved
             self._write_config(task)
         _start_trackers(self._accelerator, self._settings, task.phase)
+
+    def _is_moved(self) -> bool:
+        """Whether the folder holds what this run would overwrite: all of a run that it does not continue, or the best
+        weights of one that it begins again."""
+        if self.beginning is None:
+            return any(self.folder.glob("phase*.pt")) or (self.folder / "metrics.jsonl").exists()
+        return self.resumed is None and self.best_path.exists()
 
     def _make_folder(self) -> None:
         try:
@@ -191,14 +197,8 @@ def _demand_writable(folder: Path, is_moved: bool) -> None:
             raise UserError(f"cannot write into `output_dir` {folder}: no permission to write into {needed}")
 
 
-def _holds_run(folder: Path) -> bool:
-    return any(folder.glob("phase*.pt")) or (folder / "metrics.jsonl").exists()
-
-
 def _move_aside(folder: Path) -> None:
     """Rename a folder that holds an earlier run, so that a new one never overwrites it."""
-    if not _holds_run(folder):
-        return
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = folder.with_name(f"{folder.name}.{stamp}")
     count = 1
