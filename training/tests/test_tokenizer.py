@@ -128,6 +128,30 @@ def test_files_that_are_refused(tokenizer: TextTokenizer, tmp_path: Path) -> Non
         TextTokenizer.from_file(without_eos)
 
 
+@pytest.mark.parametrize(
+    ("model", "text", "shown"),
+    [
+        (models.Unigram([("a", 0.0), ("</s>", 0.0)], None, False), "aéa日é", "'é', '日'"),
+        (models.Unigram([("a", 0.0), ("</s>", 0.0)], None, False), "abcdefghijk", "'b', .*'i' and 2 more"),
+        (models.BPE({"a": 0, "</s>": 1}, [], unk_token="<unk>"), "aéa", "'é'"),
+        (models.WordLevel({"a": 0, "</s>": 1}, unk_token="<unk>"), "a é été", "'é', 'été'"),
+        (models.WordPiece({"a": 0, "</s>": 1}, unk_token="<unk>"), "a été", "'été'"),
+    ],
+)
+def test_what_a_tokenizer_without_unknown_token_cannot_encode_is_named(
+    model: models.Model, text: str, shown: str
+) -> None:
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    read = TextTokenizer(made)
+    assert read.encode(["a"], 8).ids.tolist() == [[1, 0, 1]]
+    message = f"^the tokenizer cannot encode {shown}, and .*; give one that has an unknown token .* byte fallback$"
+    with pytest.raises(UserError, match=message):
+        read.encode(["a", text], 8)
+    with pytest.raises(UserError, match=message):
+        read.unlearned(text)
+
+
 def test_names_of_other_projects_are_understood(tokenizer: TextTokenizer) -> None:
     state = json.loads(tokenizer.to_json().replace("<pad>", "[PAD]").replace("<bos>", "<s>").replace("<eos>", "</s>"))
     copy = TextTokenizer.from_json(json.dumps(state))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from mamba3_jepa.errors import UserError
@@ -118,13 +118,17 @@ class TextTokenizer:
         return TextTokenizer.from_json, (self.to_json(),)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> EncodedTexts:
-        """Encodes B texts to at most `max_tokens` tokens each; a truncated text keeps its eos."""
+        """Encodes B texts to at most `max_tokens` tokens each; a truncated text keeps its eos.
+
+        Raises:
+            UserError: the tokenizer has no token for something in a text, nor one for what is unknown.
+        """
         if max_tokens < 2:
             raise ValueError(f"max_tokens must leave room for bos and eos, got {max_tokens}")
         rows: list[list[int]] = []
         n_truncated = 0
         for text in texts:
-            body = self._tokenizer.encode(text, add_special_tokens=False).ids
+            body = self._encoded(text).ids
             n_truncated += len(body) > max_tokens - 2
             rows.append([self.bos_id, *body[: max_tokens - 2], self.eos_id])
         length = max(map(len, rows), default=0)
@@ -140,8 +144,11 @@ class TextTokenizer:
 
         A byte-level vocabulary encodes any character, if need be as bytes that mean nothing by themselves. That is
         how it encodes a script it was not trained on. ASCII characters are never among them.
+
+        Raises:
+            UserError: as `encode`.
         """
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        encoded = self._encoded(text)
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         pieces = [0] * len(text)
         for token, (start, end) in zip(encoded.tokens, encoded.offsets, strict=True):
@@ -154,6 +161,31 @@ class TextTokenizer:
         """The text of one sequence of ids; special tokens are dropped."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return self._tokenizer.decode(values, skip_special_tokens=True)
+
+    def _encoded(self, text: str) -> Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the Rust library raises plain Exception
+            if "unk" not in str(error).lower():
+                raise
+            raise UserError(
+                f"the tokenizer cannot encode {self._without_token(text)}, and has no token for what is unknown "
+                f"({error}); give one that has an unknown token in its vocabulary, or byte fallback"
+            ) from error
+
+    def _without_token(self, text: str) -> str:
+        """What of `text` fails when it stands alone: characters, or words where the tokens are words."""
+        by_word = isinstance(self._tokenizer.model, models.WordLevel | models.WordPiece)
+        found = [part for part in dict.fromkeys(text.split() if by_word else text) if self._fails(part)]
+        shown = ", ".join(map(repr, found[:8])) or repr(text[:60])
+        return f"{shown} and {len(found) - 8} more" if len(found) > 8 else shown
+
+    def _fails(self, text: str) -> bool:
+        try:
+            self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception:
+            return True
+        return False
 
 
 def _while_signals_are_heard(work: Callable[[], None]) -> None:
