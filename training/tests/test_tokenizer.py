@@ -158,6 +158,32 @@ def test_names_of_other_projects_are_understood(tokenizer: TextTokenizer) -> Non
     assert (copy.pad_id, copy.bos_id, copy.eos_id) == (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
 
 
+@pytest.mark.parametrize(
+    ("names", "pad", "bos", "eos"),
+    [
+        (["<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"], 1, 0, 1),  # DeepSeek
+        (["<PAD_TOKEN>", "<UNK>", "<BOS_TOKEN>", "<EOS_TOKEN>"], 0, 2, 3),  # Cohere
+        (["<|im_start|>", "<|im_end|>"], 1, 1, 1),
+        (["<|im_end|>", "<|endoftext|>"], 1, 1, 1),  # Qwen
+    ],
+)
+def test_names_of_chat_models_are_understood(names: list[str], pad: int, bos: int, eos: int) -> None:
+    made = Tokenizer(models.BPE())
+    made.add_special_tokens(names)
+    read = TextTokenizer.from_json(made.to_str())
+    assert (read.pad_id, read.bos_id, read.eos_id) == (pad, bos, eos)
+
+
+def test_an_eos_of_another_name_is_renamed_as_the_message_says(tokenizer: TextTokenizer) -> None:
+    state = json.loads(tokenizer.to_json().replace("<eos>", "<end>"))
+    with pytest.raises(UserError, match=r"another name, rename it so in `added_tokens` and, .*, in `vocab`$"):
+        TextTokenizer.from_json(json.dumps(state))
+    for token in state["added_tokens"]:
+        token["content"] = token["content"].replace("<end>", "<eos>")
+    state["model"]["vocab"]["<eos>"] = state["model"]["vocab"].pop("<end>")
+    assert TextTokenizer.from_json(json.dumps(state)).eos_id == tokenizer.eos_id
+
+
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 

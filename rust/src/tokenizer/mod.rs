@@ -16,9 +16,30 @@ use crate::texts::distinct;
 
 /// What the special tokens may be called; the first that the vocabulary has counts. Where there is none, eos stands in for
 /// pad, which is masked wherever it stands, and for bos, which only has to be the same each time.
-const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
-const BOS: [&str; 7] = ["<bos>", "<s>", "[BOS]", "[CLS]", "<|bos|>", "<|startoftext|>", "<|begin_of_text|>"];
-const EOS: [&str; 7] = ["<eos>", "</s>", "[EOS]", "[SEP]", "<|eos|>", "<|endoftext|>", "<|end_of_text|>"];
+const PAD: [&str; 5] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD_TOKEN>"];
+const BOS: [&str; 9] = [
+    "<bos>",
+    "<s>",
+    "[BOS]",
+    "[CLS]",
+    "<|bos|>",
+    "<|startoftext|>",
+    "<|begin_of_text|>",
+    "<\u{ff5c}begin\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "<BOS_TOKEN>",
+];
+const EOS: [&str; 10] = [
+    "<eos>",
+    "</s>",
+    "[EOS]",
+    "[SEP]",
+    "<|eos|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "<EOS_TOKEN>",
+    "<|im_end|>",
+];
 
 /// One text as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +111,12 @@ impl Tokenizer {
         library.set_encode_special_tokens(true);
         let special = |names: &[&str]| names.iter().find_map(|name| library.token_to_id(name));
         let eos_id = special(&EOS).ok_or_else(|| {
-            damaged(path, &format!("it has no eos token; add one of {} to it as a special token", EOS.join(", ")))
+            let names = EOS.join(", ");
+            let reason = format!(
+                "it has no eos token; add one of {names} to it as a special token, or, if its eos has another name, \
+                 rename it so in `added_tokens` and, where it stands there too, in `vocab`"
+            );
+            damaged(path, &reason)
         })?;
         let (pad_id, bos_id) = (special(&PAD).unwrap_or(eos_id), special(&BOS).unwrap_or(eos_id));
         let largest = library.get_vocab(true).into_values().max().unwrap_or(0);

@@ -116,6 +116,9 @@ fn one_token_may_be_several_of_pad_bos_and_eos() {
         ("CLIP", [None, Some("<|startoftext|>"), Some("<|endoftext|>")], (2, 1, 2)),
         ("Llama", [None, Some("<s>"), Some("</s>")], (2, 1, 2)),
         ("GPT-2", [None, None, Some("<|endoftext|>")], (2, 2, 2)),
+        ("DeepSeek", [None, Some("<｜begin▁of▁sentence｜>"), Some("<｜end▁of▁sentence｜>")], (2, 1, 2)),
+        ("Cohere", [Some("<PAD_TOKEN>"), Some("<BOS_TOKEN>"), Some("<EOS_TOKEN>")], (0, 1, 2)),
+        ("Qwen", [None, Some("<|im_start|>"), Some("<|im_end|>")], (2, 2, 2)),
     ] {
         let tokenizer = read(&renamed(names)).unwrap();
         assert_eq!((tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id()), expected, "{layout}");

@@ -20,9 +20,15 @@ from mamba3_jepa.files.encodings import read_text_file
 # `train` writes the first name of each; the others let tokenizers of other projects be used as they are. Where there is
 # none, eos stands in for pad, which is masked wherever it stands, and for bos, which only has to be the same each time.
 _SPECIAL_NAMES = {
-    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
-    "bos": ("<bos>", "<s>", "[BOS]", "[CLS]", "<|bos|>", "<|startoftext|>", "<|begin_of_text|>"),
-    "eos": ("<eos>", "</s>", "[EOS]", "[SEP]", "<|eos|>", "<|endoftext|>", "<|end_of_text|>"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<PAD_TOKEN>"),
+    "bos": (
+        *("<bos>", "<s>", "[BOS]", "[CLS]", "<|bos|>", "<|startoftext|>", "<|begin_of_text|>"),
+        *("<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<BOS_TOKEN>"),
+    ),
+    "eos": (
+        *("<eos>", "</s>", "[EOS]", "[SEP]", "<|eos|>", "<|endoftext|>", "<|end_of_text|>"),
+        *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<EOS_TOKEN>", "<|im_end|>"),
+    ),
 }
 MIN_VOCAB_SIZE = 256 + len(_SPECIAL_NAMES)  # every byte has a token, so no text is unknown
 
@@ -216,6 +222,7 @@ def _special_ids(tokenizer: Tokenizer, source: str) -> list[int]:
     if eos is None:
         raise UserError(
             f"{source}: the tokenizer has no eos token; add one of {', '.join(_SPECIAL_NAMES['eos'])} "
-            "to its vocabulary as a special token"
+            "to its vocabulary as a special token, or, if its eos has another name, rename it so in `added_tokens` "
+            "and, where it stands there too, in `vocab`"
         )
     return [eos if i is None else i for i in found.values()]
