@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -161,6 +162,32 @@ def test_a_manifest_that_is_no_text_says_its_encoding(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_bytes('\ufeff{"image": null'.encode("utf-16-le") + b"\x00\xd8\x41")
     with pytest.raises(UserError, match=r"manifest.jsonl: not UTF-16 text .*; save it as UTF-8"):
         ManifestSource(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_a_manifest_in_an_encoding_of_windows_is_to_be_saved_as_utf_8(tmp_path: Path, encoding: str) -> None:
+    lines = [f'{{"image": null, "query": "{text}", "answer": "b"}}\n' for text in ("a", "caf\u00e9 noir")]
+    (tmp_path / "manifest.jsonl").write_bytes("".join(lines).encode(encoding))
+    with pytest.raises(UserError, match=r"line 2: not UTF-8 text \(.* at byte 29\); save it as UTF-8$"):
+        ManifestSource(tmp_path)
+
+
+def test_a_compressed_manifest_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_bytes(gzip.compress(b'{"image": null, "query": "a", "answer": "b"}\n'))
+    with pytest.raises(UserError, match=r"manifest.jsonl: compressed with gzip; .* unpack it first$"):
+        ManifestSource(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", *WIDE])
+def test_manifests_with_marks_written_one_behind_the_other(tmp_path: Path, encoding: str) -> None:
+    lines = [json.dumps({"image": None, "query": text, "answer": "b"}, ensure_ascii=False) for text in AWKWARD]
+    text = "".join(f"\ufeff{line}\n" for line in lines)
+    (tmp_path / "manifest.jsonl").write_bytes(text.encode(encoding))
+    source = ManifestSource(tmp_path)
+    assert [source.sample(i).question for i in (3, 0, 2, 1)] == [AWKWARD[i] for i in (3, 0, 2, 1)]
+    (tmp_path / "one").mkdir()
+    _write(tmp_path / "one", *lines)
+    assert ManifestSource(tmp_path / "one").fingerprint == source.fingerprint
 
 
 def test_a_caption_in_utf_16(tmp_path: Path) -> None:

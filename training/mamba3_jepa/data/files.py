@@ -36,6 +36,7 @@ from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of, lines_of
 from mamba3_jepa.files.special import is_special
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
+_GZIP = b"\x1f\x8b"  # what such a file begins with
 
 _TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS = 1, 2, 4, 8, 16, 32
 
@@ -165,7 +166,10 @@ class ManifestSource:
         """Line number from 1, byte offset and content, in UTF-8, of every line."""
         try:
             with self._path.open("rb") as file:
-                self._encoding, mark = encoding_of(file.read(LONGEST_MARK))
+                start = file.read(LONGEST_MARK)
+                if start.startswith(_GZIP):
+                    raise UserError(f"{self.name}: compressed with gzip; a manifest is plain text: unpack it first")
+                self._encoding, mark = encoding_of(start)
                 file.seek(mark)
                 for line_number, (offset, line) in enumerate(lines_of(file, self._encoding), start=1):
                     yield line_number, offset, line

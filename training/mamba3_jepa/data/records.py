@@ -102,7 +102,7 @@ def parse_record(line: bytes | str, where: str) -> Record:
     try:
         record = Record.model_validate_json(line)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(_telling(error))}") from error
+        raise UserError(f"{where}: {_explain(_telling(error), line)}") from error
     problem = _field_problem(record) or _combination_problem(record)
     if problem:
         raise UserError(f"{where}: {problem}")
@@ -119,7 +119,7 @@ def read_record(line: bytes, where: str) -> Record:
         return Record.model_validate_json(line)
     except ValidationError as error:
         raise UserError(
-            f"{where}: {_explain(_telling(error))}; the file has been changed since it was opened"
+            f"{where}: {_explain(_telling(error), line)}; the file has been changed since it was opened"
         ) from error
 
 
@@ -154,8 +154,13 @@ def _nearest(field: str) -> str | None:
     return _NEAR.get(name) or (near[0] if near else None)
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, line: bytes | str) -> str:
     if error["type"] == "json_invalid":
+        try:
+            if isinstance(line, bytes):
+                line.decode()
+        except UnicodeDecodeError as undecodable:
+            return not_text(undecodable)
         return f"not valid JSON ({error['msg']}); expected one JSON object on the line"
     if not error["loc"]:
         return f'expected a JSON object such as {{"image": ..., "text": ...}}, found {_found(error["input"])}'

@@ -52,15 +52,20 @@ def read_text_file(path: str | Path) -> str:
 def lines_of(file: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes]]:
     """Byte offset of every line and its content in UTF-8, from where the file stands, behind its mark.
 
+    A mark at the start of a later line, as in files written one behind the other, is no part of the line.
+
     Raises:
         UnicodeDecodeError: UTF-16 or UTF-32 that is none. UTF-8 is not checked.
     """
     offset = file.tell()
     if encoding == "utf-8":
         for line in file:
-            yield offset, line
+            content = line.removeprefix(codecs.BOM_UTF8)
+            yield offset + len(line) - len(content), content
             offset += len(line)
         return
     for text in io.TextIOWrapper(file, encoding, newline="\n"):
-        yield offset, text.encode()
-        offset += len(text.encode(encoding))
+        after = offset + len(text.encode(encoding))
+        unmarked = text.removeprefix("\ufeff")
+        yield after - len(unmarked.encode(encoding)), unmarked.encode()
+        offset = after
