@@ -119,6 +119,7 @@ def test_every_orientation_in_every_format(orientation: int) -> None:
         _png(png_chunk(b"iTXt", _XMP_KEY + b"\0\0\0\0\0" + _xmp(6))),
         _png(png_chunk(b"iTXt", _XMP_KEY + b"\0\1\0en\0key\0" + zlib.compress(_xmp(6)))),
         _webp(0x04, (b"XMP ", _xmp(6))),
+        _webp(0x04, (b"XMP ", _xmp(6).replace(b'"', b"'"))),
         _webp(0x0C, (b"junk", b"odd"), (b"EXIF", _EXIF + _tiff(_turn(6))), (b"XMP ", _xmp(3))),
     ],
 )
@@ -236,3 +237,26 @@ def test_an_image_in_memory_is_turned_too() -> None:
     assert np.array_equal(np.asarray(upright(image)), _UNDO[6](_CORNERS))
     damaged = Image.open(io.BytesIO(_png(png_chunk(b"eXIf", b"garbage!"))))
     assert np.array_equal(np.asarray(upright(damaged)), _CORNERS)
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        b"!\xff\x0bNETSCAPE2.0\0",  # without the block that says how often
+        b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0",
+        b"!\xff\x0bXMP DataXMP\x04junk\xff" + b"x" * 255 + b"\0",
+        b"!\xfe\0" + b"!\xfe\x03abc\0",
+        b"!\x01\x0c" + b"t" * 12 + b"\0",
+    ],
+)
+def test_what_applications_keep_in_a_gif_costs_nothing(extension: bytes) -> None:
+    picture = Image.fromarray(_CORNERS).quantize(8)
+    plain = io.BytesIO()
+    picture.save(plain, "GIF")
+    seen = io.BytesIO()
+    picture.save(seen, "GIF", transparency=picture.getpixel((0, 0)))
+    for whole in (plain.getvalue(), seen.getvalue()):
+        at = 13 + 3 * 2 ** ((whole[10] & 7) + 1)
+        expected = load_image(whole)
+        assert np.array_equal(load_image(whole[:at] + extension + whole[at:]), expected)
+    assert load_image(seen.getvalue()).getpixel((0, 0)) == (255, 255, 255)

@@ -364,3 +364,17 @@ def test_links_to_folders_are_named_where_images_are_looked_for(
     (tmp_path / "here" / "more").symlink_to("../elsewhere")
     assert find_images((), tmp_path / "here") == [tmp_path / "here" / "b.png"]
     assert "1 links to folders, such as more" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.csv", "captions.json"])
+def test_a_table_beside_images_without_texts_is_named(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(3):
+        _pair(tmp_path, f"{i}.png", number=i)
+    (tmp_path / "2.txt").unlink()
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"no text file 2\.txt.*1 {suffix_of(name)} \(list the samples in a manifest"):
+        open_source(tmp_path)
+    open_source(tmp_path, on_bad_sample="skip")
+    assert f"not read: 1 {suffix_of(name)}" in caplog.text

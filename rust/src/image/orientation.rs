@@ -4,7 +4,7 @@
 /// EXIF's tag of the orientation.
 const TAG: u16 = 0x0112;
 /// What XMP's value stands behind: an attribute or an element.
-const XMP_NAMES: [&[u8]; 2] = [b"tiff:Orientation=\"", b"tiff:Orientation>"];
+const XMP_NAMES: [&[u8]; 3] = [b"tiff:Orientation=\"", b"tiff:Orientation='", b"tiff:Orientation>"];
 
 /// The orientation, 1 (upright) to 8: EXIF decides, and XMP where EXIF says nothing.
 pub(super) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> u8 {

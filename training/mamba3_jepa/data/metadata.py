@@ -20,7 +20,7 @@ _PNG_TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
 _EXIF_TEXT, _XMP_TEXT = b"Raw profile type exif", b"XML:com.adobe.xmp"
 _MAX_TEXT = 2**20  # bytes of an inflated text; a longer one is not read
 
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([0-9])""")
 _EXIF_HEADER = re.compile(rb"\A(?:Exif\0\0){1,2}")  # some writers put it twice
 _ORIENTATION_TAG = 0x0112
 # TIFF's types for whole numbers; the signed ones are read as unsigned, which is the same for what is valid
@@ -41,6 +41,8 @@ def split_metadata(data: bytes) -> tuple[bytes, int]:
         data, exif, xmp = _split_jpeg(data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         exif, xmp = _webp_metadata(data)
+    elif data[:6] in (b"GIF87a", b"GIF89a") and len(data) > 13:
+        data = _split_gif(data)
     orientation = None if exif is None else _exif_orientation(exif)
     if orientation is None and xmp is not None and (match := _XMP_ORIENTATION.search(xmp)):
         orientation = int(match[1])
@@ -93,6 +95,21 @@ def _split_png(data: bytes) -> tuple[bytes, bytes | None, bytes | None]:
         profile = _png_text(*texts[_EXIF_TEXT])
         exif = None if profile is None else _raw_profile(profile)
     return kept.join(), exif, _png_text(*texts[_XMP_TEXT]) if _XMP_TEXT in texts else None
+
+
+def _split_gif(data: bytes) -> bytes:
+    """Without comments and applications' data before the first image; the graphic control says what is transparent."""
+    position = 13 + (3 << (1 + (data[10] & 7)) if data[10] & 0x80 else 0)
+    kept = _Pieces(data, end=position)
+    while data[position : position + 1] == b"!":
+        end = position + 2
+        while end < len(data) and data[end]:
+            end += 1 + data[end]
+        if data[position + 1 : position + 2] == b"\xf9":
+            kept.keep(position, end + 1)
+        position = end + 1
+    kept.keep(position, len(data))
+    return kept.join()
 
 
 class _Pieces:

@@ -104,7 +104,11 @@ def open_source(
         source = ShardSource(root, on_bad_sample)
         _say_of_shards(source, survey)
     elif survey.n_images:
-        source = FolderSource(root, on_bad_sample)
+        try:
+            source = FolderSource(root, on_bad_sample)
+        except UserError as error:
+            unread = survey.unread(tables=True)
+            raise UserError(f"{error}. Not read beside the images: {unread}" if unread else str(error)) from error
     else:
         seen = survey.unread(tables=True) or nameless_data(root)
         if seen:
@@ -117,7 +121,7 @@ def open_source(
             "%s: %d texts without an image are not used; the first: %s",
             source.name, source.texts_alone.count, path_text(source.texts_alone.first),
         )  # fmt: skip
-    if unread := survey.unread(tables=False):
+    if unread := survey.unread(tables=bool(source.n_left_out)):
         logger.warning("%s: not read: %s", source.name, unread)
     return source
 

@@ -96,6 +96,7 @@ fn other_places_of_the_orientation() {
         rgb_png(&picture, &[(b"tEXt", &profile)]),
         rgb_png(&picture, &[(b"iTXt", &text)]),
         webp(4, &[(b"XMP ", xmp)]),
+        webp(4, &[(b"XMP ", b"<x tiff:Orientation='6'/>")]),
         webp(12, &[(b"junk", b"odd"), (b"EXIF", &body), (b"XMP ", b"tiff:Orientation>3")]),
     ] {
         assert_eq!(split(&file).orientation, 6);
