@@ -181,7 +181,10 @@ def test_links_in_a_shard_are_read_or_named(tmp_path: Path, tar_format: int, cap
     assert "2 texts without an image are not used; the first: " in caplog.text
 
 
-def test_a_file_with_holes_is_named_and_what_follows_it_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_a_file_with_holes_is_named_and_what_follows_it_found(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if shutil.which("tar") is None:
         pytest.skip("needs GNU tar")
     with (tmp_path / "a.jpg").open("wb") as file:
@@ -191,7 +194,7 @@ def test_a_file_with_holes_is_named_and_what_follows_it_found(tmp_path: Path, ca
     (tmp_path / "b.jpg").write_bytes(_encoded(2))
     (tmp_path / "b.txt").write_text("behind it")
     (tmp_path / "data").mkdir()
-    command = ["tar", "--sparse", "--format=gnu", "-cf", "data/a.tar", "a.jpg", "b.jpg", "b.txt"]
+    command = ["tar", "--sparse", f"--format={form}", "-cf", "data/a.tar", "a.jpg", "b.jpg", "b.txt"]
     if subprocess.run(command, cwd=tmp_path).returncode:
         pytest.skip("needs GNU tar")
     source = open_source(tmp_path / "data")

@@ -86,11 +86,11 @@ def _members(file: BinaryIO, file_size: int, path: str, unread: list[str]) -> It
         elif kind in (b"L", b"K"):
             long[kind] = _text(file.read(size))
         elif kind != b"g":
-            name = pax.get("path") or long.get(b"L") or _name(header)
+            name = pax.get("GNU.sparse.name") or pax.get("path") or long.get(b"L") or _name(header)
             target = os.path.normpath(pax.get("linkpath") or long.get(b"K") or _text(header[157:257]))
             if kind == b"1" and target in places:
                 yield Member(name, *places[target])
-            elif kind in _REGULAR:
+            elif kind in _REGULAR and not any(key.startswith("GNU.sparse.") for key in pax):
                 places[os.path.normpath(name)] = start, size
                 yield Member(name, start, size)
             elif kind != b"5":
