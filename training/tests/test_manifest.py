@@ -507,3 +507,28 @@ def test_another_manifest_by_name(data: Path) -> None:
     source = open_source(data, manifest="test.jsonl")
     assert source is not None
     assert source.sample(0).question == "only in test"
+
+
+def test_lines_that_are_no_samples_are_left_out_and_said_where_bad_samples_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = b'{"image": null, "query": "%d", "answer": "a"}'
+    bad = [
+        b'{"image": null, "query": "x", "answer": "\\ud800"}',
+        b'{"image": null, "query": "x", "answer": ""}',
+        b'{"image": "../x.png", "text": "a"}',
+        b"not JSON",
+        b'{"image": null, "query": "\xe9", "answer": "a"}',
+        b'{"image": "x.png", "caption": "a"}',
+    ]
+    lines = [line for i, each in enumerate(bad) for line in (good % i, each)]
+    (tmp_path / "manifest.jsonl").write_bytes(b"\n".join(lines))
+    source = open_source(tmp_path, on_bad_sample="skip")
+    assert source is not None
+    assert [source.sample(i).question for i in range(len(source))] == [str(i) for i in range(len(bad))]
+    assert f"{len(bad)} lines left out, the first: {tmp_path / 'manifest.jsonl'} line 2: " in caplog.text
+    with pytest.raises(UserError, match="line 2: "):
+        open_source(tmp_path)
+    (tmp_path / "manifest.jsonl").write_bytes(b"\n".join(bad))
+    with pytest.raises(UserError, match=rf"no records; .*the first of {len(bad)} lines: .*line 1: "):
+        open_source(tmp_path, on_bad_sample="skip")

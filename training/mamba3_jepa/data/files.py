@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 from array import array
 from collections import Counter
@@ -35,6 +36,8 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of, lines_of
 from mamba3_jepa.files.special import is_special
 
+logger = logging.getLogger(__name__)
+
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 _GZIP = b"\x1f\x8b"  # what such a file begins with
 
@@ -57,7 +60,8 @@ class ManifestSource:
     ) -> None:
         """
         Raises:
-            UserError: a line is malformed, a file it names is missing, or there is no record at all.
+            UserError: a line is malformed, or a file it names is missing (with "skip" malformed lines are left out, and
+                their number is said); or there is no record at all.
         """
         self._root = Path(os.path.realpath(data_dir))
         self._path = Path(data_dir) / file
@@ -66,12 +70,19 @@ class ManifestSource:
             raise UserError(f"{self.name}: a pipe, socket or device, not a file; a manifest is read more than once")
         offsets, lines, hashes, flags = array("q"), array("q"), array("Q"), array("B")
         digest = blake2b(digest_size=16)
+        malformed = Tally()
         for line_number, offset, line in self._read_lines():
             digest.update(line)
             if not line.strip():
                 continue
             where = self._where(line_number)
-            record = with_slashes(parse_record(line, where), self._root)
+            try:
+                record = with_slashes(parse_record(line, where), self._root)
+            except UserError as error:
+                if on_bad_sample == "error":
+                    raise
+                malformed.add(str(error))
+                continue
             if on_bad_sample == "error" and len(offsets) < CHECKED_RECORDS:
                 self._check_files(record, where)
             offsets.append(offset)
@@ -79,7 +90,10 @@ class ManifestSource:
             hashes.append(stable_hash(record.group))
             flags.append(_flags(record))
         if not offsets:
-            raise UserError(f"{self.name}: the manifest has no records; expected one JSON object a line")
+            first = f"; the first of {malformed.count} lines: {malformed.first}" if malformed.count else ""
+            raise UserError(f"{self.name}: the manifest has no records; expected one JSON object a line{first}")
+        if malformed.count:
+            logger.warning("%s: %d lines left out, the first: %s", self.name, malformed.count, malformed.first)
         self.fingerprint = digest.hexdigest()
         self._offsets = np.array(offsets, dtype=np.int64)
         self._lines = np.array(lines, dtype=np.int64)
