@@ -374,7 +374,10 @@ def test_a_table_beside_images_without_texts_is_named(
         _pair(tmp_path, f"{i}.png", number=i)
     (tmp_path / "2.txt").unlink()
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=rf"no text file 2\.txt.*1 {suffix_of(name)} \(list the samples in a manifest"):
+    with pytest.raises(
+        UserError, match=rf"no text file 2\.txt.*1 {suffix_of(name)} \(list the samples in a manifest"
+    ) as refused:
         open_source(tmp_path)
+    assert "texts without an image" not in str(refused.value)
     open_source(tmp_path, on_bad_sample="skip")
     assert f"not read: 1 {suffix_of(name)}" in caplog.text

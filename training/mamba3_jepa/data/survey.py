@@ -165,7 +165,7 @@ class Survey:
         """What looks like data and is not read, in words; empty if nothing does. `tables`: those too."""
         unread = {suffix: self.counts[suffix] for suffix in self.counts if suffix in _ADVICE}
         seen = [described({suffix: n for suffix, n in unread.items() if tables or looks_like_samples(suffix)})]
-        if tables and self.counts[".txt"] > 1:  # one may be a note
+        if tables and not self.n_images and self.counts[".txt"] > 1:  # one may be a note
             seen.append(f"{self.counts['.txt']} .txt (texts without an image beside them)")
         if self.linked:
             first = path_text(self.linked[0])
