@@ -89,16 +89,15 @@ def read_model_config(path: Path) -> ModelConfig:
         raise UserError(f"`model_config` {path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"`model_config` {path}: not JSON: {error}") from error
-    is_of_a_run = isinstance(values, dict) and isinstance(values.get("model"), dict)
-    run = values if is_of_a_run else {}
-    if is_of_a_run:
+    run = values if isinstance(values, dict) and isinstance(values.get("model"), dict) else None
+    if run is not None:
         values = run["model"]
     if not isinstance(values, dict):
         raise UserError(f"`model_config` {path}: expected a JSON object, found {type(values).__name__}")
     for key in flattened(values):
         _demand_key(key, f"`model_config` {path}")
     config = ModelConfig.from_json(json.dumps(values), source=f"`model_config` {path}")
-    return _with_limit(config, run) if is_of_a_run else config
+    return config if run is None else _with_limit(config, run)
 
 
 def _with_limit(config: ModelConfig, run: Mapping[str, Any]) -> ModelConfig:
@@ -165,7 +164,6 @@ def _value(key: str, text: str, where: str) -> Any:
         choices = [each for each in get_args(hint) if isinstance(each, str)]
         choices += ["true", "false"] if hint is bool else []
         choices += ["null"] if type(None) in get_args(hint) else []
-        near = ["null"] if text == "None" else difflib.get_close_matches(text.lower(), choices, n=1)
-        near = [each for each in near if each in choices]
+        near = difflib.get_close_matches("null" if text == "None" else text.lower(), choices, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{where}: {key} takes {type_name(hint)}, found {text}{meant}") from error

@@ -127,8 +127,11 @@ def first_difference(before: Mapping[str, list[str]], now: Mapping[str, list[str
         theirs = " and ".join(before.get(_SIZES, ["?"]))
         return f"{sizes[0]} training and {sizes[1]} validation samples instead of {theirs}", 0, 0
     for what in (_TEXTS, _PICTURES, _NUMBERS):
+        known = before.get(what, [""] * len(now[what]))
+        if len(known) != len(now[what]):
+            return what, 0, sum(sizes)
         places = np.array_split(np.arange(sum(sizes)), len(now[what]))
-        for theirs, ours, place in zip(before.get(what, []), now[what], places, strict=False):
+        for theirs, ours, place in zip(known, now[what], places, strict=True):
             if theirs not in ("", ours):  # of what could not be read then, nothing is known
                 return what, int(place[0]), int(place[-1]) + 1
     return None

@@ -189,7 +189,7 @@ class TextTokenizer:
     def _fails(self, text: str) -> bool:
         try:
             self._tokenizer.encode(text, add_special_tokens=False)
-        except Exception:
+        except Exception:  # as in `_encoded`
             return True
         return False
 

@@ -42,6 +42,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     module.load_state_dict(state)
 
 
+def first_changed(state: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of `state` that `known` has not, or has with other numbers; None if none is."""
+    changed = (name for name, tensor in state.items() if name not in known or not tensor.equal(known[name]))
+    return next(changed, None)
+
+
 def shorten(names: Collection[str], separator: str = ", ") -> str:
     """The first few of `names`, and how many more there are."""
     shown = separator.join(list(names)[:_SHOWN])

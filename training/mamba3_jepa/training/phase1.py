@@ -32,6 +32,7 @@ from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import info_nce
+from mamba3_jepa.models.state_dict import first_changed
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase1Settings
@@ -145,13 +146,14 @@ def _load_vit(settings: Phase1Settings) -> VisionEncoder | None:
 
 
 def _demand_same_vit(run: Run, x_encoder: VisionEncoder, settings: Phase1Settings) -> None:
-    known = run.resumed.model if run.resumed is not None else {}
-    for name, tensor in x_encoder.state_dict().items():
-        if not torch.equal(tensor, known[f"x_encoder.{name}"]):
-            raise UserError(
-                f"cannot resume {run.last_path}: the weights of `vit_checkpoint` {settings.vit_checkpoint} are not "
-                f"those it was started with ({name})"
-            )
+    own = run.resumed.model if run.resumed is not None else {}
+    known = {name.removeprefix("x_encoder."): tensor for name, tensor in own.items() if name.startswith("x_encoder.")}
+    name = first_changed(x_encoder.state_dict(), known)
+    if name is not None:
+        raise UserError(
+            f"cannot resume {run.last_path}: the weights of `vit_checkpoint` {settings.vit_checkpoint} are not "
+            f"those it was started with ({name})"
+        )
 
 
 def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, run: Run) -> TextTokenizer:

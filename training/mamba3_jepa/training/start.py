@@ -18,6 +18,7 @@ from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
 from mamba3_jepa.models.mamba3 import Mamba3
+from mamba3_jepa.models.state_dict import first_changed
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.overrides import flattened
 from mamba3_jepa.settings.training import TrainSettings
@@ -113,12 +114,12 @@ def _demand_same_model(own: Checkpoint, last: Path, path: Path) -> None:
     if not path.exists() or path.resolve() == recorded.resolve():
         return
     named = load_checkpoint(path, phase=own.phase - 1)
-    for name, tensor in named.model.items():
-        if name not in own.model or not torch.equal(tensor, own.model[name]):
-            raise UserError(
-                f"cannot resume {last}: `phase{named.phase}_checkpoint` {path} is another model than it was started "
-                f"with ({name} differs); name that one, or choose another `output_dir`"
-            )
+    name = first_changed(named.model, own.model)
+    if name is not None:
+        raise UserError(
+            f"cannot resume {last}: `phase{named.phase}_checkpoint` {path} is another model than it was started "
+            f"with ({name} differs); name that one, or choose another `output_dir`"
+        )
 
 
 def load_earlier(path: Path, *, phase: int) -> Checkpoint:
