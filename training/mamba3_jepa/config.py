@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from mamba3_jepa.errors import UserError
 
 PresetName = Literal["small", "mini", "tiny"]
+VisionKind = Literal["vjepa2", "vjepa2.1"]
 
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
@@ -76,8 +77,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class VisionConfig:
-    """The X-Encoder: a V-JEPA 2 vision transformer. Sizes in pixels and frames."""
+    """The X-Encoder: a V-JEPA 2 or 2.1 vision transformer. Sizes in pixels and frames."""
 
+    kind: VisionKind = "vjepa2"
+    """Which of the two: 2.1 has an image branch, modality vectors and other rotary angles (`models.vjepa21`)."""
     hidden_size: int = Field(default=1024, gt=0, le=LARGEST_SIZE)
     depth: int = Field(default=24, gt=0, le=MOST_LAYERS)
     heads: int = Field(default=16, gt=0, le=LARGEST_SIZE)
@@ -99,8 +102,13 @@ class VisionConfig:
 
     @property
     def n_tokens(self) -> int:
-        """Visual tokens of one image (one tubelet)."""
+        """Visual tokens of one image: those of one tubelet, or of the image branch."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def image_frames(self) -> int:
+        """Frames of an image as the X-Encoder sees it: a tubelet of equal ones, or one for an image branch."""
+        return 1 if self.kind == "vjepa2.1" else self.tubelet_size
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -193,33 +193,9 @@ class Reader:
         mean, std = (np.array(self.config["image"][name])[:, None, None] for name in ("mean", "std"))
         return (image_u8 / 255 - mean) / std
 
-    def visual_tokens(self, clip: np.ndarray) -> np.ndarray:
-        """Normalised pixels (T, 3, H, W) -> (N, D); an image is a clip of equal frames."""
-        vision, eps = self.model["vision"], self.constants["x_encoder_layer_norm_eps"]
-        t, p = vision["tubelet_size"], vision["patch_size"]
-        T, _, height, width = clip.shape
-        grid = (T // t, height // p, width // p)
-        patches = clip.reshape(grid[0], t, 3, grid[1], p, grid[2], p).transpose(0, 3, 5, 2, 1, 4, 6)
-        embedding = "x_encoder.encoder.embeddings.patch_embeddings.proj"
-        weight = self.w[f"{embedding}.weight"].reshape(vision["hidden_size"], -1)
-        x = patches.reshape(math.prod(grid), -1) @ weight.T + self.w[f"{embedding}.bias"]
-        positions = np.stack(np.unravel_index(np.arange(len(x)), grid))
-        for i in range(vision["depth"]):
-            layer = f"x_encoder.encoder.layer.{i}"
-            x = x + self._attention(layer_norm(x, self.w, f"{layer}.norm1", eps), f"{layer}.attention", positions)
-            hidden = linear(layer_norm(x, self.w, f"{layer}.norm2", eps), self.w, f"{layer}.mlp.fc1")
-            x = x + linear(gelu(hidden), self.w, f"{layer}.mlp.fc2")
-        return layer_norm(x, self.w, "x_encoder.encoder.layernorm", eps)
-
-    def _attention(self, x: np.ndarray, name: str, positions: np.ndarray) -> np.ndarray:
-        heads = self.model["vision"]["heads"]
-        q, k, v = (
-            linear(x, self.w, f"{name}.{part}").reshape(len(x), heads, -1).swapaxes(0, 1)
-            for part in ("query", "key", "value")
-        )
-        q, k = _turned(q, positions), _turned(k, positions)
-        share = softmax(q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1]))
-        return linear((share @ v).swapaxes(0, 1).reshape(len(x), -1), self.w, f"{name}.proj")
+    def visual_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        """Normalised pixels of an image (3, H, W) or a clip (T, 3, H, W) -> (N, D)."""
+        return visual_tokens(self.w, self.model["vision"], self.constants["x_encoder_layer_norm_eps"], pixels)
 
     def predicted(self, visual: np.ndarray | None, query_ids: list[int], backbone: Backbone) -> np.ndarray:
         """The hidden states (L, D) of [visual ; query]."""
@@ -277,8 +253,7 @@ class Reader:
 
     def ask(self, image_u8: np.ndarray | None, question: str | None, memory: Sequence[str], top: int) -> Reply:
         """One question about (3, S, S) uint8, or about nothing."""
-        tubelet = self.model["vision"]["tubelet_size"]
-        visual = None if image_u8 is None else self.visual_tokens(np.stack([self.pixels(image_u8)] * tubelet))
+        visual = None if image_u8 is None else self.visual_tokens(self.pixels(image_u8))
         question = self.model["query_prompt"] if question is None else question
         query = self.ids(question, self.model["max_query_tokens"])
         pooled = self.predicted(visual, query, self.backbone("predictor")).mean(axis=0)
@@ -310,7 +285,43 @@ class Reader:
         return pooled + linear(knowledge, self.w, "recursion.injector.projection")
 
 
-def _turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def visual_tokens(w: Tensors, vision: dict, eps: float, pixels: np.ndarray) -> np.ndarray:
+    """`Reader.visual_tokens` of an X-Encoder with the configuration `vision`."""
+    is_21, embeddings = vision.get("kind") == "vjepa2.1", "x_encoder.encoder.embeddings"
+    is_image = pixels.ndim == 3 or (is_21 and len(pixels) == 1)
+    t, p = 1 if is_21 and is_image else vision["tubelet_size"], vision["patch_size"]
+    clip = np.stack([pixels] * t) if pixels.ndim == 3 else pixels
+    T, _, height, width = clip.shape
+    grid = (T // t, height // p, width // p)
+    patches = clip.reshape(grid[0], t, 3, grid[1], p, grid[2], p).transpose(0, 3, 5, 2, 1, 4, 6)
+    proj = f"{embeddings}.{'patch_embeddings_img' if is_21 and is_image else 'patch_embeddings'}.proj"
+    weight = w[f"{proj}.weight"].reshape(vision["hidden_size"], -1)
+    x = patches.reshape(math.prod(grid), -1) @ weight.T + w[f"{proj}.bias"]
+    positions = np.stack(np.unravel_index(np.arange(len(x)), grid)).astype(float)
+    if is_21:
+        x = x + w[f"{embeddings}.{'img' if is_image else 'video'}_mod_embed"][0]
+        for axis, places in enumerate(grid[1:], start=1):
+            positions[axis] *= (max(1, 256 // p) - 1) / max(1, places - 1)
+    for i in range(vision["depth"]):
+        layer = f"x_encoder.encoder.layer.{i}"
+        normed = layer_norm(x, w, f"{layer}.norm1", eps)
+        x = x + _attention(normed, w, f"{layer}.attention", vision, positions)
+        hidden = linear(layer_norm(x, w, f"{layer}.norm2", eps), w, f"{layer}.mlp.fc1")
+        x = x + linear(gelu(hidden), w, f"{layer}.mlp.fc2")
+    return layer_norm(x, w, "x_encoder.encoder.layernorm", eps)
+
+
+def _attention(x: np.ndarray, w: Tensors, name: str, vision: dict, positions: np.ndarray) -> np.ndarray:
+    q, k, v = (
+        linear(x, w, f"{name}.{part}").reshape(len(x), vision["heads"], -1).swapaxes(0, 1)
+        for part in ("query", "key", "value")
+    )
+    q, k = (_turned(part, positions, vision.get("kind") == "vjepa2.1") for part in (q, k))
+    share = softmax(q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1]))
+    return linear((share @ v).swapaxes(0, 1).reshape(len(x), -1), w, f"{name}.proj")
+
+
+def _turned(x: np.ndarray, positions: np.ndarray, pairs_turn_alike: bool) -> np.ndarray:
     """(heads, N, d) and time, row, column (3, N): a third of the dimensions turns with each."""
     d = x.shape[-1]
     third = 2 * (d // 3 // 2)
@@ -318,7 +329,8 @@ def _turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
     for axis, position in enumerate(positions):
         part = x[..., axis * third : (axis + 1) * third]
         j = np.arange(third)
-        angle = position[:, None] / 10000 ** (j % (third // 2) / (third // 2))
+        place = j // 2 if pairs_turn_alike else j % (third // 2)
+        angle = position[:, None] / 10000 ** (place / (third // 2))
         partner = np.stack([-part[..., 1::2], part[..., ::2]], axis=-1).reshape(part.shape)
         x[..., axis * third : (axis + 1) * third] = part * np.cos(angle) + partner * np.sin(angle)
     return x

@@ -125,7 +125,7 @@ def _x_encoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     golden.add(
         "visual_tokens",
         model.x_encoder(pixels),
-        "(1, Nv, vision width) of the picture seen as a tubelet of equal frames",
+        "(1, Nv, vision width) of the picture: of a tubelet of equal frames, or of the image branch",
     )
     vision = model.config.vision
     shape = (1, 2 * vision.tubelet_size, 3, 3 * vision.patch_size, 5 * vision.patch_size)

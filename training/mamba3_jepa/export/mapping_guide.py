@@ -13,7 +13,7 @@ it is right.
 | `angn.safetensors` | when the model was trained with `--angn-enabled` |
 | `y_decoder.safetensors` | `--phase 2` and `3` |
 | `recursion.safetensors` | `--phase 3`; `train_agent.py` also writes it beside its checkpoints |
-| `x_encoder.safetensors` | with `--x-encoder`; otherwise the X-Encoder is V-JEPA 2's own file |
+| `x_encoder.safetensors` | with `--x-encoder`; otherwise the X-Encoder is V-JEPA 2's or 2.1's own file |
 | `config.json` | what the tensors do not say, see below |
 | `tokenizer.json` | for the `tokenizers` library (Rust or Python) |
 | `golden/*.safetensors` | with `--golden`: inputs and outputs to test an implementation with |
@@ -160,10 +160,13 @@ The model sees (pixel / 255 - mean) / std, channels first.
 
 ### X-Encoder
 
-V-JEPA 2, with the names `transformers` has for it behind `x_encoder.`; a `transformers` folder of V-JEPA 2 holds the
-same tensors. Its input is a clip of T frames of H x W pixels; an image is a
-clip of `tubelet_size` equal frames. With t = tubelet_size and p = patch_size there are (T / t) (H / p) (W / p)
-tokens, time first, then rows, then columns: 256 for an image of 256 x 256. Token (a, b, c) is
+V-JEPA 2 or 2.1, as `model.vision.kind` says, `vjepa2` or `vjepa2.1`; where it says nothing, in exports from before
+there was a choice, it is V-JEPA 2. That has the names of `transformers` behind `x_encoder.`; a `transformers` folder
+of V-JEPA 2 holds the same tensors.
+
+**V-JEPA 2.** Its input is a clip of T frames of H x W pixels; an image is a clip of `tubelet_size` equal frames. With
+t = tubelet_size and p = patch_size there are (T / t) (H / p) (W / p) tokens, time first, then rows, then columns: 256
+for an image of 256 x 256. Token (a, b, c) is
 
 ```
 x = proj.weight (as a matrix, D x (3 t p p)) times the t frames' p x p pixels, + proj.bias
@@ -191,6 +194,23 @@ u'_j     = u_j cos(angle_j) + v_j sin(angle_j)          v = (-u_1, u_0, -u_3, u_
 
 Mind that the pairs are neighbours (2i, 2i + 1), but the angles repeat in halves, so the two of a pair turn by
 different angles: that is how V-JEPA 2 was trained.
+
+**V-JEPA 2.1** is the same but for three things. What has one frame, an image or a clip with T = 1, is cut by
+`patch_embeddings_img.proj` with t = 1, into (H / p) (W / p) tokens. To every token of an image `img_mod_embed` is
+added, to every token of a clip `video_mod_embed`, before the first layer. And the two of a pair turn by the same
+angle, with rows and columns stretched to the grid of a picture of 256 pixels, g = max(1, floor(256 / p)):
+
+```
+angle_j  = n * 10000^(-floor(j / 2) / (m / 2))
+n        = a;   b * (g - 1) / max(1, H / p - 1);   c * (g - 1) / max(1, W / p - 1)       time, row, column
+```
+
+| tensor, behind `x_encoder.encoder.embeddings.` | shape | meaning |
+|---|---|---|
+| `patch_embeddings_img.proj.weight` | D x 3 x 1 x p x p | convolution over the patches of an image |
+| `patch_embeddings_img.proj.bias` | D | its bias |
+| `img_mod_embed` | 1 x 1 x D | added to the tokens of an image; F32, as every tensor that is no `weight` |
+| `video_mod_embed` | 1 x 1 x D | added to the tokens of a clip |
 
 ### Predictor and ANGN
 

@@ -15,7 +15,7 @@ TITLES = {
     "angn": "The gates on the predictor's residual stream.",
     "y_decoder": "The language model that speaks an embedding.",
     "recursion": "Confusion probe and state injector.",
-    "x_encoder": "The frozen V-JEPA 2 vision transformer, on request.",
+    "x_encoder": "The frozen vision transformer, here V-JEPA 2's, on request.",
 }
 
 _LINEAR = {

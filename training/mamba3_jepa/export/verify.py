@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mamba3_jepa.errors import UserError
+from mamba3_jepa.errors import UserError, shorten
 from mamba3_jepa.export.probe import Probe, knowledge_vectors, scene_probe
 from mamba3_jepa.export.writer import as_stored, round_as_stored
 from mamba3_jepa.models.key_map import Component, key_map
-from mamba3_jepa.models.state_dict import shorten
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import DtypeName
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.state_dict import shorten
+from mamba3_jepa.errors import UserError, shorten
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 

@@ -12,8 +12,7 @@ from typing import Literal, cast, get_args
 from torch import Tensor
 
 from mamba3_jepa.config import BackboneConfig, ModelConfig
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.state_dict import shorten
+from mamba3_jepa.errors import UserError, shorten
 
 Component = Literal["predictor", "y_encoder", "angn", "y_decoder", "recursion", "x_encoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
@@ -139,6 +138,9 @@ def _recursion_keys() -> list[str]:
 
 def _vision_keys(config: ModelConfig) -> Iterator[str]:
     yield from _linear("encoder.embeddings.patch_embeddings.proj")
+    if config.vision.kind == "vjepa2.1":
+        yield from _linear("encoder.embeddings.patch_embeddings_img.proj")
+        yield from ("encoder.embeddings.img_mod_embed", "encoder.embeddings.video_mod_embed")
     for i in range(config.vision.depth):
         for name in _VISION_LAYER:
             yield from _linear(f"encoder.layer.{i}.{name}")

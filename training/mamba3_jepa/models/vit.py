@@ -1,7 +1,7 @@
-"""The X-Encoder: V-JEPA 2's vision transformer, frozen.
+"""The X-Encoder: the vision transformer of V-JEPA 2 or 2.1, frozen.
 
-The network is the one in `transformers` (`VJEPA2Model`); this file feeds it. V-JEPA 2: Assran et al. 2025,
-arXiv 2506.09985.
+The network is the one in `transformers` (`VJEPA2Model`); this file feeds it, and `vjepa21.py` has the parts that are
+others in V-JEPA 2.1. V-JEPA 2: Assran et al. 2025, arXiv 2506.09985; 2.1: Mur-Labadia et al. 2026, arXiv 2603.14482.
 
 Shape letters: B batch, T frames, H and W height and width in pixels, N visual tokens, D hidden size.
 """
@@ -19,6 +19,7 @@ from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit_checkpoint import read_vision_checkpoint
+from mamba3_jepa.models.vjepa21 import make_vjepa21, rotary_table
 
 # Side, in patches, of the square grid in which a position id t * G^2 + row * G + column is read. V-JEPA 2 has
 # no position table, ids only become rotary angles: a grid larger than every input serves every input size.
@@ -26,13 +27,16 @@ _GRID = 4096
 
 
 class VisionEncoder(nn.Module):
-    """Frozen V-JEPA 2 encoder: always in eval mode, no trainable parameter, forward records no graph."""
+    """Frozen V-JEPA 2 or 2.1 encoder: always in eval mode, no trainable parameter, forward records no graph."""
 
     def __init__(self, config: VisionConfig) -> None:
         """Random weights; see `from_checkpoint` for trained ones."""
         super().__init__()
         self.config = config
-        self.encoder = VJEPA2Model(_transformers_config(config)).encoder
+        theirs = _transformers_config(config)
+        self.encoder = VJEPA2Model(theirs).encoder
+        if config.kind == "vjepa2.1":
+            make_vjepa21(self.encoder, theirs)
         self.requires_grad_(False)
         self.eval()
 
@@ -45,20 +49,33 @@ class VisionEncoder(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, image_size: int | None = None) -> VisionEncoder:
-        """Load a V-JEPA 2 encoder.
+        """Load a published encoder, of any size.
+
+        - V-JEPA 2 of Meta's: `vitl.pt`, `vith.pt`, `vitg.pt`, `vitg-384.pt`.
+        - V-JEPA 2.1 of Meta's: `vjepa2_1_vitb_dist_vitG_384.pt`, `vjepa2_1_vitl_dist_vitG_384.pt`,
+          `vjepa2_1_vitg_384.pt`, `vjepa2_1_vitG_384.pt`.
+        - V-JEPA 2 of Hugging Face: a folder such as `vjepa2-vitl-fpc64-256`, with `config.json` and either
+          `model.safetensors`, its shards, or `pytorch_model.bin`.
+
+        Of Meta's files it is `target_encoder`, else `ema_encoder`, else `encoder`, else the file is taken for a bare
+        state dict; `module.`, `backbone.` and `_orig_mod.` before the names do not matter. A `.safetensors` file may
+        have Meta's or transformers' names. What is left out: predictors, optimizers, a `pos_embed`, which a rotary
+        encoder never reads (that is logged), and of V-JEPA 2.1 the norms of inner layers. docs/checkpoints.md says
+        where the files come from.
 
         Args:
-            path: Meta's `.pt`/`.pth`, a `.safetensors` file with Meta's or transformers' names, or a
-                transformers folder (`config.json` and `model.safetensors`).
-            image_size: side in pixels of the images it will see; by default what the file says, else 256.
+            path: the file or folder.
+            image_size: side in pixels of the images it will see. By default what the file says in its settings, its
+                name or the length of a `pos_embed`; else 256 for V-JEPA 2 and 384 for 2.1, which is logged.
 
         Raises:
-            UserError: the file is missing, damaged or not a V-JEPA 2 encoder; says what was expected and what
-                was found.
+            UserError: the file is missing, damaged or not such an encoder; says what was expected and what was
+                found.
         """
         config, state = read_vision_checkpoint(Path(path), image_size)
-        encoder = cls.empty(config)
-        load_state(encoder, state, source=str(path))
+        with torch.device("meta"):
+            encoder = cls(config)
+        load_state(encoder, state, source=str(path), assign=True)
         return encoder
 
     def train(self, mode: bool = True) -> VisionEncoder:
@@ -71,32 +88,36 @@ class VisionEncoder(nn.Module):
 
         Args:
             pixels: float, ImageNet-normalised, (B, 3, H, W) or (B, T, 3, H, W); H and W multiples of the
-                patch size, T of the tubelet size. An image is seen as a clip of one tubelet of equal frames.
+                patch size, T of the tubelet size. V-JEPA 2 sees an image as a clip of one tubelet of equal frames;
+                V-JEPA 2.1 has a branch for images, which also takes clips of one frame.
 
         Returns:
-            (B, N, D) with N = T / tubelet * H / patch * W / patch, in time-major, then row-major order.
+            (B, N, D) with N = T / tubelet * H / patch * W / patch, in time-major, then row-major order; of an image
+            H / patch * W / patch.
 
         Raises:
             UserError: the shape or the type does not fit.
         """
         self._check(pixels)
         if pixels.ndim == 4:
-            pixels = pixels.unsqueeze(1).expand(-1, self.config.tubelet_size, -1, -1, -1)
-        positions = self._position_ids(pixels)
+            pixels = pixels.unsqueeze(1).expand(-1, self.config.image_frames, -1, -1, -1)
+        positions = self._positions(pixels)
         h = self.encoder.embeddings(pixels)
         for layer in self.encoder.layer:
             h = layer(h, position_mask=positions)[0]
         return self.encoder.layernorm(h)
 
-    def _position_ids(self, clip: Tensor) -> Tensor:
-        """Ids (1, N) of the tokens of a clip (B, T, 3, H, W) in the grid the rotary code reads them in.
+    def _positions(self, clip: Tensor) -> Tensor:
+        """Where the tokens of a clip (B, T, 3, H, W) are, in the form that the attention takes it.
 
-        Left to itself that code takes every input for a square of the configured size.
+        V-JEPA 2's takes ids (1, N) in a grid; left to itself it takes every input for a square of the configured size.
         """
-        _, frames, _, height, width = clip.shape
-        time = torch.arange(frames // self.config.tubelet_size, device=clip.device)
-        row = torch.arange(height // self.config.patch_size, device=clip.device)
-        column = torch.arange(width // self.config.patch_size, device=clip.device)
+        config, (frames, _, height, width) = self.config, clip.shape[1:]
+        times = 1 if frames == config.image_frames else frames // config.tubelet_size
+        grid = (times, height // config.patch_size, width // config.patch_size)
+        if config.kind == "vjepa2.1":
+            return rotary_table(grid, config.patch_size, config.hidden_size // config.heads, clip.device)
+        time, row, column = (torch.arange(size, device=clip.device) for size in grid)
         ids = time[:, None, None] * _GRID**2 + row[:, None] * _GRID + column
         return ids.reshape(1, -1)
 
@@ -110,7 +131,8 @@ class VisionEncoder(nn.Module):
         sides = pixels.shape[-2:]
         if any(side == 0 or side % patch or side > patch * _GRID for side in sides):
             raise UserError(f"X-Encoder: height and width must be multiples of the patch {patch}, {found}")
-        if pixels.ndim == 5 and (pixels.shape[1] == 0 or pixels.shape[1] % tubelet):
+        frames = pixels.shape[1] if pixels.ndim == 5 else self.config.image_frames
+        if frames != self.config.image_frames and (frames == 0 or frames % tubelet):
             raise UserError(f"X-Encoder: the number of frames must be a multiple of {tubelet}, {found}")
 
 

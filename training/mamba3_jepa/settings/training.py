@@ -174,6 +174,7 @@ _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
 # Settings of phase 1 that are also keys of the model.
 _ALSO_A_SETTING = {
     "tokenizer": "vocab_size",
+    "image_size": "vision.image_size",
     "patch_size": "vision.patch_size",
     "angn_enabled": "angn.enabled",
     "angn_sparsity_weight": "angn.sparsity_weight",
@@ -193,9 +194,12 @@ class Phase1Settings(TrainSettings):
     tiny: bool = False
     """Short for --preset tiny."""
     vit_checkpoint: _Path = None
-    """V-JEPA 2 weights for the X-Encoder: Meta's .pt/.pth, a transformers folder, or safetensors."""
+    """V-JEPA 2 or 2.1 weights for the X-Encoder: Meta's .pt/.pth, a transformers folder, or safetensors."""
     random_vit: bool = False
     """Let --preset small run with a random X-Encoder (tests and benchmarks only)."""
+    image_size: _Count = None
+    """Side in pixels of what the X-Encoder sees, a multiple of its patch; default: what --vit-checkpoint was trained
+    on (384 for the 384 files), or the preset's."""
     patch_size: _Count = None
     """Patch size of the random X-Encoder in pixels. Smaller patches see finer and take longer; default: the
     preset's."""
@@ -243,9 +247,12 @@ class Phase1Settings(TrainSettings):
             value = getattr(self, setting)
             if value is not None and value is not False and any(each.startswith(f"{key}=") for each in self.model):
                 raise UserError(f"`{setting}` and `model` {key} both say it; give one of them")
-        image_size = with_overrides(base, self.model).vision.image_size
-        if self.patch_size is not None and image_size % self.patch_size:
-            raise UserError(f"`patch_size` {self.patch_size}: must divide the {image_size} pixels of the images")
+        vision = with_overrides(base, self.model).vision
+        image_size, patch_size = self.image_size or vision.image_size, self.patch_size or vision.patch_size
+        if self.vit_checkpoint is None and image_size % patch_size:
+            if self.patch_size is not None:
+                raise UserError(f"`patch_size` {patch_size}: must divide the {image_size} pixels of the images")
+            raise UserError(f"`image_size` {image_size}: must be a multiple of the patch, {patch_size} pixels")
         if self.image_shift >= image_size:
             raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
@@ -265,9 +272,14 @@ class Phase1Settings(TrainSettings):
         angn = dataclasses.replace(config.angn, **{name: value for name, value in given.items() if value is not None})
         vision = dataclasses.replace(config.vision, pretrained=False)
         config = with_overrides(config.replace(vision=vision, angn=angn), self.model)
-        if self.patch_size is None:
+        if self.vit_checkpoint is not None:  # the X-Encoder that is read has its own sizes
             return config
-        return config.replace(vision=dataclasses.replace(config.vision, patch_size=self.patch_size))
+        vision = dataclasses.replace(
+            config.vision,
+            image_size=self.image_size or config.vision.image_size,
+            patch_size=self.patch_size or config.vision.patch_size,
+        )
+        return config.replace(vision=vision)
 
     def _base(self, name: PresetName | None) -> ModelConfig:
         return preset(name or "small") if self.model_config is None else read_model_config(self.model_config)

@@ -133,16 +133,17 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
 def _demand_vit(settings: Phase1Settings) -> None:
     if settings.preset == "small" and settings.vit_checkpoint is None and not settings.random_vit:
         raise UserError(
-            "`preset` small needs `vit_checkpoint`, the weights of V-JEPA 2's ViT-L: Meta's vitl.pt (the link is in "
-            "the README of github.com/facebookresearch/vjepa2) or a local copy of the Hugging Face repository "
-            "facebook/vjepa2-vitl-fpc64-256. To try things without it: `preset` mini, `tiny`, or `random_vit`."
+            "`preset` small needs `vit_checkpoint`, the weights of a V-JEPA 2 or 2.1 encoder: Meta's vitl.pt (the link "
+            "is in the README of github.com/facebookresearch/vjepa2), a local copy of the Hugging Face repository "
+            "facebook/vjepa2-vitl-fpc64-256, or another that docs/checkpoints.md lists. To try things without: "
+            "`preset` mini, `tiny`, or `random_vit`."
         )
 
 
 def _load_vit(settings: Phase1Settings) -> VisionEncoder | None:
     if settings.vit_checkpoint is None:
         return None
-    return VisionEncoder.from_checkpoint(settings.vit_checkpoint)
+    return VisionEncoder.from_checkpoint(settings.vit_checkpoint, settings.image_size)
 
 
 def _demand_same_vit(run: Run, x_encoder: VisionEncoder, settings: Phase1Settings) -> None:
