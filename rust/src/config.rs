@@ -156,10 +156,25 @@ impl BackboneConfig {
     }
 }
 
-/// The X-Encoder, a V-JEPA 2 vision transformer.
+/// Which vision transformer the X-Encoder is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VisionKind {
+    /// V-JEPA 2, arXiv 2506.09985.
+    #[default]
+    #[serde(rename = "vjepa2")]
+    Vjepa2,
+    /// V-JEPA 2.1, arXiv 2603.14482: a branch for images, a vector added to every token, other rotary angles.
+    #[serde(rename = "vjepa2.1")]
+    Vjepa21,
+}
+
+/// The X-Encoder, a V-JEPA 2 or 2.1 vision transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
+    /// Which of the two; V-JEPA 2 where a file is from before there was a choice.
+    #[serde(default)]
+    pub kind: VisionKind,
     /// Width of a visual token.
     pub hidden_size: usize,
     /// Layers.

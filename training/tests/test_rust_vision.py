@@ -6,6 +6,7 @@ KORE_VLJEPA; without that these tests are skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -17,9 +18,10 @@ from tiny import tiny_model
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 
-from mamba3_jepa.config import VisionConfig
+from mamba3_jepa.config import VisionConfig, VisionKind, preset
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.models.vit import VisionEncoder
+from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import DtypeName
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -75,6 +77,7 @@ def random_pixels(patch: int) -> dict[str, Tensor]:
         "tall": (3, 20 * patch, patch),
         "many": (3, 18 * patch, 17 * patch),
         "clip": (6, 3, 2 * patch, 3 * patch),
+        "clip of a tubelet": (2, 3, patch, 4 * patch),
     }
     return {name: torch.randn(shape) for name, shape in shapes.items()}
 
@@ -83,20 +86,26 @@ def encoded(encoder: VisionEncoder, pixels: dict[str, Tensor]) -> dict[str, Tens
     return {name: encoder(tensor[None])[0] for name, tensor in pixels.items()}
 
 
-@pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
-def test_the_reference_implementation(tmp_path: Path, shard_size: str) -> None:
-    save_transformers(
-        VisionEncoder.from_checkpoint(FIXTURES / "vjepa2_tiny.pt", 64), tmp_path / "model", torch.float32, shard_size
-    )
-    reference = load_file(FIXTURES / "vjepa2_tiny.safetensors")
+def reference_cases(name: str, cases: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Pixels and tokens of a fixture, one by one."""
+    reference = load_file(FIXTURES / name)
     pixels: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
-    for case in ("0.image", "1.video", "2.image"):
+    for case in cases:
         inputs = reference[f"{case}.input"]
         if case.endswith("video"):
             inputs = inputs.transpose(1, 2)  # the reference takes (B, 3, T, H, W)
         pixels |= {f"{case}.{i}": tensor for i, tensor in enumerate(inputs)}
         expected |= {f"{case}.{i}": tensor for i, tensor in enumerate(reference[f"{case}.output"])}
+    return pixels, expected
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
+def test_the_reference_implementation(tmp_path: Path, shard_size: str) -> None:
+    save_transformers(
+        VisionEncoder.from_checkpoint(FIXTURES / "vjepa2_tiny.pt", 64), tmp_path / "model", torch.float32, shard_size
+    )
+    pixels, expected = reference_cases("vjepa2_tiny.safetensors", ("0.image", "1.video", "2.image"))
     assert_equal(tmp_path / "model", pixels, expected, tmp_path)
 
 
@@ -115,13 +124,23 @@ def test_a_transformers_folder(tmp_path: Path, hidden_size: int, heads: int, dty
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_an_exported_file(tmp_path: Path, dtype: DtypeName) -> None:
-    model = tiny_model(phase=1)
+@pytest.mark.parametrize("kind", ["vjepa2", "vjepa2.1"])
+def test_an_exported_file(tmp_path: Path, dtype: DtypeName, kind: VisionKind) -> None:
+    model = tiny_model(phase=1, vision=dataclasses.replace(preset("tiny").vision, kind=kind))
     tensors = write_component(model, "x_encoder", tmp_path / "x_encoder.safetensors", phase=1, dtype=dtype)
     rounded = {key.removeprefix("x_encoder."): tensor.float() for key, tensor in tensors.items()}
     model.x_encoder.load_state_dict(rounded)
     pixels = random_pixels(model.config.vision.patch_size)
     assert_equal(tmp_path / "x_encoder.safetensors", pixels, encoded(model.x_encoder, pixels), tmp_path)
+
+
+def test_the_reference_implementation_of_v_jepa_2_1(tmp_path: Path) -> None:
+    encoder = VisionEncoder.from_checkpoint(FIXTURES / "vjepa21_tiny.pt", 64)
+    config = preset("tiny").replace(vision=encoder.config, vocab_size=tiny_model().config.vocab_size)
+    model = Mamba3Jepa(config, tiny_model().tokenizer, x_encoder=encoder)
+    write_component(model, "x_encoder", tmp_path / "x_encoder.safetensors", phase=1)
+    pixels, expected = reference_cases("vjepa21_tiny.safetensors", ("0.image", "1.image", "2.video"))
+    assert_equal(tmp_path / "x_encoder.safetensors", pixels, expected, tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::config::VisionConfig;
+use crate::config::{VisionConfig, VisionKind};
 use crate::error::Error;
 
 /// Colour channels.
@@ -11,14 +11,14 @@ pub(super) const CHANNELS: usize = 3;
 /// The shape of pixels. Sides in pixels, multiples of the patch; frames a multiple of the tubelet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PixelShape {
-    /// (3, H, W). An image is seen as a clip of one tubelet of equal frames.
+    /// (3, H, W). V-JEPA 2 sees an image as a clip of one tubelet of equal frames, V-JEPA 2.1 has a branch for images.
     Image {
         /// H.
         height: usize,
         /// W.
         width: usize,
     },
-    /// (T, 3, H, W).
+    /// (T, 3, H, W). A clip of one frame is an image to V-JEPA 2.1.
     Clip {
         /// T.
         frames: usize,
@@ -32,6 +32,10 @@ pub enum PixelShape {
 /// The visual tokens of an input: so many in time, so many rows, so many columns, in this order.
 #[derive(Clone, Copy)]
 pub(super) struct Grid {
+    /// Whether the branch for images makes them.
+    pub(super) of_image_branch: bool,
+    /// Frames in a token.
+    pub(super) tubelet: usize,
     pub(super) time: usize,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -51,7 +55,8 @@ impl Grid {
             }
         };
         let invalid = |expected: String| Err(Error::Input(format!("X-Encoder: {expected}, found {found}")));
-        let (patch, tubelet) = (config.patch_size, config.tubelet_size);
+        let of_image_branch = config.kind == VisionKind::Vjepa21 && frames == 1;
+        let (patch, tubelet) = (config.patch_size, if of_image_branch { 1 } else { config.tubelet_size });
         if height == 0 || width == 0 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
             return invalid(format!("height and width must be multiples of the patch {patch}"));
         }
@@ -64,7 +69,7 @@ impl Grid {
         if expected != Some(len) {
             return invalid(format!("{len} numbers do not fill the shape"));
         }
-        Ok(Grid { time, rows: height / patch, columns: width / patch })
+        Ok(Grid { of_image_branch, tubelet, time, rows: height / patch, columns: width / patch })
     }
 
     /// Tokens N.
@@ -79,9 +84,9 @@ impl Grid {
 }
 
 /// Numbers in a patch: (3, tubelet, patch, patch).
-pub(super) fn patch_len(config: &VisionConfig) -> usize {
+pub(super) fn patch_len(tubelet: usize, patch: usize) -> usize {
     // Where this overflows, no tensor of such a shape can be in a file, and loading fails for that.
-    [config.tubelet_size, config.patch_size, config.patch_size].iter().fold(CHANNELS, |n, &size| n.saturating_mul(size))
+    [tubelet, patch, patch].iter().fold(CHANNELS, |n, &size| n.saturating_mul(size))
 }
 
 /// Cuts pixels of `shape` into one row (3, tubelet, patch, patch) per token, from the token `first` on: out (n, patch_len).
@@ -93,11 +98,11 @@ pub(super) fn cut_patches(
     first: usize,
     out: &mut [f32],
 ) {
-    let (patch, tubelet) = (config.patch_size, config.tubelet_size);
+    let (patch, tubelet) = (config.patch_size, grid.tubelet);
     let (height, width) = (grid.rows * patch, grid.columns * patch);
     // The frames of an image are all the same one.
     let frame_stride = if matches!(shape, PixelShape::Image { .. }) { 0 } else { CHANNELS * height * width };
-    out.par_chunks_mut(patch_len(config)).enumerate().for_each(|(index, out)| {
+    out.par_chunks_mut(patch_len(tubelet, patch)).enumerate().for_each(|(index, out)| {
         let [time, row, column] = grid.position(first + index);
         for (line, out) in out.chunks_exact_mut(patch).enumerate() {
             let y = row * patch + line % patch;

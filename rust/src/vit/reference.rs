@@ -1,9 +1,10 @@
 //! The encoder once more, in f64, one plain loop after the other: what the tests trust. It follows the text of
-//! `modeling_vjepa2.py` in `transformers`, and shares nothing with the code it checks.
+//! `modeling_vjepa2.py` in `transformers`, and of WEIGHT_MAPPING.md for V-JEPA 2.1, and shares nothing with the code it
+//! checks.
 
 use std::collections::BTreeMap;
 
-use crate::config::VisionConfig;
+use crate::config::{VisionConfig, VisionKind};
 
 /// An encoder: its sizes, and its tensors by `transformers`' names.
 pub(super) struct Reference {
@@ -15,8 +16,17 @@ impl Reference {
     /// Tokens (N, D) of a clip (T, 3, H, W).
     pub(super) fn encode(&self, clip: &[f64], frames: usize, height: usize, width: usize) -> Vec<f64> {
         let patch = self.config.patch_size;
-        let grid = [frames / self.config.tubelet_size, height / patch, width / patch];
-        let mut x = self.embed_patches(clip, grid);
+        let (name, modality, tubelet) = match self.config.kind {
+            VisionKind::Vjepa2 => ("patch_embeddings", None, self.config.tubelet_size),
+            VisionKind::Vjepa21 if frames == 1 => ("patch_embeddings_img", Some("img_mod_embed"), 1),
+            VisionKind::Vjepa21 => ("patch_embeddings", Some("video_mod_embed"), self.config.tubelet_size),
+        };
+        let grid = [frames / tubelet, height / patch, width / patch];
+        let mut x = self.embed_patches(clip, grid, name, tubelet);
+        if let Some(modality) = modality {
+            let modality = self.tensor(&format!("encoder.embeddings.{modality}"));
+            x.chunks_exact_mut(modality.len()).for_each(|token| add(token, modality));
+        }
         for i in 0..self.config.depth {
             let layer = format!("encoder.layer.{i}");
             let attended = self.attention(&self.layer_norm(&x, &format!("{layer}.norm1")), &layer, grid);
@@ -35,13 +45,13 @@ impl Reference {
     }
 
     /// A convolution whose stride is its kernel.
-    fn embed_patches(&self, clip: &[f64], [times, rows, columns]: [usize; 3]) -> Vec<f64> {
-        let (patch, tubelet) = (self.config.patch_size, self.config.tubelet_size);
+    fn embed_patches(&self, clip: &[f64], grid: [usize; 3], name: &str, tubelet: usize) -> Vec<f64> {
+        let (patch, [_, rows, columns]) = (self.config.patch_size, grid);
         let (height, width) = (rows * patch, columns * patch);
-        let kernel = self.tensor("encoder.embeddings.patch_embeddings.proj.weight");
-        let bias = self.tensor("encoder.embeddings.patch_embeddings.proj.bias");
+        let kernel = self.tensor(&format!("encoder.embeddings.{name}.proj.weight"));
+        let bias = self.tensor(&format!("encoder.embeddings.{name}.proj.bias"));
         let mut out = Vec::new();
-        for (t, r, c) in positions([times, rows, columns]) {
+        for (t, r, c) in positions(grid) {
             for (d, bias) in bias.iter().enumerate() {
                 let mut sum = *bias;
                 for channel in 0..3 {
@@ -73,7 +83,11 @@ impl Reference {
                 for head in row.chunks_exact_mut(size) {
                     let part = 2 * ((size / 3) / 2);
                     for (axis, position) in [t, r, c].into_iter().enumerate() {
-                        rotate(&mut head[axis * part..(axis + 1) * part], position);
+                        let part = &mut head[axis * part..(axis + 1) * part];
+                        match self.config.kind {
+                            VisionKind::Vjepa2 => rotate(part, position),
+                            VisionKind::Vjepa21 => rotate_pairs(part, self.stretched(position, axis, grid)),
+                        }
                     }
                 }
             }
@@ -95,6 +109,14 @@ impl Reference {
             }
         }
         self.linear(&context, &format!("{layer}.attention.proj"))
+    }
+
+    /// Where V-JEPA 2.1 sees a row or a column: the last where that of a picture of 256 pixels is.
+    fn stretched(&self, position: usize, axis: usize, grid: [usize; 3]) -> f64 {
+        if axis == 0 || grid[axis] == 1 {
+            return position as f64;
+        }
+        position as f64 * ((256 / self.config.patch_size) as f64 - 1.0) / (grid[axis] as f64 - 1.0)
     }
 
     fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {
@@ -137,6 +159,15 @@ fn rotate(x: &mut [f64], position: usize) {
     let y: Vec<f64> = x.chunks_exact(2).flat_map(|pair| [-pair[1], pair[0]]).collect();
     for j in 0..dim {
         x[j] = x[j] * frequencies[j].cos() + y[j] * frequencies[j].sin();
+    }
+}
+
+/// V-JEPA 2.1: the two of a pair turn by one angle.
+fn rotate_pairs(x: &mut [f64], place: f64) {
+    let pairs = x.len() / 2;
+    for (i, pair) in x.chunks_exact_mut(2).enumerate() {
+        let (sin, cos) = (place * 10_000_f64.powf(-(i as f64) / pairs as f64)).sin_cos();
+        (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[1] * cos + pair[0] * sin);
     }
 }
 

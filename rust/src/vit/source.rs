@@ -12,11 +12,19 @@ pub(super) trait Source {
     /// [`LoadError`] if it is missing, or of another shape or type.
     fn matrix(&mut self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<Matrix, LoadError>;
 
+    /// A small tensor of `shape`, row-major.
+    ///
+    /// # Errors
+    /// As for `matrix`.
+    fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError>;
+
     /// `len` numbers.
     ///
     /// # Errors
     /// As for `matrix`.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        self.numbers(name, &[len])
+    }
 
     /// `{name}.weight` (outputs, inputs) and `{name}.bias` (outputs).
     ///
@@ -35,7 +43,7 @@ impl Source for Fields<'_> {
         self.shaped_matrix(name, shape, rows, cols)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        self.vector(name, &[len])
+    fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        self.vector(name, shape)
     }
 }

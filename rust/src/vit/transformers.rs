@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::pixels::CHANNELS;
 use super::source::Source;
-use crate::config::VisionConfig;
+use crate::config::{VisionConfig, VisionKind};
 use crate::error::LoadError;
 use crate::linalg::Matrix;
 use crate::loader::{TensorInfo, Weights, load_safetensors};
@@ -132,6 +132,7 @@ impl Folder {
         settings.agree(&["patch_size"], patch_size as f64)?;
         settings.agree(&["tubelet_size"], tubelet_size as f64)?;
         let config = VisionConfig {
+            kind: VisionKind::Vjepa2,
             hidden_size,
             depth,
             heads: settings.count(&["num_attention_heads", "heads"], usual_heads(hidden_size, depth))?,
@@ -156,8 +157,8 @@ impl Source for Folder {
         }
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let (shard, key, _) = self.take(name, &[len])?;
+    fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let (shard, key, _) = self.take(name, shape)?;
         shard.to_f32(key)
     }
 }

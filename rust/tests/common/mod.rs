@@ -273,6 +273,12 @@ impl TinyModel {
         let patches = "encoder.embeddings.patch_embeddings.proj";
         add(&format!("{patches}.weight"), &[hidden, 3, size("/vision/tubelet_size"), patch, patch]);
         add(&format!("{patches}.bias"), &[hidden]);
+        if self.config["vision"]["kind"] == json!("vjepa2.1") {
+            add("encoder.embeddings.patch_embeddings_img.proj.weight", &[hidden, 3, 1, patch, patch]);
+            add("encoder.embeddings.patch_embeddings_img.proj.bias", &[hidden]);
+            add("encoder.embeddings.img_mod_embed", &[1, 1, hidden]);
+            add("encoder.embeddings.video_mod_embed", &[1, 1, hidden]);
+        }
         let mut norms = vec!["encoder.layernorm".to_owned()];
         for i in 0..size("/vision/depth") {
             let layer = format!("encoder.layer.{i}");

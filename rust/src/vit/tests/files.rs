@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Tensors, config, encoder, exported, image, model, pixels, tensors};
+use super::{Tensors, config, config_21, encoder, exported, image, model, pixels, tensors};
 use crate::config::VisionConfig;
 use crate::error::LoadError;
 use crate::loader::Weights;
@@ -37,6 +37,23 @@ fn refused(read: Result<VisionEncoder, LoadError>) -> LoadError {
     let error = read.map(|_| ()).expect_err("it was read");
     assert!(!error.to_string().contains('\n'), "{error}");
     error
+}
+
+#[test]
+fn the_branch_for_images_must_be_there_where_the_configuration_says_so() {
+    let with = model(&config_21(16, 2, 1, 4, 2)).component("x_encoder");
+    let whole = Weights::from_bytes("x_encoder.safetensors", &with).expect("a whole file");
+    let numbers = |key: &str| whole.to_f32(key).expect("numbers");
+    let tensors = whole.tensors().iter().map(|(key, info)| (key.clone(), (info.shape.clone(), numbers(key))));
+    let metadata: HashMap<_, _> = whole.metadata().clone().into_iter().collect();
+    for key in ["img_mod_embed", "video_mod_embed", "patch_embeddings_img.proj.weight"] {
+        let key = format!("x_encoder.encoder.embeddings.{key}");
+        let rest: Tensors = tensors.clone().filter(|(name, _)| *name != key).collect();
+        let bytes = serialize(&rest, Dtype::F32, Some(metadata.clone()));
+        let weights = Weights::from_bytes("x_encoder.safetensors", &bytes).expect("a whole file");
+        let error = refused(VisionEncoder::from_weights(&weights));
+        assert!(matches!(&error, LoadError::MissingKey { key: missing, .. } if *missing == key), "{error}");
+    }
 }
 
 #[test]

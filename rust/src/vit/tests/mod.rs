@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::{PixelShape, VisionEncoder};
-use crate::config::VisionConfig;
+use crate::config::{VisionConfig, VisionKind};
 use crate::loader::Weights;
 use crate::testing::{Random, TinyModel};
 
 /// Hidden size, heads, depth, patch, tubelet; the perceptron is 2.5 times as wide as the rest.
 fn config(hidden_size: usize, heads: usize, depth: usize, patch_size: usize, tubelet_size: usize) -> VisionConfig {
     VisionConfig {
+        kind: VisionKind::Vjepa2,
         hidden_size,
         depth,
         heads,
@@ -25,6 +26,11 @@ fn config(hidden_size: usize, heads: usize, depth: usize, patch_size: usize, tub
         frames: 4 * tubelet_size,
         pretrained: true,
     }
+}
+
+/// The same of V-JEPA 2.1.
+fn config_21(hidden_size: usize, heads: usize, depth: usize, patch_size: usize, tubelet_size: usize) -> VisionConfig {
+    VisionConfig { kind: VisionKind::Vjepa21, ..config(hidden_size, heads, depth, patch_size, tubelet_size) }
 }
 
 /// An export with such an X-Encoder.

@@ -1,7 +1,7 @@
 //! What it computes.
 
-use super::{clip, config, encoder, exported, image, model, pixels, tensors};
-use crate::config::VisionConfig;
+use super::{clip, config, config_21, encoder, exported, image, model, pixels, tensors};
+use crate::config::{VisionConfig, VisionKind};
 use crate::error::Error;
 use crate::testing::TinyModel;
 use crate::vit::reference::Reference;
@@ -15,7 +15,8 @@ fn expected(model: &TinyModel, config: &VisionConfig, shape: PixelShape) -> Vec<
     let pixels = pixels(shape);
     match shape {
         PixelShape::Image { height, width } => {
-            reference.encode(&wide(&pixels.repeat(config.tubelet_size)), config.tubelet_size, height, width)
+            let frames = if config.kind == VisionKind::Vjepa21 { 1 } else { config.tubelet_size };
+            reference.encode(&wide(&pixels.repeat(frames)), frames, height, width)
         }
         PixelShape::Clip { frames, height, width } => reference.encode(&wide(&pixels), frames, height, width),
     }
@@ -57,10 +58,31 @@ fn equals_the_reference_at_awkward_sizes() {
 }
 
 #[test]
+fn v_jepa_2_1_equals_the_reference_at_awkward_sizes() {
+    for (config, shape) in [
+        (config_21(16, 2, 2, 4, 2), image(4, 4)),
+        (config_21(36, 3, 2, 4, 2), image(8, 20)),
+        // a single row, a single column
+        (config_21(21, 3, 2, 4, 2), image(4, 28)),
+        (config_21(36, 3, 1, 2, 2), clip(2, 6, 2)),
+        (config_21(20, 1, 2, 2, 2), clip(6, 4, 6)),
+        // a clip of one frame is an image, also where a token of a clip has one frame
+        (config_21(36, 3, 1, 3, 2), clip(1, 6, 9)),
+        (config_21(36, 3, 1, 3, 1), clip(1, 6, 9)),
+        (config_21(21, 3, 2, 3, 1), clip(5, 3, 9)),
+        (config_21(8, 2, 2, 2, 2), image(6, 4)),
+        (config_21(24, 2, 2, 1, 2), image(17, 19)),
+    ] {
+        assert_equals_reference(&model(&config), &config, shape);
+    }
+}
+
+#[test]
 fn weights_of_16_bits_are_computed_in_32() {
-    let config = config(32, 2, 2, 4, 2);
-    for dtype in ["float16", "bfloat16"] {
-        assert_equals_reference(&model(&config).dtype(dtype), &config, image(20, 12));
+    for config in [config(32, 2, 2, 4, 2), config_21(32, 2, 2, 4, 2)] {
+        for dtype in ["float16", "bfloat16"] {
+            assert_equals_reference(&model(&config).dtype(dtype), &config, image(20, 12));
+        }
     }
 }
 
@@ -84,6 +106,17 @@ fn an_image_is_a_clip_of_equal_frames() {
     let tokens = encoder.encode(&pixels, image(8, 12)).expect("valid");
     assert_eq!(tokens, encoder.encode(&pixels.repeat(2), clip(2, 8, 12)).expect("valid"));
     assert_eq!(tokens.len(), 2 * 3 * 16);
+}
+
+#[test]
+fn an_image_has_a_branch_of_its_own_in_v_jepa_2_1() {
+    let encoder = encoder(&config_21(16, 2, 2, 4, 2));
+    let pixels = pixels(image(8, 12));
+    let tokens = encoder.encode(&pixels, image(8, 12)).expect("valid");
+    assert_eq!(tokens, encoder.encode(&pixels, clip(1, 8, 12)).expect("valid"));
+    let clip_tokens = encoder.encode(&pixels.repeat(2), clip(2, 8, 12)).expect("valid");
+    assert_eq!(tokens.len(), clip_tokens.len());
+    assert!(tokens.iter().zip(&clip_tokens).any(|(image, clip)| (image - clip).abs() > 1e-2));
 }
 
 #[test]
