@@ -16,6 +16,7 @@ from mamba3_jepa.errors import UserError
 
 PresetName = Literal["small", "mini", "tiny"]
 VisionKind = Literal["vjepa2", "vjepa2.1"]
+AActivation = Literal["heavy_tail", "softplus"]
 
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
@@ -23,6 +24,9 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 # Beyond these no machine goes; a size that is a slip of the hand is refused before memory is asked for it.
 LARGEST_SIZE, MOST_LAYERS = 10_000_000, 10_000
+
+MLP_MULTIPLE = 128
+BACKBONES = ("predictor", "y_encoder", "y_decoder")
 
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 
@@ -37,7 +41,7 @@ class Mamba3Config:
     headdim: int = Field(default=64, gt=0, le=LARGEST_SIZE)
     ngroups: int = Field(default=1, gt=0, le=LARGEST_SIZE)
     rope_fraction: float = 0.5
-    a_activation: Literal["heavy_tail", "softplus"] = "heavy_tail"
+    a_activation: AActivation = "heavy_tail"
     is_mimo: bool = False
     mimo_rank: int = Field(default=4, gt=0, le=LARGEST_SIZE)
     is_outproj_norm: bool = False
@@ -65,14 +69,21 @@ class Mamba3Config:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BackboneConfig:
-    """A pre-norm residual stack of `n_layers` equal Mamba-3 layers."""
+    """A pre-norm residual stack of `n_layers` equal Mamba-3 layers, and where wanted a gated MLP after each."""
 
     n_layers: int = Field(gt=0, le=MOST_LAYERS)
     layer: Mamba3Config
+    mlp_dim: int = Field(default=0, ge=0, le=LARGEST_SIZE)
+    """Hidden width of the MLPs, before it is rounded up; 0: there are none."""
 
     @property
     def d_model(self) -> int:
         return self.layer.d_model
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLPs as it is: `mlp_dim` rounded up to a multiple of 128, as mamba-ssm does."""
+        return -(-self.mlp_dim // MLP_MULTIPLE) * MLP_MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -152,7 +163,7 @@ class ModelConfig:
     recursion: RecursionConfig = Field(default_factory=RecursionConfig)
 
     def __post_init__(self) -> None:
-        for name in ("predictor", "y_encoder", "y_decoder"):
+        for name in BACKBONES:
             backbone: BackboneConfig = getattr(self, name)
             backbone.layer.check(f"{name}.layer")
         if not self.query_prompt.strip():
@@ -168,8 +179,15 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready dictionaries."""
-        return dataclasses.asdict(self)
+        """Plain JSON-ready dictionaries, as files hold them.
+
+        An `mlp_dim` of 0 is left out: of a model without MLPs every file, digest and reader stays as it was.
+        """
+        values = dataclasses.asdict(self)
+        for name in BACKBONES:
+            if not values[name]["mlp_dim"]:
+                del values[name]["mlp_dim"]
+        return values
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "config") -> ModelConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,6 +20,11 @@ from mamba3_jepa.errors import UserError
 
 # Keys that something else decides, and what.
 _DECIDED = {"preset": "`preset` chooses it", "vision.pretrained": "it tells where the weights come from"}
+
+
+def values_by_key(config: ModelConfig) -> dict[str, Any]:
+    """Every key of a configuration with its value, in order."""
+    return flattened(asdict(config))
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,7 +72,7 @@ def with_file(config: ModelConfig, path: Path, among: Sequence[str], later: Sequ
     Raises:
         UserError: it does not agree in another key, or cannot be read.
     """
-    ours, theirs = flattened(config.to_dict()), flattened(read_model_config(path).to_dict())
+    ours, theirs = values_by_key(config), values_by_key(read_model_config(path))
     for key, value in theirs.items():
         if value == ours[key] or key in (*_DECIDED, "vocab_size") or _is_among(key, later):
             continue

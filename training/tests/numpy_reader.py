@@ -55,6 +55,11 @@ def linear(x: np.ndarray, w: Tensors, name: str) -> np.ndarray:
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
 
 
+def gated_mlp(x: np.ndarray, fc1: np.ndarray, fc2: np.ndarray) -> np.ndarray:
+    a, g = np.split(fc1 @ x, 2)
+    return fc2 @ (a * silu(g))
+
+
 class Layer:
     """One Mamba-3 layer: (D,) -> (D,)."""
 
@@ -115,6 +120,7 @@ class Backbone:
 
     def __init__(self, w: Tensors, name: str, config: dict, constants: dict, gates: Tensors | None = None) -> None:
         self.w, self.name, self.gates, self.eps = w, name, gates, constants["norm_eps"]
+        self.has_mlps = config.get("mlp_dim", 0) > 0
         numbers = range(config["n_layers"])
         self.layers = [Layer(w, f"{name}.layers.{i}.", config["layer"], constants) for i in numbers]
         self.activity: list[list[float]] = [[] for _ in numbers]
@@ -126,6 +132,9 @@ class Backbone:
                 self.activity[i].append(float(gate.mean()))
                 x = x * gate
             x = x + layer(rms_norm(x, self.w[f"{self.name}.norms.{i}.weight"], self.eps))
+            if self.has_mlps:
+                normed = rms_norm(x, self.w[f"{self.name}.mlp_norms.{i}.weight"], self.eps)
+                x = x + gated_mlp(normed, *(self.w[f"{self.name}.mlps.{i}.{fc}.weight"] for fc in ("fc1", "fc2")))
         return rms_norm(x, self.w[f"{self.name}.final_norm.weight"], self.eps)
 
 

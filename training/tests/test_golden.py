@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_export import ANSWERS, QUESTIONS, build, export, save
 
-from mamba3_jepa.config import preset
+from mamba3_jepa.config import BACKBONES, preset
 from mamba3_jepa.data.images import load_image
 from mamba3_jepa.export.golden import GOLDEN_NAMES
 from mamba3_jepa.export.reader import load_exported
@@ -28,6 +28,8 @@ def _variants(name: str) -> dict[str, Any]:
     tiny = preset("tiny")
     if name == "vjepa2.1":
         return {"vision": dataclasses.replace(tiny.vision, heads=2, kind=name)}
+    if name == "mlps":
+        return {each: dataclasses.replace(getattr(tiny, each), mlp_dim=100) for each in BACKBONES}
     if name != "variants":
         return {}
 
@@ -43,7 +45,7 @@ def _variants(name: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "variants", "vjepa2.1"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "variants", "vjepa2.1", "mlps"])
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     folder = tmp_path_factory.mktemp(request.param)
     dtype = "bfloat16" if request.param == "bfloat16" else "float32"

@@ -32,11 +32,12 @@ def test_the_keys_the_design_names() -> None:
 
 
 def test_every_tensor_of_a_model_has_one_key() -> None:
-    """Also of models with ranks and output norms, which no preset has."""
+    """Also of models with ranks, output norms and MLPs, which no preset has."""
     tiny = preset("tiny")
     layer = dataclasses.replace(tiny.predictor.layer, is_mimo=True, mimo_rank=2, is_outproj_norm=True)
     mimo = {"predictor": dataclasses.replace(tiny.predictor, layer=layer)}
-    for model in (build(), build(**mimo)):
+    mlps = {"y_encoder": dataclasses.replace(tiny.y_encoder, mlp_dim=3)}
+    for model in (build(), build(**mimo), build(**mlps)):
         names = [name for component in COMPONENTS for name in key_map(component, model.config).values()]
         assert sorted(names) == sorted(model.state_dict())
 

@@ -16,7 +16,14 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.overrides import flattened, keys, read_model_config, type_name, with_file, with_overrides
+from mamba3_jepa.overrides import (
+    keys,
+    read_model_config,
+    type_name,
+    values_by_key,
+    with_file,
+    with_overrides,
+)
 from mamba3_jepa.settings.export import ExportSettings
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
 
@@ -43,7 +50,7 @@ def test_keys_are_set_with_the_types_they_take() -> None:
 
 def test_every_key_can_be_set_to_what_it_is() -> None:
     config = preset("mini")
-    values = flattened(config.to_dict())
+    values = values_by_key(config)
     assert list(values) == list(keys())
     free = {key: value for key, value in values.items() if key not in ("preset", "vision.pretrained")}
     assert with_overrides(config, [f"{key}={json.dumps(value)}" for key, value in free.items()]) == config

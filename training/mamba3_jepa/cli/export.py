@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
 from mamba3_jepa.config import preset
 from mamba3_jepa.files.json_file import finite_or_null
-from mamba3_jepa.overrides import flattened, keys, type_name
+from mamba3_jepa.overrides import flattened, keys, type_name, values_by_key
 from mamba3_jepa.settings.export import ExportSettings, InspectSettings
 
 _WIDEST = 100  # of a value on the screen; --json shows it whole
@@ -85,13 +86,14 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
 
 def _show_preset(settings: InspectSettings) -> None:
     """Every key of a model configuration with its value and type, as `model` of the training commands takes it."""
-    config = preset(settings.preset or "small").to_dict()
+    config = preset(settings.preset or "small")
     if settings.json:
-        output.write_out(config)
+        output.write_out(dataclasses.asdict(config))
         return
     types = keys()
     rows = [
-        (key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in flattened(config).items()
+        (key, str(value).lower() if isinstance(value, bool) else str(value))
+        for key, value in values_by_key(config).items()
     ]
     table = Table(Column("key", no_wrap=True), "value", "takes", box=box.SIMPLE)
     for key, value in rows:

@@ -32,6 +32,7 @@ from mamba3_jepa.settings.inference import (
     EvaluateSettings,
     SearchSettings,
 )
+from mamba3_jepa.settings.language_model import LanguageModelSettings
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
 from mamba3_jepa.stop_signals import STOP_SIGNALS, is_ignored
 from mamba3_jepa.training.interrupt import Interrupted
@@ -115,6 +116,14 @@ def classify(settings: Annotated[ClassifySettings, tyro.conf.arg(name="")]) -> N
     from mamba3_jepa.cli.classify import run_classify
 
     run_classify(settings)
+
+
+@app.command
+def lm(settings: Annotated[LanguageModelSettings, tyro.conf.arg(name="")]) -> None:
+    """Let an official Mamba-3 language model go on from texts."""
+    from mamba3_jepa.cli.lm import run_lm
+
+    run_lm(settings)
 
 
 app.command(prepare, name="prepare")

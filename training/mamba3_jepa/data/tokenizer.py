@@ -145,6 +145,22 @@ class TextTokenizer:
             mask_bl[b, : len(row)] = True
         return EncodedTexts(ids_bl, mask_bl, n_truncated)
 
+    def prompt(self, text: str) -> list[int]:
+        """The ids that a language model is to go on from, at least one.
+
+        As its own tokenizer.json begins a text: some put bos there (Llama), some nothing (GPT-NeoX). An end that it
+        puts behind is left out; where nothing is left, there is bos, or what stands in for it.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        while len(ids) > 1 and ids[-1] == self.eos_id:
+            ids.pop()
+        return ids or [self.bos_id]
+
+    def has_same_tokens(self, other: TextTokenizer) -> bool:
+        """Whether an id means the same in both."""
+        ours, theirs = (each._tokenizer.get_vocab(with_added_tokens=True) for each in (self, other))
+        return ours == theirs
+
     def unlearned(self, text: str) -> str:
         """The different characters of `text` that it has no token for, in their order.
 

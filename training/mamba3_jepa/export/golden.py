@@ -273,6 +273,7 @@ def _add_layers(golden: Golden, inner: dict[str, Tensor], backbone: Mamba3Backbo
         description = {
             "input": f"(B, L, D) residual stream into the layer's norm, {before}",
             "mixer_output": "(B, L, D) what the Mamba-3 layer adds to it",
+            "mlp_output": "(B, L, D) what the MLP behind the layer adds to it",
             "hidden": "(B, L, D) after the final norm",
         }[kind]
         golden.add(name, tensor, description)

@@ -23,7 +23,7 @@ Described = dict[str, tuple[Tensor, str]]
 @contextmanager
 def captured(backbone: Mamba3Backbone) -> Iterator[dict[str, Tensor]]:
     """Within the context, a forward pass leaves `layers.{i}.input` (the residual stream the layer's norm sees),
-    `layers.{i}.mixer_output` and `hidden` (after the final norm) in the dictionary.
+    `layers.{i}.mixer_output`, with MLPs `layers.{i}.mlp_output`, and `hidden` (after the final norm) in the dictionary.
     """
     found: dict[str, Tensor] = {}
 
@@ -36,6 +36,7 @@ def captured(backbone: Mamba3Backbone) -> Iterator[dict[str, Tensor]]:
     handles = [keep_output("hidden", backbone.final_norm)]
     for i, (norm, layer) in enumerate(zip(backbone.norms, backbone.layers, strict=True)):
         handles += [keep_input(f"layers.{i}.input", norm), keep_output(f"layers.{i}.mixer_output", layer)]
+    handles += [keep_output(f"layers.{i}.mlp_output", mlp) for i, mlp in enumerate(backbone.mlps)]
     try:
         yield found
     finally:
@@ -86,7 +87,8 @@ def trace_steps(backbone: Mamba3Backbone, x_ld: Tensor) -> tuple[dict[str, Tenso
     """A backbone on L embedded tokens (L, D), one at a time from the zero state, without gates.
 
     Returns:
-        `layers.{i}` (L, D), the residual stream after the layer, and `hidden` (L, D); the states after the last token.
+        `layers.{i}` (L, D), the residual stream after the layer and its MLP, and `hidden` (L, D); the states after the
+        last token.
     """
     layers = [cast(Mamba3, layer) for layer in backbone.layers]
     states = [layer.initial_state(1) for layer in layers]
@@ -94,7 +96,7 @@ def trace_steps(backbone: Mamba3Backbone, x_ld: Tensor) -> tuple[dict[str, Tenso
     for x in x_ld.unsqueeze(1):
         for i, (norm, layer) in enumerate(zip(backbone.norms, layers, strict=True)):
             y, states[i] = layer.step(norm(x), states[i])
-            x = x + y
+            x = backbone.add_mlp(i, x + y)
             rows.setdefault(f"layers.{i}", []).append(x[0])
         rows.setdefault("hidden", []).append(backbone.final_norm(x)[0])
     return {name: torch.stack(values) for name, values in rows.items()}, states

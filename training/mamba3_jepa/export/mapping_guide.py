@@ -59,9 +59,20 @@ mean(x))^2) + eps) * w + b, over the last dimension; silu(v) = v * sigmoid(v); s
 ```
 h = h * sigmoid(angn.gates.i.weight * h + angn.gates.i.bias)     only in the predictor, only with ANGN
 h = h + layer_i(rmsnorm(h, norms.i.weight))
+h = h + mlp_i(rmsnorm(h, mlp_norms.i.weight))                    only with `mlp_dim`
 ```
 
 and at the end `rmsnorm(h, final_norm.weight)`.
+
+`mlp_dim` is the hidden width of a gated MLP behind every layer, which a backbone has that started from an official
+Mamba-3 language model. Where there is none, as in every preset, it is left out. With M = `mlp_dim` rounded up to a
+multiple of 128, there are three more tensors for each layer: `mlp_norms.i.weight` (D), `mlps.i.fc1.weight` (2 M, D)
+and `mlps.i.fc2.weight` (D, M). No biases.
+
+```
+a, g   = fc1(x)                                                          its first M and its last M outputs
+mlp(x) = fc2(a * silu(g))
+```
 
 ### A layer
 
@@ -305,7 +316,8 @@ was encoded. From the inside out:
 
 1. `layer0.*` in predictor, y_encoder, y_decoder: the first layer on four tokens, with the split of in_proj, dt,
    alpha, lambda, the state after each token, Q, y and out.
-2. `layers.{i}.input`, `layers.{i}.mixer_output`, `hidden`: the stream between the layers of a whole pass;
+2. `layers.{i}.input`, `layers.{i}.mixer_output`, `hidden`: the stream between the layers of a whole pass, and with
+   MLPs `layers.{i}.mlp_output`;
    `step.layers.{i}`: the same token by token. `gates.{i}.*`, `activity`, `activity_ema`, `context_reset_due` in angn.
 3. `pooled`, `embedding` (predictor, y_encoder); `prefix`, `prefill.{i}.*`, `logits`, `step.logits`, `greedy_ids.*`,
    `beam_ids.*` and their log-probabilities (y_decoder); `score`, `injected`, `embedding_injected` (recursion);

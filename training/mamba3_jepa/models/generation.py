@@ -1,6 +1,6 @@
-"""Text from the Y-Decoder, token by token: greedy, sampled, or by beam search.
+"""Text from the Y-Decoder or a language model, token by token: greedy, sampled, or by beam search.
 
-Only `YDecoder.prefill` and `YDecoder.step` are used, so memory and time per token do not depend on how much has
+Only `step` is used, from a state after what came before, so memory and time per token do not depend on how much has
 been said. Sequences that have ended leave the batch.
 
 Shape letters: B samples, E embedding width, V vocabulary, N sequences still being generated, K beams.
@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mamba3_jepa.models.scan import Mamba3State
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
-__all__ = ["Generated", "GenerationConfig", "generate"]
+__all__ = ["Generated", "GenerationConfig", "Speaker", "continued", "generate"]
 
 _FLOAT = torch.finfo(torch.float32)
 
@@ -32,6 +32,15 @@ T = TypeVar("T")
 State = list[Mamba3State]
 # (logits (N, V), the samples they belong to) -> tokens (N,)
 Choice = Callable[[Tensor, Sequence[int]], Tensor]
+# called with a sample and each of its tokens as it is chosen, the end mark excepted
+Listener = Callable[[int, int], None]
+
+
+class Speaker(Protocol):
+    """What can say the next token."""
+
+    def step(self, ids_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token: ids (N,) -> next-token logits (N, V) and the next state."""
 
 
 @dataclass(kw_only=True)
@@ -49,7 +58,6 @@ class Generated:
     finished: bool = False
 
 
-@torch.no_grad()
 def generate(
     decoder: YDecoder,
     embedding: Tensor,
@@ -80,39 +88,83 @@ def generate(
         raise ValueError(
             f"embedding has shape {tuple(embedding.shape)}, expected (B, {decoder.embed_to_prefix.in_features})"
         )
-    rows = range(len(embedding)) if rows is None else rows
-    if len(rows) != len(embedding):
-        raise ValueError(f"{len(rows)} row numbers for {len(embedding)} embeddings")
     if len(embedding) == 0:
         return []
-    limit = config.max_tokens or max_tokens
-    embedding = embedding.to(decoder.lm_head.weight)
+    with torch.no_grad():
+        state = decoder.prefill(embedding.to(decoder.lm_head.weight))
+    first = torch.full((len(embedding),), bos_id, device=decoder.lm_head.weight.device)
+    return continued(
+        decoder,
+        first,
+        state,
+        eos_id=eos_id,
+        config=config,
+        limit=config.max_tokens or max_tokens,
+        rows=rows,
+        source=f"{source}: the Y-Decoder's outputs",
+    )
+
+
+@torch.no_grad()
+def continued(
+    speaker: Speaker,
+    first: Tensor,
+    state: State,
+    *,
+    eos_id: int,
+    config: GenerationConfig,
+    limit: int,
+    rows: Sequence[int] | None = None,
+    source: str = "the model's outputs",
+    listener: Listener | None = None,
+) -> list[Generated]:
+    """Let a model go on from the last tokens `first` (B,) of B texts and the state before them.
+
+    Args:
+        limit: tokens to generate at most, eos included.
+        rows: as for `generate`.
+        source: names the outputs in messages.
+        listener: hears every token at once; not with beams, which decide at the end.
+
+    Raises:
+        UserError: the outputs are not finite.
+        ValueError: not B row numbers.
+    """
+    rows = range(len(first)) if rows is None else rows
+    if len(rows) != len(first):
+        raise ValueError(f"{len(rows)} row numbers for {len(first)} texts")
     if config.method == "beam":
-        answers = _beam_search(decoder, embedding, bos_id, eos_id, config, limit)
+        answers = _beam_search(speaker, first, state, eos_id, config, limit)
     else:
-        answers = _one_each(decoder, embedding, bos_id, eos_id, _choice(config, rows), limit)
+        answers = _one_each(speaker, first, state, eos_id, _choice(config, rows), limit, listener)
     if any(math.isnan(log_prob) for answer in answers for log_prob in answer.log_probs):
-        raise UserError(f"{source}: the Y-Decoder's outputs are not finite: its weights or the embeddings are damaged")
+        raise UserError(f"{source} are not finite: its weights or the embeddings are damaged")
     return answers
 
 
 def _one_each(
-    decoder: YDecoder, embedding: Tensor, bos_id: int, eos_id: int, choice: Choice, limit: int
+    speaker: Speaker,
+    ids: Tensor,
+    state: State,
+    eos_id: int,
+    choice: Choice,
+    limit: int,
+    listener: Listener | None,
 ) -> list[Generated]:
-    answers = [Generated() for _ in embedding]
+    answers = [Generated() for _ in ids]
     live = list(range(len(answers)))
-    state = decoder.prefill(embedding)
-    ids = torch.full((len(live),), bos_id, device=embedding.device)
     for _ in range(limit):
-        logits, state = decoder.step(ids, state)
+        logits, state = speaker.step(ids, state)
         ids = choice(logits, live)
         log_probs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
         for sample, token, log_prob in zip(live, ids.tolist(), log_probs.tolist(), strict=True):
             answers[sample].log_probs.append(log_prob)
             if token == eos_id:
                 answers[sample].finished = True
-            else:
-                answers[sample].ids.append(token)
+                continue
+            answers[sample].ids.append(token)
+            if listener is not None:
+                listener(sample, token)
         stay = [row for row, sample in enumerate(live) if not answers[sample].finished]
         if not stay:
             break
@@ -227,17 +279,17 @@ def _score(total: float, length: int, penalty: float) -> float:
 
 
 def _beam_search(
-    decoder: YDecoder, embedding: Tensor, bos_id: int, eos_id: int, config: GenerationConfig, limit: int
+    speaker: Speaker, first: Tensor, state: State, eos_id: int, config: GenerationConfig, limit: int
 ) -> list[Generated]:
     """Every sample has K rows of the batch; those that hold no sequence have a total of -inf."""
-    K, V, penalty = config.beams, decoder.lm_head.out_features, config.length_penalty
-    device = embedding.device
-    beams = [_Beam(width=K) for _ in embedding]
+    K, penalty, device = config.beams, config.length_penalty, first.device
+    beams = [_Beam(width=K) for _ in first]
     live = list(beams)
-    state = _select(decoder.prefill(embedding), torch.arange(len(live), device=device).repeat_interleave(K))
-    ids = torch.full((len(live) * K,), bos_id, device=device)
+    state = _select(state, torch.arange(len(live), device=device).repeat_interleave(K))
+    ids = first.repeat_interleave(K)
     for _ in range(limit):
-        logits, state = decoder.step(ids, state)
+        logits, state = speaker.step(ids, state)
+        V = logits.shape[-1]
         log_probs = logits.float().log_softmax(-1).unflatten(0, (len(live), K))
         totals = torch.tensor([_padded(beam.totals, K, -math.inf) for beam in live], device=device)
         best, places = (totals[..., None] + log_probs).flatten(1).topk(K)

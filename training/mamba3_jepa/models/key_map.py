@@ -11,7 +11,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from mamba3_jepa.config import BackboneConfig, ModelConfig
+from mamba3_jepa.config import BackboneConfig, Mamba3Config, ModelConfig
 from mamba3_jepa.errors import UserError, shorten
 
 Component = Literal["predictor", "y_encoder", "angn", "y_decoder", "recursion", "x_encoder"]
@@ -120,14 +120,22 @@ def _linear(name: str) -> tuple[str, str]:
     return f"{name}.weight", f"{name}.bias"
 
 
+def layer_keys(config: Mamba3Config) -> list[str]:
+    """The tensors of one Mamba-3 layer."""
+    keys = ["in_proj.weight", "dt_bias", "B_bias", "C_bias", "B_norm.weight", "C_norm.weight"]
+    keys += ["mimo_x", "mimo_z", "mimo_o"] if config.is_mimo else []
+    return keys + ["D"] + (["norm.weight"] if config.is_outproj_norm else []) + ["out_proj.weight"]
+
+
 def _backbone_keys(config: BackboneConfig) -> Iterator[str]:
-    layer = ["in_proj.weight", "dt_bias", "B_bias", "C_bias", "B_norm.weight", "C_norm.weight"]
-    layer += ["mimo_x", "mimo_z", "mimo_o"] if config.layer.is_mimo else []
-    layer += ["D"] + (["norm.weight"] if config.layer.is_outproj_norm else []) + ["out_proj.weight"]
     for i in range(config.n_layers):
         yield f"norms.{i}.weight"
-        for key in layer:
+        for key in layer_keys(config.layer):
             yield f"layers.{i}.{key}"
+        if config.mlp_dim:
+            yield f"mlp_norms.{i}.weight"
+            yield f"mlps.{i}.fc1.weight"
+            yield f"mlps.{i}.fc2.weight"
     yield "final_norm.weight"
 
 

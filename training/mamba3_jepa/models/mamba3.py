@@ -13,21 +13,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba3_jepa.config import BackboneConfig, Mamba3Config
+from mamba3_jepa.config import AActivation, BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models import kernels
 from mamba3_jepa.models.chunked import chunked_scan
+from mamba3_jepa.models.gated_mlp import GatedMLP
 from mamba3_jepa.models.scan import Mamba3State, ScanInputs, scan_step
 
 __all__ = ["Mamba3", "Mamba3Backbone", "Mamba3State", "RMSNorm"]
 
-AActivation = Literal["heavy_tail", "softplus"]
 BackboneState = list[Mamba3State]
 Gate = Callable[[int, Tensor], Tensor]
 
@@ -256,18 +256,23 @@ def _initial_dt_bias(
 
 
 class Mamba3Backbone(nn.Module):
-    """A pre-norm residual stack: for each layer, gate, RMSNorm, Mamba-3, add; then a final RMSNorm."""
+    """A pre-norm residual stack: for each layer, gate, RMSNorm, Mamba-3, add, and with `mlp_dim` RMSNorm, gated MLP,
+    add; then a final RMSNorm."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         arguments = dataclasses.asdict(config.layer)
         layers = [Mamba3(**arguments) for _ in range(config.n_layers)]
-        # As the reference language model starts: the sum of the layers' outputs has the size of one.
+        n_mlps = config.n_layers if config.mlp_dim else 0
+        mlps = [GatedMLP(config.d_model, config.mlp_width) for _ in range(n_mlps)]
+        # As the reference language model starts: the sum of all that is added to the stream has the size of one.
         with torch.no_grad():
-            for layer in layers:
-                layer.out_proj.weight.div_(math.sqrt(config.n_layers))
+            for last in [*(layer.out_proj for layer in layers), *(mlp.fc2 for mlp in mlps)]:
+                last.weight.div_(math.sqrt(config.n_layers + n_mlps))
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(RMSNorm(config.d_model) for _ in range(config.n_layers))
+        self.mlps = nn.ModuleList(mlps)
+        self.mlp_norms = nn.ModuleList(RMSNorm(config.d_model) for _ in range(n_mlps))
         self.final_norm = RMSNorm(config.d_model)
 
     def forward(
@@ -294,7 +299,7 @@ class Mamba3Backbone(nn.Module):
                 states.append(layer_state)
             else:
                 y = layer(norm(x), None if state is None else state[i])
-            x = x + y
+            x = self.add_mlp(i, x + y)
         x = self.final_norm(x)
         return (x, states) if return_state else x
 
@@ -304,9 +309,13 @@ class Mamba3Backbone(nn.Module):
         for i, (norm, layer) in self._blocks():
             x_t = x_t if gate is None else gate(i, x_t.unsqueeze(1)).squeeze(1)
             y_t, layer_state = layer.step(norm(x_t), state[i])
-            x_t = x_t + y_t
+            x_t = self.add_mlp(i, x_t + y_t)
             states.append(layer_state)
         return self.final_norm(x_t), states
+
+    def add_mlp(self, layer: int, x: Tensor) -> Tensor:
+        """The residual stream (..., D) after the MLP behind a layer; the same where there is none."""
+        return x + self.mlps[layer](self.mlp_norms[layer](x)) if self.mlps else x
 
     def _blocks(self) -> Iterator[tuple[int, tuple[RMSNorm, Mamba3]]]:
         return enumerate(zip(cast(list[RMSNorm], self.norms), cast(list[Mamba3], self.layers), strict=True))

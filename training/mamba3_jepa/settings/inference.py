@@ -41,7 +41,7 @@ _BELONGS_TO = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How the Y-Decoder chooses its tokens."""
+    """How the Y-Decoder, or a language model, chooses its tokens."""
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
     """greedy: the most probable token each time; sample: draw it; beam: search for the most probable answer."""
@@ -57,7 +57,8 @@ class GenerationConfig:
     """beam: an answer's log-probability is divided by its number of tokens to this power; 0 prefers the most probable
     answer, 1 the one with the best mean."""
     max_tokens: Annotated[int | None, COUNT] = None
-    """Stop after this many tokens, the end mark included; default: as long as the model's longest answers."""
+    """Stop after this many tokens, the end mark included; default: as long as the model's longest answers, 128 for
+    lm."""
     seed: HashedSeed = 0
     """sample: the same seed draws the same answers."""
 

@@ -20,7 +20,7 @@ from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.state_dict import first_changed
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
-from mamba3_jepa.overrides import flattened
+from mamba3_jepa.overrides import values_by_key
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.beginning import Beginning
 from mamba3_jepa.training.distributed import all_gather_object, from_rank_0, on_every_rank, rank
@@ -160,7 +160,7 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
     if not data.synthetic:  # first: other texts also give another vocabulary
         _demand_same_data(run, begun, data)
     if begun.config != config:
-        theirs, ours = flattened(begun.config.to_dict()), flattened(config.to_dict())
+        theirs, ours = values_by_key(begun.config), values_by_key(config)
         changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
         raise UserError(f"cannot resume {begun.path}: it was made with another model configuration ({changed})")
     if data.synthetic:  # last: it is drawn for the model's size of images
@@ -257,7 +257,7 @@ def compile_layers(model: torch.nn.Module) -> None:
 def say_model(model: Mamba3Jepa, trained: str | None = None) -> None:
     """The whole configuration, the parameters of each component, and which one is trained, if not all are."""
     parts: dict[str, list[str]] = {}
-    for key, value in flattened(model.config.to_dict()).items():
+    for key, value in values_by_key(model.config).items():
         part, _, name = key.rpartition(".") if "." in key else ("model", "", key)
         parts.setdefault(part, []).append(f"{name} {value}")
     for part, values in parts.items():
