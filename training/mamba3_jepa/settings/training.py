@@ -12,6 +12,7 @@ import tyro
 from mamba3_jepa.config import ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
+from mamba3_jepa.settings.init_text import PRETRAINED_LR_SCALE, Activation, Folder, demand_consistent
 from mamba3_jepa.settings.limits import (
     COUNT,
     FRACTION,
@@ -122,6 +123,7 @@ class TrainSettings(Checked):
             # what they decide is the model's configuration, which is compared itself
             "model",
             "model_config",
+            "a_activation",
             "angn_enabled",
             "angn_sparsity_weight",
             "angn_reset_threshold",
@@ -175,6 +177,7 @@ _PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
 _ALSO_A_SETTING = {
     "tokenizer": "vocab_size",
     "image_size": "vision.image_size",
+    "init_y_encoder": "vocab_size",
     "patch_size": "vision.patch_size",
     "angn_enabled": "angn.enabled",
     "angn_sparsity_weight": "angn.sparsity_weight",
@@ -207,7 +210,15 @@ class Phase1Settings(TrainSettings):
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
     tokenizer: _Path = None
-    """A tokenizer.json to use; default: a byte-level BPE trained on the data's texts."""
+    """A tokenizer.json to use; default: that of --init-y-encoder, or a byte-level BPE trained on the data's texts."""
+    init_y_encoder: Folder = None
+    """Start the Y-Encoder from an official Mamba-3 language model: a folder with config.json, weights and
+    tokenizer.json, which decide its size and the vocabulary."""
+    a_activation: Activation = None
+    """A activation that the model of --init-y-encoder was trained with, which its files do not say; default:
+    heavy_tail."""
+    y_encoder_lr_scale: Annotated[_Float, Range(0)] = None
+    """Learning rate of the Y-Encoder as a share of the others'; default: 0.05 with --init-y-encoder, else 1."""
     temperature: Annotated[float, Range(0.01, 1)] = 0.07
     """Initial InfoNCE temperature (learned, kept within 0.01 and 1)."""
     angn_enabled: bool = False
@@ -243,6 +254,7 @@ class Phase1Settings(TrainSettings):
             raise UserError("`patch_size` is for a random X-Encoder; the weights of `vit_checkpoint` have theirs")
         if self.vit_checkpoint is not None and any(each.startswith("vision.") for each in self.model):
             raise UserError("`model` vision.* is for a random X-Encoder; the weights of `vit_checkpoint` have theirs")
+        demand_consistent("y_encoder", self.init_y_encoder, self.a_activation, self.model)
         for setting, key in _ALSO_A_SETTING.items():
             value = getattr(self, setting)
             if value is not None and value is not False and any(each.startswith(f"{key}=") for each in self.model):
@@ -257,8 +269,16 @@ class Phase1Settings(TrainSettings):
             raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
+    @property
+    def y_encoder_lr_share(self) -> float:
+        """`y_encoder_lr_scale`, or what it is by default."""
+        if self.y_encoder_lr_scale is not None:
+            return self.y_encoder_lr_scale
+        return 1.0 if self.init_y_encoder is None else PRETRAINED_LR_SCALE
+
     def build_config(self) -> ModelConfig:
-        """The model configuration with this run's choices; vision and vocabulary are settled when the files are read.
+        """The model configuration with this run's choices; what files decide is settled when they are read: vision,
+        vocabulary, and a Y-Encoder that starts from a language model.
 
         Raises:
             UserError: an unknown key, a wrong type, or sizes that do not go together.
@@ -302,6 +322,12 @@ class Phase2Settings(TrainSettings):
     """The model of phase 1; its size, its tokenizer and its weights are kept."""
     tiny: bool = False
     """A short run, for the checkpoint of a --tiny phase 1 only."""
+    init_y_decoder: Folder = None
+    """Start the Y-Decoder from an official Mamba-3 language model of the run's vocabulary: a folder with config.json,
+    weights and tokenizer.json, which decide its size."""
+    a_activation: Activation = None
+    """A activation that the model of --init-y-decoder was trained with, which its files do not say; default:
+    heavy_tail."""
     cache_dir: _Path = None
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""
@@ -316,6 +342,7 @@ class Phase2Settings(TrainSettings):
             UserError: impossible settings, or --tiny for a checkpoint that is not tiny.
         """
         _demand_tiny(self.tiny, preset_name, self.phase1_checkpoint)
+        demand_consistent("y_decoder", self.init_y_decoder, self.a_activation, self.model)
         filled = self.with_defaults(_PHASE2_DEFAULTS[preset_name])
         return dataclasses.replace(filled, cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs")
 

@@ -51,7 +51,7 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
     schedule = Schedule.of(task, settings)
     objective = accelerator.prepare(task.objective)
     optimizer = accelerator.prepare(
-        build_optimizer(objective, lr=settings.lr or 0.0, weight_decay=settings.weight_decay)
+        build_optimizer(objective, settings.lr or 0.0, settings.weight_decay, task.lr_scales)
     )
     state = _State(task, settings, run, accelerator, objective, optimizer, schedule)
     state.restore()
@@ -195,7 +195,7 @@ class _State:
             total_steps=self.schedule.total_steps,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # runs from before there was one have none
         self.objective.train()
         self.optimizer.zero_grad()
         logged: list[dict[str, Tensor]] = []

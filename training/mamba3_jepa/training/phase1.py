@@ -39,10 +39,11 @@ from mamba3_jepa.settings.training import Phase1Settings
 from mamba3_jepa.training.distributed import all_gather, all_gather_object, from_rank_0, on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
+from mamba3_jepa.training.pretrained_text import PretrainedText, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
-from mamba3_jepa.training.task import StepOutput, Validation
+from mamba3_jepa.training.task import LrScales, StepOutput, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +79,14 @@ def train_phase1(
     x_encoder = on_every_rank(lambda: _load_vit(settings))
     if x_encoder is not None:
         config = config.replace(vision=x_encoder.config)
+    pretrained = on_every_rank(lambda: pretrained_text(settings, settings.init_y_encoder, phase=1))
+    if pretrained is not None:
+        config = config.replace(y_encoder=pretrained.backbone)
     data = open_data(settings, config) if data is None else data
     run = Run(settings, phase=1, accelerator=accelerator)
-    tokenizer = _tokenizer(settings, config, data, run)
+    if run.resumed is not None and settings.init_y_encoder is not None:  # whatever has become of the folder
+        config = config.replace(y_encoder=run.resumed.config.y_encoder)
+    tokenizer = _tokenizer(settings, config, data, run, pretrained)
     config = config.replace(vocab_size=tokenizer.vocab_size)
     demand_same(run, config, data)
     if run.resumed is not None and x_encoder is not None:
@@ -88,6 +94,8 @@ def train_phase1(
     set_seed(settings.seed)  # the weights depend on the seed alone, not on what was read before
     model = model_type(config, tokenizer, x_encoder=x_encoder).to(accelerator.device)
     if run.resumed is None:
+        if pretrained is not None:
+            on_every_rank(lambda: pretrained.start_y_encoder(model))
         on_every_rank(lambda: _start_vision_proj(model, data, settings))
     if settings.compile:
         compile_layers(model)
@@ -157,8 +165,11 @@ def _demand_same_vit(run: Run, x_encoder: VisionEncoder, settings: Phase1Setting
         )
 
 
-def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, run: Run) -> TextTokenizer:
-    """The run's own when it is resumed, the given file, or one trained on the training texts (by one process)."""
+def _tokenizer(
+    settings: Phase1Settings, config: ModelConfig, data: DataSplits, run: Run, pretrained: PretrainedText | None
+) -> TextTokenizer:
+    """The run's own when it is resumed, the language model's, the given file, or one trained on the training texts (by
+    one process)."""
     if run.resumed is not None:
         known = TextTokenizer.from_json(run.resumed.tokenizer, source=str(run.last_path))
         given = known if settings.tokenizer is None else TextTokenizer.from_file(settings.tokenizer)
@@ -167,10 +178,14 @@ def _tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits, 
                 f"cannot resume {run.last_path}: `tokenizer` {settings.tokenizer} is not the one it was started with"
             )
         return known
-    return TextTokenizer.from_json(from_rank_0(lambda: _new_tokenizer(settings, config, data)))
+    return TextTokenizer.from_json(from_rank_0(lambda: _new_tokenizer(settings, config, data, pretrained)))
 
 
-def _new_tokenizer(settings: Phase1Settings, config: ModelConfig, data: DataSplits) -> str:
+def _new_tokenizer(
+    settings: Phase1Settings, config: ModelConfig, data: DataSplits, pretrained: PretrainedText | None
+) -> str:
+    if pretrained is not None:
+        return pretrained.tokenizer(settings.tokenizer).to_json()
     if settings.tokenizer is not None:
         return TextTokenizer.from_file(settings.tokenizer).to_json()
     bad: list[str] | None = [] if settings.on_bad_sample == "skip" else None
@@ -245,6 +260,8 @@ class Phase1Task:
     def __init__(self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
         self.objective = self.objective_type(model, settings.temperature)
+        share = settings.y_encoder_lr_share
+        self.lr_scales: LrScales = [] if share == 1 else [(model.y_encoder, share)]
         self.loader = self._loader(data.train, data.train_indices, training=True)
         self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)

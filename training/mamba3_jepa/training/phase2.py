@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.sources import DataSplits, Source
 from mamba3_jepa.data.splits import spread
+from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
 from mamba3_jepa.files.checkpoint import DataRecord
@@ -33,6 +34,7 @@ from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
+from mamba3_jepa.training.pretrained_text import pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
@@ -71,6 +73,10 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
     start, start_path = starting_point(settings, phase=2, earlier=settings.phase1_checkpoint)
     settings = settings.resolved(start.config.preset)
     start = dataclasses.replace(start, config=settings.changed(start.config))
+    pretrained = on_every_rank(lambda: pretrained_text(settings, settings.init_y_decoder, phase=2))
+    if pretrained is not None:
+        pretrained.demand_tokens_of(TextTokenizer.from_json(start.tokenizer, source=f"{start_path}: tokenizer"))
+        start = dataclasses.replace(start, config=start.config.replace(y_decoder=pretrained.backbone))
     data = open_data(settings, start.config)
     run = Run(settings, phase=2, accelerator=accelerator)
     demand_same(run, start.config, data)
@@ -79,6 +85,8 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
     model.requires_grad_(False)
     set_seed(settings.seed)  # the decoder's first weights depend on the seed alone
     decoder = model.y_decoder or model.add_decoder()
+    if pretrained is not None:
+        on_every_rank(lambda: pretrained.start_y_decoder(model))
     decoder.requires_grad_(True)
     if settings.compile:
         compile_layers(model)

@@ -19,6 +19,8 @@ from mamba3_jepa.training.distributed import world_size
 
 logger = logging.getLogger(__name__)
 
+LrScales = Sequence[tuple[nn.Module, float]]
+
 
 class StepOutput(NamedTuple):
     """What one forward pass returns: the scalar to minimise, and detached scalars worth logging."""
@@ -46,6 +48,8 @@ class Task(Protocol):
     """Micro-batches each process sees in one epoch."""
     counts: Sequence[str]
     """Names of what the objective logs that are counts, to be added up; the others are means."""
+    lr_scales: LrScales
+    """Modules that learn with a share of the learning rate, and the share."""
 
     @property
     def objective(self) -> nn.Module:
@@ -88,6 +92,7 @@ class KeptOutputs:
     """What tasks share that train on frozen outputs kept from before: no data is read meanwhile."""
 
     counts: Sequence[str] = ()
+    lr_scales: LrScales = ()
 
     def __init__(self, record: DataRecord, bad: Sequence[str]) -> None:
         """`record`: what the checkpoint says about the data; `bad`: what was wrong with samples left out of it."""
