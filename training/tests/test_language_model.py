@@ -149,9 +149,9 @@ def test_any_layout_of_the_files_gives_the_same_model(tmp_path: Path) -> None:
             path = folder / stem.replace("*", name)
             save_file(half, path) if path.suffix == ".safetensors" else torch.save(half, path)
 
-    def odd_shards(folder: Path) -> None:
-        shards(folder, "part-*.safetensors")
-        indexed(folder, "part-*.safetensors")
+    def indexed_shards(folder: Path, stem: str) -> None:
+        shards(folder, stem)
+        indexed(folder, stem)
 
     layouts = {
         "bin": lambda folder: torch.save(whole, folder / "pytorch_model.bin"),
@@ -165,8 +165,8 @@ def test_any_layout_of_the_files_gives_the_same_model(tmp_path: Path) -> None:
         "no head": lambda folder: torch.save(without_head, folder / "pytorch_model.bin"),
         "safetensors": lambda folder: save_file(without_head, folder / "model.safetensors"),
         "shards": lambda folder: shards(folder, "model-*.safetensors"),
-        "bin shards": lambda folder: shards(folder, "pytorch_model-*.bin"),
-        "indexed": odd_shards,
+        "indexed": lambda folder: indexed_shards(folder, "part-*.safetensors"),
+        "bin shards": lambda folder: indexed_shards(folder, "pytorch_model-*.bin"),
     }  # fmt: skip
     for name, write in layouts.items():
         folder = tmp_path / name
@@ -231,7 +231,10 @@ def broken(folder: Path, kind: str) -> None:
     elif kind == "text":
         weights.write_text("version https://git-lfs.github.com/spec/v1\n")
     elif kind == "shard":
-        weights.rename(folder / "pytorch_model-00001-of-00003.bin")
+        weights.rename(folder / "one.bin")
+        (folder / "pytorch_model.bin.index.json").write_text(
+            json.dumps({"weight_map": {"a": "one.bin", "b": "two.bin"}})
+        )
     elif kind == "outside":
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
 
@@ -256,15 +259,15 @@ def broken(folder: Path, kind: str) -> None:
         ("shape", r"mlp\.fc1\.weight: expected shape \(256, 48\), found \(200, 48\)"),
         ("head", r"lm_head\.weight differs from backbone\.embedding\.weight, but config\.json ties them"),
         ("nan", r"backbone\.layers\.0\.mixer\.D has values that are no finite numbers"),
-        ("not json", r"config\.json: not JSON"),
-        ("list", r"config\.json: holds a list"),
+        ("not json", r"config\.json: the configuration is not JSON"),
+        ("list", r"config\.json: the configuration is not a JSON object"),
         ("no config", r"config\.json: cannot be read"),
-        ("no weights", r"holds no weights: expected model\.safetensors or pytorch_model\.bin"),
-        ("cut", r"pytorch_model\.bin \(5000 bytes\): cut short"),
-        ("text", r"pytorch_model\.bin \(43 bytes\): cut short, or no file"),
-        ("shard", r"the shard pytorch_model-00002-of-00003\.bin and 1 more of its 3 is missing"),
-        ("outside", r"model\.safetensors\.index\.json: not an index of shards"),
-        ("evil", r"holds more than tensors, numbers and texts; none of it was run"),
+        ("no weights", r"found config\.json\. Expected an official Mamba-3 language model: a folder with"),
+        ("cut", r"pytorch_model\.bin \(5000 bytes\) cannot be read"),
+        ("text", r"pytorch_model\.bin \(43 bytes\) cannot be read"),
+        ("shard", r"two\.bin is missing: pytorch_model\.bin\.index\.json names it as a part of the model"),
+        ("outside", r"model\.safetensors\.index\.json: '\.\./a\.safetensors' is not the name of a file in this folder"),
+        ("evil", r"pytorch_model\.bin \(\d+ bytes\) cannot be read"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_in_one_line(

@@ -23,6 +23,7 @@ from mamba3_jepa.models.language_model_files import (
 )
 from mamba3_jepa.models.mamba3 import Mamba3Backbone
 from mamba3_jepa.models.scan import Mamba3State
+from mamba3_jepa.models.state_dict import load_state
 
 _EMBEDDING_STD = 0.02  # as mamba-ssm starts
 
@@ -66,7 +67,7 @@ class Mamba3LanguageModel(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        model.load_state_dict(read_language_model_weights(folder, config, shapes), assign=True)
+        load_state(model, read_language_model_weights(folder, config, shapes), source=str(folder), assign=True)
         return model.eval().to(device)
 
     @property

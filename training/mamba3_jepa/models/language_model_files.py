@@ -6,7 +6,6 @@ without a tensor.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from torch import Tensor
 
 from mamba3_jepa.config import AActivation, BackboneConfig, Mamba3Config
 from mamba3_jepa.data.tokenizer import TextTokenizer
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.weights_folder import read_weights_folder
+from mamba3_jepa.errors import UserError, shorten
+from mamba3_jepa.files.published_weights import read_json_object, read_transformers_folder
 from mamba3_jepa.models.key_map import layer_keys
-from mamba3_jepa.models.state_dict import shorten
 
-_EXPECTED = "expected a folder of an official Mamba-3 language model, with config.json and pytorch_model.bin"
+_EXPECTED = (
+    "Expected an official Mamba-3 language model: a folder with config.json and pytorch_model.bin or model.safetensors"
+)
 # What mamba-ssm takes where config.json is silent, and what it must be.
 _DEFAULTS = {"d_model": 2560, "d_intermediate": 0, "n_layer": 64, "vocab_size": 50277, "pad_vocab_size_multiple": 8}
 _FIXED = {"rms_norm": True, "attn_layer_idx": []}
@@ -56,16 +56,19 @@ def read_language_model_config(folder: Path, a_activation: AActivation) -> Langu
         UserError: there is no such folder, or its model is of another kind; names the key.
     """
     path = folder / "config.json"
-    values = _read_json(path)
+    try:
+        values = read_json_object(path, path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). {_EXPECTED}.") from error
     for name, expected in _FIXED.items():
         if values.get(name, expected) != expected:
-            raise UserError(f"{path}: {name} is {values[name]!r}, expected {expected!r}: {_EXPECTED}")
+            raise UserError(f"{path}: {name} is {values[name]!r}, expected {expected!r}. {_EXPECTED}.")
     ssm = values.get("ssm_cfg")
     if not isinstance(ssm, dict) or "layer" not in ssm:
-        raise UserError(f"{path}: it names no ssm_cfg.layer: {_EXPECTED}")
+        raise UserError(f"{path}: it names no ssm_cfg.layer. {_EXPECTED}.")
     for name, expected in _FIXED_IN_LAYER.items():
         if ssm.get(name, expected) != expected:
-            raise UserError(f"{path}: ssm_cfg.{name} is {ssm[name]!r}, expected {expected!r}: {_EXPECTED}")
+            raise UserError(f"{path}: ssm_cfg.{name} is {ssm[name]!r}, expected {expected!r}. {_EXPECTED}.")
     strange = [name for name in ssm if name not in (*_FIXED_IN_LAYER, *_OF_LAYER, *_ONLY_AT_FIRST)]
     if strange:
         raise UserError(f"{path}: ssm_cfg has {shorten(strange)}, which a Mamba-3 layer has not")
@@ -96,7 +99,9 @@ def read_language_model_weights(
         UserError: a file or shard is missing or damaged, or a tensor is missing, too many, of another shape, not
             finite; of a tied model, a head that is another than the embedding.
     """
-    weights, names = read_weights_folder(folder), official_names(config)
+    found, _ = read_transformers_folder(folder, _EXPECTED)
+    weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}  # numbers may lie beside them
+    names = official_names(config)
     if config.tied and "lm_head.weight" in weights:
         _demand_tied(folder, weights.pop("lm_head.weight"), weights)
     missing = [key for key in names if key not in weights]
@@ -160,18 +165,6 @@ def official_names(config: LanguageModelConfig) -> dict[str, str]:
             names |= {f"{theirs}.mlp.{fc}.weight": f"backbone.mlps.{i}.{fc}.weight" for fc in ("fc1", "fc2")}
     names["backbone.norm_f.weight"] = "backbone.final_norm.weight"
     return names if config.tied else names | {"lm_head.weight": "lm_head.weight"}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {_EXPECTED}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}: {_EXPECTED}")
-    return values
 
 
 def _whole(path: Path, name: str, value: Any) -> int:
