@@ -26,6 +26,7 @@ from mamba3_jepa.settings.limits import (
     Range,
     Seed,
 )
+from mamba3_jepa.settings.preset_defaults import PHASE1_DEFAULTS, PHASE2_DEFAULTS, PHASE3_DEFAULTS
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -165,14 +166,6 @@ class TrainSettings(Checked):
         }
 
 
-# What a preset implies where the command line is silent.
-_PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "synthetic_scenes": 20_000, "val_samples": 2048},
-    "mini": {"epochs": 10, "batch_size": 64, "lr": 2e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
-    "tiny": {"epochs": 2, "batch_size": 16, "lr": 2e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
-}
-
-
 # Settings of phase 1 that are also keys of the model.
 _ALSO_A_SETTING = {
     "tokenizer": "vocab_size",
@@ -267,7 +260,7 @@ class Phase1Settings(TrainSettings):
             raise UserError(f"`image_size` {image_size}: must be a multiple of the patch, {patch_size} pixels")
         if self.image_shift >= image_size:
             raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
-        return dataclasses.replace(self.with_defaults(_PHASE1_DEFAULTS[name]), preset=name, tiny=False)
+        return dataclasses.replace(self.with_defaults(PHASE1_DEFAULTS[name]), preset=name, tiny=False)
 
     @property
     def y_encoder_lr_share(self) -> float:
@@ -305,13 +298,6 @@ class Phase1Settings(TrainSettings):
         return preset(name or "small") if self.model_config is None else read_model_config(self.model_config)
 
 
-_PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 20, "batch_size": 32, "lr": 1e-4, "synthetic_scenes": 20_000, "val_samples": 2048},
-    "mini": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
-    "tiny": {"epochs": 4, "batch_size": 16, "lr": 5e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Phase2Settings(TrainSettings):
     """Phase 2: train the Y-Decoder to say the answer that phase 1's model predicts; everything else stays frozen."""
@@ -343,18 +329,12 @@ class Phase2Settings(TrainSettings):
         """
         _demand_tiny(self.tiny, preset_name, self.phase1_checkpoint)
         demand_consistent("y_decoder", self.init_y_decoder, self.a_activation, self.model)
-        filled = self.with_defaults(_PHASE2_DEFAULTS[preset_name])
+        filled = self.with_defaults(PHASE2_DEFAULTS[preset_name])
         return dataclasses.replace(filled, cache_dir=self.cache_dir or self.output_dir.parent / "frozen_outputs")
 
 
 # The names of `data.confusion.MADE_KINDS`, repeated here because that module needs numpy and more.
 ConfusionKind = Literal["mismatched", "unanswerable", "corrupted"]
-
-_PHASE3_DEFAULTS: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 10, "batch_size": 16, "lr": 5e-5, "synthetic_scenes": 20_000, "val_samples": 2048},
-    "mini": {"epochs": 10, "batch_size": 128, "lr": 2e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
-    "tiny": {"epochs": 2, "batch_size": 16, "lr": 3e-3, "synthetic_scenes": 64, "val_samples": 160, "workers": 0},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +369,7 @@ class Phase3Settings(TrainSettings):
         if self.knowledge_dim is not None and any(each.startswith("recursion.knowledge_dim=") for each in self.model):
             raise UserError("`knowledge_dim` and `model` recursion.knowledge_dim both say it; give one of them")
         _demand_tiny(self.tiny, preset_name, self.phase2_checkpoint)
-        filled = self.with_defaults(_PHASE3_DEFAULTS[preset_name])
+        filled = self.with_defaults(PHASE3_DEFAULTS[preset_name])
         return dataclasses.replace(
             filled,
             # in one order, so that a resumed run may name them in another
