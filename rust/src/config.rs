@@ -131,6 +131,9 @@ impl Mamba3Config {
     }
 }
 
+/// The hidden width of an MLP is a multiple of this.
+const MLP_MULTIPLE: usize = 128;
+
 /// A stack of equal Mamba-3 layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,6 +142,14 @@ pub struct BackboneConfig {
     pub n_layers: usize,
     /// Each of them.
     pub layer: Mamba3Config,
+    /// Hidden width of the gated MLP behind each layer, before it is rounded up; 0, and left out of files: there is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mlp_dim: usize,
+}
+
+/// serde passes a reference.
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 impl BackboneConfig {
@@ -147,8 +158,16 @@ impl BackboneConfig {
         self.layer.d_model
     }
 
+    /// Hidden width of the MLPs: `mlp_dim` rounded up to a multiple of 128.
+    pub fn mlp_width(&self) -> usize {
+        self.mlp_dim.next_multiple_of(MLP_MULTIPLE)
+    }
+
     fn check(&self, name: &str) -> Result<(), String> {
         count(&format!("{name}.n_layers"), self.n_layers)?;
+        if self.mlp_dim > 0 {
+            count(&format!("{name}.mlp_dim"), self.mlp_dim)?;
+        }
         if self.n_layers > MAX_LAYERS {
             return Err(format!("{name}.n_layers: {} is more than {MAX_LAYERS}", self.n_layers));
         }

@@ -41,10 +41,13 @@ LAYERS: dict[str, dict[str, Any]] = {
     "mimo_outnorm_groups": {
         "is_mimo": True, "mimo_rank": 2, "is_outproj_norm": True, "ngroups": 4, "rope_fraction": 1.0,
     },
+    "mlp": {},
+    "mimo_mlp": {"is_mimo": True, "mimo_rank": 2},
 }  # fmt: skip
+MLP_DIMS = {"mlp": 100, "mimo_mlp": 128}
 CASES = [(layer, "float32", True) for layer in LAYERS] + [
     ("siso", "float16", True), ("siso", "bfloat16", True), ("mimo", "bfloat16", False),
-    ("softplus_groups", "float32", False),
+    ("softplus_groups", "float32", False), ("mlp", "bfloat16", True),
 ]  # fmt: skip
 
 
@@ -72,7 +75,7 @@ def exported(folder: Path, layer: str = "siso", dtype: str = "float32", angn: bo
     for name in ("predictor", "y_encoder", "y_decoder"):
         backbone = getattr(preset("tiny"), name)
         kind = Mamba3Config(**(dataclasses.asdict(backbone.layer) | LAYERS[layer]))
-        changes[name] = dataclasses.replace(backbone, layer=kind)
+        changes[name] = dataclasses.replace(backbone, layer=kind, mlp_dim=MLP_DIMS.get(layer, 0))
     if not angn:
         changes["recursion"] = RecursionConfig(knowledge_dim=11)
     checkpoint = save(build(angn=angn, **changes), folder / "checkpoint.pt", phase)

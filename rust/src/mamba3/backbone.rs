@@ -1,7 +1,9 @@
-//! A pre-norm residual stack: for each layer, gate, RMSNorm, Mamba-3, add; then a final RMSNorm.
+//! A pre-norm residual stack: for each layer, gate, RMSNorm, Mamba-3, add, and where there are MLPs RMSNorm, MLP, add; then a
+//! final RMSNorm.
 
 use super::buffers::{PassBuffers, StepBuffers};
 use super::layer::Mamba3Layer;
+use super::mlp::GatedMlp;
 use super::state::BackboneState;
 use crate::config::{BackboneConfig, NORM_EPS};
 use crate::error::LoadError;
@@ -16,7 +18,10 @@ pub(crate) trait LayerHook {
     /// On what the Mamba-3 layer adds to the residual stream.
     fn after_mixer(&mut self, _layer: usize, _y: &[f32]) {}
 
-    /// On the residual stream after the layer.
+    /// On what the MLP behind the layer adds to the residual stream, where there is one.
+    fn after_mlp(&mut self, _layer: usize, _y: &[f32]) {}
+
+    /// On the residual stream after the layer and its MLP.
     fn after_layer(&mut self, _layer: usize, _x: &[f32]) {}
 }
 
@@ -28,6 +33,8 @@ pub(crate) struct Mamba3Backbone {
     pub(super) config: BackboneConfig,
     pub(super) layers: Vec<Mamba3Layer>,
     pub(super) norms: Vec<Vec<f32>>,
+    /// One behind each layer, or none.
+    mlps: Vec<GatedMlp>,
     final_norm: Vec<f32>,
 }
 
@@ -39,12 +46,16 @@ impl Mamba3Backbone {
     pub(crate) fn from_fields(fields: &mut Fields<'_>, config: &BackboneConfig) -> Result<Mamba3Backbone, LoadError> {
         let mut layers = Vec::new();
         let mut norms = Vec::new();
+        let mut mlps = Vec::new();
         for i in 0..config.n_layers {
             layers.push(Mamba3Layer::from_fields(fields, &format!("layers.{i}"), &config.layer)?);
             norms.push(fields.vector(&format!("norms.{i}.weight"), &[config.d_model()])?);
+            if config.mlp_dim > 0 {
+                mlps.push(GatedMlp::from_fields(fields, i, config)?);
+            }
         }
         let final_norm = fields.vector("final_norm.weight", &[config.d_model()])?;
-        Ok(Mamba3Backbone { config: config.clone(), layers, norms, final_norm })
+        Ok(Mamba3Backbone { config: config.clone(), layers, norms, mlps, final_norm })
     }
 
     /// Width D of the residual stream.
@@ -78,6 +89,7 @@ impl Mamba3Backbone {
             layer.forward(&mut u, lengths, states, &mut buffers);
             hook.after_mixer(i, &u);
             add(x, &u);
+            self.add_mlp(i, x, &mut u, &mut buffers.mlp, hook);
             hook.after_layer(i, x);
         }
         self.norm_finally(x, &mut u);
@@ -85,7 +97,7 @@ impl Mamba3Backbone {
 
     /// One token of each of B sequences: x (B, D) becomes the output of the final norm. `buffers` are for B sequences.
     ///
-    /// Time and memory do not depend on how many tokens there were; nothing is allocated.
+    /// Time and memory do not depend on how many tokens there were; nothing is allocated, but for MLPs once.
     ///
     /// # Panics
     /// If x, `states` and `buffers` are not for the same number of sequences.
@@ -105,10 +117,20 @@ impl Mamba3Backbone {
             layer.step(&mut u, states.iter_mut().map(|state| &mut state.layers[i]), buffers);
             hook.after_mixer(i, &u);
             add(x, &u);
+            self.add_mlp(i, x, &mut u, &mut buffers.mlp, hook);
             hook.after_layer(i, x);
         }
         self.norm_finally(x, &mut u);
         buffers.u = u;
+    }
+
+    /// Lets the MLP behind a layer, if there is one, add to the residual stream; `spare` (T, D) is overwritten.
+    fn add_mlp(&self, layer: usize, x: &mut [f32], spare: &mut [f32], buffer: &mut Vec<f32>, hook: &mut dyn LayerHook) {
+        if let Some(mlp) = self.mlps.get(layer) {
+            mlp.forward(x, spare, buffer);
+            hook.after_mlp(layer, spare);
+            add(x, spare);
+        }
     }
 
     fn norm_finally(&self, x: &mut [f32], spare: &mut [f32]) {

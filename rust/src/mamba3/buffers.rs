@@ -15,6 +15,8 @@ pub(super) struct PassBuffers {
     pub(super) heads: Vec<f32>,
     /// (N) for each task that prepares rows.
     pub(super) spares: Vec<f32>,
+    /// Of the MLPs, which size it.
+    pub(super) mlp: Vec<f32>,
     /// One for each thread that scans.
     pub(super) chunks: Pool<ChunkScratch>,
     /// Tokens of the longest sequence.
@@ -28,6 +30,7 @@ impl PassBuffers {
             projected: vec![0.0; tokens * config.projected()],
             heads: vec![0.0; tokens * config.d_inner()],
             spares: vec![0.0; tokens.div_ceil(ROWS_PER_TASK) * config.d_state],
+            mlp: Vec::new(),
             chunks: Pool::default(),
             longest: lengths.iter().copied().max().unwrap_or(0),
         }
@@ -44,6 +47,8 @@ pub(crate) struct StepBuffers {
     /// (B, H P).
     pub(super) outputs: Vec<f32>,
     pub(super) spares: Vec<f32>,
+    /// Of the MLPs, which size it.
+    pub(super) mlp: Vec<f32>,
     /// One for each head.
     pub(super) heads: Vec<HeadScratch>,
 }
@@ -52,8 +57,8 @@ impl StepBuffers {
     /// For `batch` sequences.
     pub(crate) fn new(config: &Mamba3Config, batch: usize) -> StepBuffers {
         let heads = (0..config.nheads()).map(|_| HeadScratch::new(config)).collect();
-        let (u, projected, outputs, spares) = Default::default();
-        let mut buffers = StepBuffers { u, projected, outputs, spares, heads };
+        let (u, projected, outputs, spares, mlp) = Default::default();
+        let mut buffers = StepBuffers { u, projected, outputs, spares, mlp, heads };
         buffers.resize(config, batch);
         buffers
     }

@@ -77,7 +77,7 @@ impl Mamba3Layer {
         states: Option<impl Iterator<Item = &'s mut LayerState>>,
         buffers: &mut PassBuffers,
     ) {
-        let PassBuffers { projected, heads, spares, chunks, longest } = buffers;
+        let PassBuffers { projected, heads, spares, chunks, longest, .. } = buffers;
         self.in_proj.apply(u, projected);
         self.prepare(projected, spares);
         self.tasks(projected, lengths, states, heads).into_par_iter().for_each(|task| {

@@ -20,6 +20,7 @@ mod buffers;
 mod chunked;
 mod head;
 mod layer;
+mod mlp;
 mod projection;
 mod rotation;
 #[cfg(test)]

@@ -12,18 +12,19 @@ use crate::linalg::norm;
 /// Tensors by name, row-major.
 pub(crate) type Traced = Vec<(String, Vec<f32>)>;
 
-/// The residual stream before each layer's norm and after each layer, and what each layer added, in a pass or a step.
+/// The residual stream before each layer's norm and after each layer, and what each layer and MLP added, in a pass or a step.
 pub(crate) struct Recorder<'a> {
     /// Called first.
     pub(crate) inner: &'a mut dyn LayerHook,
     pub(crate) inputs: Vec<Vec<f32>>,
     pub(crate) mixed: Vec<Vec<f32>>,
+    pub(crate) of_mlps: Vec<Vec<f32>>,
     pub(crate) outputs: Vec<Vec<f32>>,
 }
 
 impl<'a> Recorder<'a> {
     pub(crate) fn new(inner: &'a mut dyn LayerHook) -> Recorder<'a> {
-        Recorder { inner, inputs: Vec::new(), mixed: Vec::new(), outputs: Vec::new() }
+        Recorder { inner, inputs: Vec::new(), mixed: Vec::new(), of_mlps: Vec::new(), outputs: Vec::new() }
     }
 }
 
@@ -36,6 +37,11 @@ impl LayerHook for Recorder<'_> {
     fn after_mixer(&mut self, layer: usize, y: &[f32]) {
         self.inner.after_mixer(layer, y);
         self.mixed.push(y.to_vec());
+    }
+
+    fn after_mlp(&mut self, layer: usize, y: &[f32]) {
+        self.inner.after_mlp(layer, y);
+        self.of_mlps.push(y.to_vec());
     }
 
     fn after_layer(&mut self, layer: usize, x: &[f32]) {

@@ -222,6 +222,9 @@ fn check_layers(
         golden.check(&format!("layers.{layer}.input"), input)?;
         golden.check(&format!("layers.{layer}.mixer_output"), mixed)?;
     }
+    for (layer, added) in recorder.of_mlps.iter().enumerate() {
+        golden.check(&format!("layers.{layer}.mlp_output"), added)?;
+    }
     golden.check("hidden", &x)?;
     let of_sample_0 = length * backbone.d_model();
     check_layer0(golden, backbone, recorder.inputs.first().map_or(&[], |all| &all[..of_sample_0.min(all.len())]))
