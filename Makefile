@@ -47,7 +47,7 @@ test-rust: rust
 # One thread for each of the two test processes: more would wait for each other. The tests of both halves together need
 # the Rust command; without it they are skipped, which `make` never does.
 test-python: setup rust
-	$(CARGO) build $(CRATE) --release --example vision_tokens
+	$(CARGO) build $(CRATE) --release --examples
 	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # In a virtual environment of its own; the oldest Python too: PYTHON=python3.10. The Rust half is not built for it.
