@@ -127,7 +127,9 @@ from pathlib import Path
 from mamba3_jepa.cli import main
 from mamba3_jepa.files.whole_file import whole_file
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are started without it
+# tests in the background are started without the one, tests under nohup without the other
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def write_half(**_):
     with whole_file(Path(sys.argv[1])) as file:
