@@ -237,7 +237,8 @@ def test_id_and_meta_are_kept_and_used_for_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "meant"),
     [("Image", "image"), ("img", "image"), ("file_name", "image"), ("caption", "text"), ("texts", "text"),
-     ("anwser", "answer"), ("answers", "answer"), ("label", "answer"), ("questions", "question"), ("prompt", "query"),
+     ("anwser", "answer"), ("answers_", "answers"), ("caption_s", "captions"), ("label", "answer"),
+     ("questions", "question"), ("prompt", "query"),
      ("metadata", "meta"), ("confuse", "confused"), ("tool", "tool_used"), ("ID", "id")],
 )  # fmt: skip
 def test_an_unknown_field_near_a_known_one_is_answered_with_that(field: str, meant: str) -> None:
@@ -264,13 +265,26 @@ MALFORMED = [
     ('{"image": "a.png", "text": ["x"]}', r'line 2: field "text": expected .* found list'),
     ('{"image": "a.png", "question": "x", "answer": 3}', r'line 2: field "answer": .*found int 3'),
     ('{"image": "a.png", "caption": "x"}', r'line 2: unknown field "caption".*knowledge'),
-    ('{"image": "a.png"}', r'line 2: one of the fields "text", "question" or "query"'),
+    ('{"image": "a.png"}', r'line 2: one of the fields "text", "captions", "question" or "query"'),
     ('{"image": "a.png", "question": "x"}', r'line 2: field "answer" is missing'),
-    ('{"image": "a.png", "answer": "x"}', r'line 2: one of the fields "text", "question" or "query"'),
+    ('{"image": "a.png", "answer": "x"}', r'line 2: one of the fields "text", "captions", "question" or "query"'),
     ('{"image": "a.png", "text": "x", "question": "y"}', r'line 2: fields "text" and "question" exclude'),
     ('{"image": "a.png", "query": "x", "question": "y", "answer": "z"}', r'"question" and "query" exclude'),
     ('{"image": "a.png", "text": "x", "answer": "y"}', r'line 2: field "answer" does not go with "text"'),
     ('{"image": null, "text": "x"}', r'line 2: field "image"'),
+    ('{"image": "a.png", "captions": "x"}', r'line 2: field "captions": expected a list of captions, found str'),
+    ('{"image": "a.png", "captions": ["x", 3]}', r'line 2: field "captions" entry 2: expected a text, found int 3'),
+    ('{"image": "a.png", "captions": []}', r'line 2: field "captions" is empty: expected a list'),
+    ('{"image": "a.png", "captions": ["x", "y", " "]}', r'line 2: field "captions" entry 3 is empty'),
+    ('{"image": "a.png", "captions": ["manifest.jsonl"], "text": "x"}', r'"text" and "captions" exclude'),
+    ('{"image": null, "captions": ["x"]}', r'line 2: field "image": "captions" describes an image'),
+    ('{"image": "a.png", "captions": ["x"], "answers": ["y"]}', r'"answers" does not go with "captions"'),
+    ('{"image": "a.png", "captions": ["x", "note.txt"]}', r"""field "captions": 'note.txt' is a file; captions are"""),
+    ('{"image": "a.png", "question": "x", "answers": {"y": 1}}', r'field "answers": expected a list of texts'),
+    ('{"image": "a.png", "question": "x", "answers": ["y", null]}', r'field "answers" entry 2: expected a text'),
+    ('{"image": "a.png", "question": "x", "answers": []}', r'line 2: field "answers" is empty'),
+    ('{"image": "a.png", "question": "x", "answers": ["", "y"]}', r'field "answers" entry 1 is empty'),
+    ('{"image": "a.png", "text": "x", "answers": ["y"]}', r'field "answers" does not go with "text"'),
     ('{"image": "a.png", "text": ""}', r'line 2: field "text" is empty'),
     ('{"image": "a.png", "text": " \\n"}', r'line 2: field "text" is empty'),
     ('{"image": "", "text": "x"}', r'line 2: field "image" is empty'),
@@ -295,6 +309,7 @@ MALFORMED = [
 @pytest.mark.parametrize(("line", "message"), MALFORMED)
 def test_malformed_lines(tmp_path: Path, line: str, message: str) -> None:
     _image(tmp_path / "a.png")
+    (tmp_path / "note.txt").write_text("a note")
     _write(tmp_path, {"image": "a.png", "text": "fine"}, line, {"image": "a.png", "text": "fine"})
     with pytest.raises(UserError, match=message) as caught:
         ManifestSource(tmp_path)

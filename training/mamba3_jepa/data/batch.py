@@ -112,11 +112,12 @@ class BatchMaker(Dataset["Batch | Failure"]):
         demand_target: bool,
         *,
         image_shift: int,
+        draw_captions: bool,
         seed: int,
     ) -> None:
         self._source, self._tokenizer, self._config = source, tokenizer, config
         self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
-        self._image_shift, self._seed = image_shift, seed
+        self._image_shift, self._draw_captions, self._seed = image_shift, draw_captions, seed
         self.sign_of_life: Callable[[], None] | None = None
 
     def __getitem__(self, asked: tuple[int, list[int]]) -> Batch | Failure:
@@ -154,7 +155,8 @@ class BatchMaker(Dataset["Batch | Failure"]):
             kept.append(i)
             has_image.append(sample.image is not None)
             questions.append(sample.question)
-            targets.append(sample.target or "")
+            target = sample.target_in(epoch, index=i, seed=self._seed) if self._draw_captions else sample.target
+            targets.append(target or "")
             has_target.append(sample.target is not None)
         pixels, index = pictures.pixels(), torch.tensor(kept, dtype=torch.int64)
         seeing = torch.tensor(has_image, dtype=torch.bool)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 _GZIP = b"\x1f\x8b"  # what such a file begins with
 
-_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS = 1, 2, 4, 8, 16, 32
+_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS, _CAPTIONS = 1, 2, 4, 8, 16, 32, 64
 
 
 class ManifestSource:
@@ -118,11 +118,14 @@ class ManifestSource:
     def sample(self, i: int) -> Sample:
         record = self.record(i)
         where = self._where(int(self._lines[i]))
-        target = record.answer
+        target = record.given_answer
+        captions = tuple(caption.strip() for caption in record.captions or ())
         if record.text_path is not None:
             target = read_text(resolve_inside(self._root, record.text_path, where), where)
         elif record.text is not None:
             target = record.text.strip()
+        elif captions:
+            target = captions[0]
         image = place = None
         if record.image is not None:
             image = partial(_load_inside, self._root, record.image, where)
@@ -133,6 +136,8 @@ class ManifestSource:
             picture=None if record.image is None else record.group,
             question=record.prompt,
             target=target,
+            captions=captions,
+            answers=tuple(answer.strip() for answer in record.answers or ()),
             confused=record.confused,
             tool_used=record.tool_used,
             knowledge=record.knowledge,
@@ -152,6 +157,7 @@ class ManifestSource:
             "all": np.ones(len(self), dtype=bool),
             "target": target,
             "caption": target & ~prompt,
+            "captions": (self._flags & _CAPTIONS) > 0,
             "question": target & prompt,
             "confused": (self._flags & _CONFUSED) > 0,
             "confusing": confusing,
@@ -199,16 +205,22 @@ class ManifestSource:
                     f'{where}: field "{field}": there is no file {self._root / relative}; '
                     "correct the path, or leave such records out with `on_bad_sample` skip"
                 )
+        for caption in record.captions or ():
+            if caption.endswith(".txt") and "\0" not in caption and os.path.isfile(self._root / caption):
+                raise UserError(
+                    f'{where}: field "captions": {caption!r} is a file; captions are the texts themselves, not paths'
+                )
 
 
 def _flags(record: Record) -> int:
     return (
-        _TARGET * (record.text is not None or record.answer is not None)
+        _TARGET * (record.text is not None or record.captions is not None or record.given_answer is not None)
         | _PROMPT * (record.prompt is not None)
         | _CONFUSED * (record.confused is not None)
         | _KNOWLEDGE * (record.knowledge is not None)
         | _CONFUSING * (record.confused is True)
         | _IMAGELESS * (record.image is None)
+        | _CAPTIONS * (len(record.captions or ()) > 1)
     )
 
 

@@ -41,6 +41,7 @@ def build_loader(
     on_bad_sample: OnBadSample = "error",
     demand_target: bool = True,
     image_shift: int = 0,
+    draw_captions: bool = False,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -56,6 +57,7 @@ def build_loader(
         skip_batches: start after so many batches of the epoch, without decoding them.
         workers: processes that prepare batches; 0 prepares them where they are used.
         image_shift: move each sample's image by up to so many pixels, see `augment.shift`.
+        draw_captions: where one image has several captions, take another in each epoch instead of the first.
 
     Raises:
         UserError: there is not one batch; while iterating, a sample that cannot be read, or workers that cannot go on.
@@ -73,7 +75,16 @@ def build_loader(
         np.asarray(indices, dtype=np.int64), batch_size, shuffle, seed, rank, world_size, drop_last=drop_last
     )
     plan.set_epoch(epoch, skip_batches)
-    maker = BatchMaker(source, tokenizer, config, on_bad_sample, demand_target, image_shift=image_shift, seed=seed)
+    maker = BatchMaker(
+        source,
+        tokenizer,
+        config,
+        on_bad_sample,
+        demand_target,
+        image_shift=image_shift,
+        draw_captions=draw_captions,
+        seed=seed,
+    )
     return BatchLoader(plan, maker, workers)
 
 

@@ -6,7 +6,9 @@
                                                                   `answer` and `knowledge` are optional
 
 `text` is a path to a text file if it is a single line that ends in ".txt" without blanks around it; anything
-else is the text itself. A question without answer needs `confused`. Paths are relative to the data directory
+else is the text itself. `captions`, a list, stands in place of `text` where several describe one image, and
+`answers`, a list, in place of `answer` or beside it where several people have answered; their entries are always
+the texts themselves. A question without answer needs `confused`. Paths are relative to the data directory
 and may not leave it, neither by ".." nor through a symbolic link; those of Windows are read too (`with_slashes`).
 Every form may carry `id` and `meta`, any JSON, which is kept and used for nothing.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,10 @@ MAX_TEXT_BYTES = 1 << 20
 _EXPECTED = {
     "image": "a path relative to the data directory, or null",
     "text": "a caption, or the path of a .txt file",
+    "captions": "a list of captions",
     "question": "a text",
     "answer": "a text",
+    "answers": "a list of texts",
     "query": "a text",
     "confused": "true, false or null",
     "tool_used": "the name of a tool, or null",
@@ -45,10 +50,11 @@ _EXPECTED = {
 # What other data sets call these fields, beside names that are spelled nearly alike.
 _ELSEWHERE = {
     "image": ("img", "file", "file_name", "filename", "path", "url", "picture"),
-    "text": ("caption", "captions", "txt", "alt", "description", "title", "sentence"),
+    "text": ("caption", "txt", "alt", "description", "title", "sentence"),
     "answer": ("label", "response", "output", "target"),
     "query": ("prompt", "instruction", "input"),
 }
+_LISTS = ("captions", "answers")
 _NEAR = {near: field for field, names in _ELSEWHERE.items() for near in names}
 _WINDOWS_ROOT = re.compile(r"\\|[A-Za-z]:\\")  # a share or the root of a drive, a drive
 
@@ -60,8 +66,10 @@ class Record(BaseModel):
 
     image: str | None
     text: str | None = None
+    captions: list[str] | None = None
     question: str | None = None
     answer: str | None = None
+    answers: list[str] | None = None
     query: str | None = None
     confused: bool | None = None
     tool_used: str | None = None
@@ -81,6 +89,13 @@ class Record(BaseModel):
         if text is None or not text.endswith(".txt") or text != text.strip() or len(text.splitlines()) != 1:
             return None
         return text
+
+    @property
+    def given_answer(self) -> str | None:
+        """`answer`; without it the most frequent of `answers`, of equally frequent ones the first."""
+        if self.answer is not None or self.answers is None:
+            return self.answer
+        return Counter(answer.strip() for answer in self.answers).most_common(1)[0][0]
 
     @property
     def group(self) -> str:
@@ -171,7 +186,10 @@ def _explain(error: ErrorDetails, line: bytes | str) -> str:
         near = _nearest(field)
         meant = f' (is "{near}" meant?)' if near else ""
         return f'unknown field "{field}"{meant}; the fields are {", ".join(_EXPECTED)}: correct or remove it'
-    return f'field "{field}": expected {_EXPECTED[field]}, found {_found(error["input"])}'
+    number = error["loc"][1] if field in _LISTS and len(error["loc"]) > 1 else None
+    entry = f" entry {number + 1}" if isinstance(number, int) else ""
+    expected = "a text" if entry else _EXPECTED[field]
+    return f'field "{field}"{entry}: expected {expected}, found {_found(error["input"])}'
 
 
 def _found(value: Any) -> str:
@@ -180,10 +198,14 @@ def _found(value: Any) -> str:
 
 
 def _field_problem(record: Record) -> str | None:
-    for field in ("image", "text", "question", "answer", "query", "tool_used", "knowledge"):
+    for field in ("image", "text", *_LISTS, "question", "answer", "query", "tool_used", "knowledge"):
         value = getattr(record, field)
         if value is not None and (not value or (isinstance(value, str) and not value.strip())):
             return f'field "{field}" is empty: expected {_EXPECTED[field]}'
+    for field in _LISTS:
+        blank = [number for number, text in enumerate(getattr(record, field) or (), start=1) if not text.strip()]
+        if blank:
+            return f'field "{field}" entry {blank[0]} is empty: expected a text'
     for field, path in (("image", record.image), ("text", record.text_path)):
         if path is not None and _WINDOWS_ROOT.match(path):
             return f'field "{field}": {path!r} is an absolute path of Windows; expected one from the data directory on'
@@ -196,18 +218,18 @@ def _field_problem(record: Record) -> str | None:
 
 
 def _combination_problem(record: Record) -> str | None:
-    heads = [name for name in ("text", "question", "query") if getattr(record, name) is not None]
+    heads = [name for name in ("text", "captions", "question", "query") if getattr(record, name) is not None]
     if not heads:
-        return 'one of the fields "text", "question" or "query" is needed'
+        return 'one of the fields "text", "captions", "question" or "query" is needed'
     if len(heads) > 1:
         return f'fields "{heads[0]}" and "{heads[1]}" exclude each other: write one line for each'
-    if record.text is not None:
+    if record.prompt is None:
         if record.image is None:
-            return 'field "image": a "text" describes an image, but this is null'
-        for field in ("answer", "confused", "tool_used", "knowledge"):
+            return f'field "image": "{heads[0]}" describes an image, but this is null'
+        for field in ("answer", "answers", "confused", "tool_used", "knowledge"):
             if getattr(record, field) is not None:
-                return f'field "{field}" does not go with "text"; it belongs to "question" or "query"'
-    if record.question is not None and record.answer is None and record.confused is None:
+                return f'field "{field}" does not go with "{heads[0]}"; it belongs to "question" or "query"'
+    if record.question is not None and record.given_answer is None and record.confused is None:
         return 'field "answer" is missing beside "question" (only a line with "confused" may leave it out)'
     return None
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mamba3_jepa.data.images import BadSampleError
+from mamba3_jepa.data.splits import stable_hash
 
 OnBadSample = Literal["error", "skip"]
 
 # Samples that have: anything; a target text that is right for what they show, so none that are labelled as confused;
-# such a target but no question; a question and such a target; a `confused` label; that label, and it is true; a
-# knowledge text or vector; no image.
-Kind = Literal["all", "target", "caption", "question", "confused", "confusing", "knowledge", "imageless"]
+# such a target but no question; perhaps several captions; a question and such a target; a `confused` label; that label,
+# and it is true; a knowledge text or vector; no image.
+Kind = Literal["all", "target", "caption", "captions", "question", "confused", "confusing", "knowledge", "imageless"]
 
 
 class Place(NamedTuple):
@@ -39,7 +40,9 @@ class Sample:
         that is not known.
     place: where its picture lies; None where it is in no file.
     question: None for an image-text pair, whose query is then `ModelConfig.query_prompt`.
-    target: the answer or the caption; None where there is none to learn from.
+    target: the answer or the caption; None where there is none to learn from. Of several captions the first.
+    captions: all of them, where the data gives a list of one image's; training shows another in each epoch
+        (`target_in`). answers: all that people gave, where the data has them; evaluation asks for all.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
     meta: `origin` says in words where the sample comes from; synthetic scenes add more.
     """
@@ -49,10 +52,26 @@ class Sample:
     place: Place | None = None
     question: str | None = None
     target: str | None = None
+    captions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     confused: bool | None = None
     tool_used: str | None = None
     knowledge: str | list[float] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every text that training may show as the target; none where there is no target."""
+        return self.captions or (() if self.target is None else (self.target,))
+
+    def target_in(self, epoch: int, *, index: int, seed: int) -> str | None:
+        """The target that training shows in an epoch; `index`: the sample's number in its source."""
+        return self.captions[turn(len(self.captions), epoch, index, seed)] if self.captions else self.target
+
+
+def turn(n: int, epoch: int, index: int, seed: int) -> int:
+    """Which of n texts sample `index` has in an epoch: as if drawn, and the same in every process."""
+    return stable_hash(f"text of {index} in {epoch} with {seed}") % n
 
 
 class Source(Protocol):
@@ -88,7 +107,7 @@ class Source(Protocol):
 def source_texts(
     source: Source, indices: Sequence[int] | NDArray[np.int64], bad: list[str] | None = None
 ) -> Iterator[str]:
-    """Every question and target of some samples, to train a tokenizer on; decodes no image.
+    """Every question and every target of some samples, to train a tokenizer on; decodes no image.
 
     Args:
         bad: takes what was wrong with samples that cannot be read, which are then passed over.
@@ -106,8 +125,7 @@ def source_texts(
             continue
         if sample.question is not None:
             yield sample.question
-        if sample.target is not None:
-            yield sample.target
+        yield from sample.targets
 
 
 def image_to_show(source: Source, i: int) -> Image.Image | None:

@@ -139,6 +139,7 @@ class SceneSource:
             "all": ("caption", "question", "unanswerable", "mismatched"),
             "target": ("caption", "question"),
             "caption": ("caption",),
+            "captions": (),
             "question": ("question",),
             "confused": ("caption", "question", "unanswerable", "mismatched"),
             "confusing": ("unanswerable", "mismatched"),

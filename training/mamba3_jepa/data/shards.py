@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,11 +102,12 @@ class ShardSource:
         path = self._shards[shard]
         where = f"{path}: {self._key(i)}"
         text = _read(path, text_offset, text_size, where)
-        target = _json_caption(text, where) if is_json else decode_text(text, where)
+        captions = _json_captions(text, where) if is_json else (decode_text(text, where),)
         return Sample(
             image=partial(_load_member, path, image_offset, image_size, where),
             place=Place(path, image_offset, image_size),
-            target=target,
+            target=captions[0],
+            captions=captions if len(captions) > 1 else (),
             meta={"origin": where},
         )
 
@@ -118,6 +120,8 @@ class ShardSource:
         return np.fromiter(groups, dtype=np.uint64, count=len(self))
 
     def indices(self, kind: Kind) -> NDArray[np.int64]:
+        if kind == "captions":  # how many a JSON member holds is seen when it is read
+            return np.flatnonzero(self._places[:, 5])
         return np.arange(len(self) if kind in ("all", "target", "caption") else 0)
 
     def file_state(self, indices: NDArray[np.int64]) -> str:
@@ -228,12 +232,20 @@ def _load_member(path: str, offset: int, size: int, where: str) -> Image.Image:
     return load_image(_read(path, offset, size, where), name=where)
 
 
-def _json_caption(content: bytes, where: str) -> str:
+def _json_captions(content: bytes, where: str) -> tuple[str, ...]:
+    """The texts of the list `captions`, or the one text `caption`."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadSampleError(f"{where}.json: not valid JSON: {error}") from error
-    caption = value.get("caption") if isinstance(value, dict) else None
-    if not isinstance(caption, str):
-        raise BadSampleError(f'{where}.json: expected an object with a text "caption"')
-    return decode_text(caption.encode("utf-8", "surrogatepass"), f"{where}.json")
+    fields = value if isinstance(value, dict) else {}
+    found = fields.get("captions")
+    if not _is_texts(found):  # it is not there, or is something else there
+        found = [fields.get("caption")]
+    if not _is_texts(found):
+        raise BadSampleError(f'{where}.json: expected an object with a text "caption", or a list of texts "captions"')
+    return tuple(decode_text(text.encode("utf-8", "surrogatepass"), f"{where}.json") for text in found)
+
+
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)

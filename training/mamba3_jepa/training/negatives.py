@@ -42,16 +42,14 @@ def _only_text(data: DataSplits, tokenizer: TextTokenizer, max_tokens: int) -> s
     first: tuple[str, int] | None = None
     for i in data.train_indices:
         try:
-            text = data.train.sample(int(i)).target
+            texts = data.train.sample(int(i)).targets
         except BadSampleError:
             continue
-        if text is None:
-            continue
-        (key,) = target_keys(tokenizer, tokenizer.encode([text], max_tokens))
-        if first is None:
-            first = text, key
-        elif first[1] != key:
-            return None
+        for text, key in zip(texts, target_keys(tokenizer, tokenizer.encode(texts, max_tokens)), strict=True):
+            if first is None:
+                first = text, key
+            elif first[1] != key:
+                return None
     return None if first is None else first[0]
 
 

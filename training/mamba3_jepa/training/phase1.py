@@ -287,6 +287,7 @@ class Phase1Task:
             world_size=world_size(),
             drop_last=training,
             image_shift=settings.image_shift if training else 0,
+            draw_captions=training,
             workers=(settings.workers or 0) if training else 0,
             on_bad_sample=settings.on_bad_sample,
         )

@@ -32,6 +32,7 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.training import Phase2Settings
 from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, rank, world_size
+from mamba3_jepa.training.epoch_targets import EpochTargets
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.pretrained_text import pretrained_text
@@ -185,7 +186,10 @@ class Phase2Task(KeptOutputs):
         self.train, self.val, self.data, self.settings = train, val, data, settings
         self.objective = Phase2Objective(self.decoder)
         super().__init__(record, train.bad)
-        self._lengths: NDArray[np.int64] = train.target_lengths.numpy()
+        self._targets = EpochTargets(
+            train, data.train, model.tokenizer, max_tokens=model.config.max_answer_tokens, seed=settings.seed
+        )
+        self._show(epoch=0)
         self._global_size = (settings.batch_size or 1) * world_size()
         demand_one_batch(data.train.name, len(train), settings, train.bad)
         self._step_size = self._global_size * settings.grad_accum
@@ -198,22 +202,28 @@ class Phase2Task(KeptOutputs):
 
         What a step sees depends on its size alone, however many micro-batches and ranks share it.
         """
+        self._show(epoch)
         steps = length_batches(self._lengths, self._step_size, seed=self.settings.seed, epoch=epoch)
         for block in steps.reshape(-1, self._global_size)[skip:]:
             yield self.batch(block)
 
     def batch(self, block: NDArray[np.int64]) -> Phase2Batch:
-        """This rank's share of the global batch of rows `block` (G,)."""
+        """This rank's share of the global batch of rows `block` (G,), in the epoch that `batches` is in."""
         mine = block[rank() :: world_size()]  # rows lie sorted by length: every rank gets some of all
         rows = torch.from_numpy(mine)
-        ids, mask = self.train.targets(rows)
+        ids, mask = self._shown.targets(rows)
         return Phase2Batch(
-            embedding=self.train.embedding[rows],
+            embedding=self._shown.embedding[rows],
             ids=ids,
             mask=mask,
             n_tokens=int((self._lengths[mine] - 1).sum()),
             n_global_tokens=int((self._lengths[block] - 1).sum()),
         )
+
+    def _show(self, epoch: int) -> None:
+        """Take the targets of an epoch."""
+        self._shown = self._targets.of(epoch)
+        self._lengths: NDArray[np.int64] = self._shown.target_lengths.numpy()
 
     def weights(self, batches: Sequence[Phase2Batch]) -> list[float]:
         """Every token of the step counts alike, whichever rank and micro-batch it is in; gradients are averaged
