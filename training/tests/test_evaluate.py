@@ -120,7 +120,7 @@ def test_generation_settings_reach_the_decoder(checkpoints: dict[int, str], data
     def run(**values: object) -> float | None:
         generation = GenerationConfig(**values)  # type: ignore[arg-type]
         settings = EvaluateSettings(
-            checkpoint=Path(checkpoints[3]), data_dir=data, manifest="test.jsonl", generation=generation
+            checkpoint=Path(checkpoints[3]), data_dir=data, manifest=Path("test.jsonl"), generation=generation
         )
         return evaluate_checkpoint(settings).unfinished
 
@@ -191,7 +191,7 @@ def test_bad_input(checkpoints: dict[int, str], data: Path, tmp_path: Path, capf
         (2, [*on_captions, "--answers-plot", str(tmp_path / "x.png")], "has no questions to draw"),
         (2, [*test, "--answers-plot", "/proc/nowhere/x.png"], "cannot write"),
         (2, [*test, "--samples", "0"], "--samples 0: must be at least 1"),
-        (2, ["--manifest", "test.jsonl"], "is looked for in --data-dir"),
+        (2, ["--manifest", "test.jsonl"], "--manifest test.jsonl: its images lie in --data-dir; give that too"),
         (2, ["--data-dir", str(data), "--manifest", "broken.jsonl"], "not a readable image"),
         (2, [*test, "--device", "toaster"], "--device toaster: not available here"),
     ):

@@ -45,7 +45,7 @@ _TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS, _CAPTIONS = 1, 
 
 
 class ManifestSource:
-    """The records of `manifest.jsonl`, or of another file of its format in the data directory.
+    """The records of `manifest.jsonl`, or of another file of its format.
 
     Opening reads the file once: every line is validated, and the files named by the first `CHECKED_RECORDS`
     are looked for (unless bad samples are skipped). Only the place of each line is kept (25 bytes a record),
@@ -56,17 +56,22 @@ class ManifestSource:
     synthetic = False
 
     def __init__(
-        self, data_dir: str | Path, file: str = "manifest.jsonl", on_bad_sample: OnBadSample = "error"
+        self, data_dir: str | Path, file: str | Path = "manifest.jsonl", on_bad_sample: OnBadSample = "error"
     ) -> None:
         """
+        Args:
+            data_dir: where all that a record names must be.
+            file: the manifest's path from there on, or, where it lies elsewhere, its absolute path.
+
         Raises:
             UserError: a line is malformed, or a file it names is missing (with "skip" malformed lines are left out, and
                 their number is said); or there is no record at all.
         """
+        self.root = Path(data_dir)
         self._root = Path(os.path.realpath(data_dir))
-        self._path = Path(data_dir) / file
-        self.name = str(self._path)
-        if is_special(self._path):
+        self.path = self.root / file
+        self.name = str(self.path)
+        if is_special(self.path):
             raise UserError(f"{self.name}: a pipe, socket or device, not a file; a manifest is read more than once")
         offsets, lines, hashes, flags = array("q"), array("q"), array("Q"), array("B")
         digest = blake2b(digest_size=16)
@@ -107,7 +112,7 @@ class ManifestSource:
         """Record i, read from the file again."""
         where = self._where(int(self._lines[i]))
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 line = self._line_at(file, int(self._offsets[i]))
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: {not_text(error)}; the file has been changed since it was opened") from error
@@ -185,7 +190,7 @@ class ManifestSource:
     def _read_lines(self) -> Iterator[tuple[int, int, bytes]]:
         """Line number from 1, byte offset and content, in UTF-8, of every line."""
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 start = file.read(LONGEST_MARK)
                 if start.startswith(_GZIP):
                     raise UserError(f"{self.name}: compressed with gzip; a manifest is plain text: unpack it first")

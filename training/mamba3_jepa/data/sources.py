@@ -77,12 +77,13 @@ class DataSplits:
 
 
 def open_source(
-    data_dir: str | Path, *, manifest: str | None = None, on_bad_sample: OnBadSample = "error"
+    data_dir: str | Path, *, manifest: str | Path | None = None, on_bad_sample: OnBadSample = "error"
 ) -> Source | None:
     """The data in a directory: its `manifest.jsonl`, else its `*.tar` shards, else its image-text pairs.
 
     Args:
-        manifest: the name of another manifest in the directory to open instead, such as "test.jsonl".
+        manifest: another manifest to open instead: the name of one in the directory, such as "test.jsonl", or the path
+            of one that lies elsewhere. The files it names are in the directory all the same.
 
     What looks like data beside what is read is said, with its number.
 
@@ -97,7 +98,7 @@ def open_source(
         found = ": it is a file; give the folder it is in" if root.exists() else ""
         raise UserError(f"`data_dir` {root}: there is no such directory{found}")
     if manifest is not None or os.path.lexists(root / "manifest.jsonl"):
-        return ManifestSource(root, manifest or "manifest.jsonl", on_bad_sample)
+        return ManifestSource(root, _manifest_file(root, manifest or "manifest.jsonl"), on_bad_sample)
     source: ShardSource | FolderSource
     survey = Survey.of(root)
     if survey.n_shards:
@@ -126,6 +127,22 @@ def open_source(
     return source
 
 
+def _manifest_file(root: Path, manifest: str | Path) -> Path:
+    """The manifest as `ManifestSource` takes it: one in the data directory, if there is one of that name, or the one
+    that this is the path of from here.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    inside, elsewhere = root / manifest, Path(manifest)
+    if os.path.lexists(inside):
+        return elsewhere
+    if not os.path.lexists(elsewhere):
+        tried = " nor ".join(dict.fromkeys(map(str, (inside, elsewhere))))
+        raise UserError(f"`manifest`: there is no file {tried}")
+    return elsewhere.absolute()
+
+
 def _say_of_shards(source: ShardSource, survey: Survey) -> None:
     """What lies in the shards and beside them without being a sample."""
     if source.n_folders > 1:
@@ -150,6 +167,7 @@ def _say_of_shards(source: ShardSource, survey: Survey) -> None:
 def open_splits(
     data_dir: str | Path | None,
     *,
+    manifest: str | Path | None = None,
     image_size: int,
     seed: int = 0,
     val_fraction: float = 0.02,
@@ -160,23 +178,23 @@ def open_splits(
 ) -> DataSplits:
     """Training and validation samples of one kind.
 
-    Validation samples are those of `val.jsonl`, if it is beside `manifest.jsonl`; otherwise a share chosen
-    by the hash of each sample's group. Without data directory, or if it holds no data, both are synthetic
-    scenes (`image_size`, `seed`, `n_scenes` and `n_val_scenes` are for them), and a warning says so.
+    Validation samples are those of `val.jsonl`, if it is beside the manifest, which `manifest` names as for
+    `open_source`; otherwise a share chosen by the hash of each sample's group. Without data directory, or if it holds
+    no data, both are synthetic scenes (`image_size`, `seed`, `n_scenes` and `n_val_scenes` are for them), and a warning
+    says so.
 
     Raises:
         UserError: the data is malformed, or one of the two sides would be empty.
     """
     source = None
     if data_dir is not None:
-        source = open_source(data_dir, on_bad_sample=on_bad_sample)
+        source = open_source(data_dir, manifest=manifest, on_bad_sample=on_bad_sample)
     if source is None:
         _warn_synthetic(data_dir)
         train = SceneSource("train", n_scenes=n_scenes, seed=seed, image_size=image_size)
         val = SceneSource("val", n_scenes=n_val_scenes, seed=seed, image_size=image_size)
         return DataSplits(train=train, train_indices=train.indices(kind), val=val, val_indices=val.indices(kind))
-    if isinstance(source, ManifestSource) and (Path(data_dir or "") / "val.jsonl").exists():
-        separate = ManifestSource(data_dir or "", "val.jsonl", on_bad_sample)
+    if isinstance(source, ManifestSource) and (separate := _validation(source, on_bad_sample)) is not None:
         _warn_overlap(source, separate)
         return DataSplits(
             train=source,
@@ -194,6 +212,15 @@ def open_splits(
                 "write a val.jsonl"
             )
     return DataSplits(train=source, train_indices=found[train_part], val=source, val_indices=found[val_part])
+
+
+def _validation(source: ManifestSource, on_bad_sample: OnBadSample) -> ManifestSource | None:
+    """The `val.jsonl` beside a manifest; None where there is none."""
+    beside = source.path.with_name("val.jsonl")
+    if beside == source.path or not beside.exists():
+        return None
+    file = beside.relative_to(source.root) if beside.is_relative_to(source.root) else beside.absolute()
+    return ManifestSource(source.root, file, on_bad_sample)
 
 
 def usable(source: Source, kind: Kind = "target") -> NDArray[np.int64]:

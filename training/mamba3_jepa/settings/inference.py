@@ -11,6 +11,7 @@ import tyro
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.limits import (
     COUNT,
     PROCESSES,
@@ -209,8 +210,9 @@ class EvaluateSettings(Checked):
     """A checkpoint of any phase."""
     data_dir: _Path = None
     """Data directory; without it, synthetic scenes the model never saw."""
-    manifest: str | None = None
-    """A manifest in --data-dir, such as test.jsonl; default: the held-out validation split."""
+    manifest: _Path = None
+    """A manifest in --data-dir, such as test.jsonl, or elsewhere; its images lie in --data-dir. Default: the held-out
+    validation split."""
     scenes: Literal["val", "compositional"] = "val"
     """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
     samples: Count = 100_000
@@ -243,7 +245,6 @@ class EvaluateSettings(Checked):
         """Raise UserError for contradictory or impossible settings."""
         if self.label_template.count("{}") != 1:
             raise UserError(f"`label_template` {self.label_template!r}: must contain {{}} once, where the label goes")
-        if self.manifest is not None and self.data_dir is None:
-            raise UserError(f"`manifest` {self.manifest} is looked for in `data_dir`; give that too")
+        demand_data_dir(self.manifest, self.data_dir)
         if self.skip_generation and self.answer_sheet is not None:
             raise UserError("`answer_sheet` shows generated answers; it cannot go with `skip_generation`")

@@ -12,6 +12,7 @@ import tyro
 from mamba3_jepa.config import ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
+from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.init_text import PRETRAINED_LR_SCALE, Activation, Folder, demand_consistent
 from mamba3_jepa.settings.limits import (
     COUNT,
@@ -41,10 +42,16 @@ _Settings = TypeVar("_Settings", bound="TrainSettings")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Checked):
-    """What all phases share."""
+    """What all phases share.
+
+    Raises:
+        UserError: a number is out of its range, or `manifest` stands without `data_dir`.
+    """
 
     data_dir: _Path = None
     """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards. Without it: synthetic scenes."""
+    manifest: _Path = None
+    """Another manifest than the manifest.jsonl in --data-dir, there or elsewhere; its images lie in --data-dir."""
     output_dir: Path = Path("checkpoints")
     """Where checkpoints, metrics and plots go."""
     model: _Assignments = ()
@@ -117,6 +124,7 @@ class TrainSettings(Checked):
             "on_bad_sample",
             # places: what lies there is compared itself, or stands in the checkpoint
             "data_dir",
+            "manifest",
             "phase1_checkpoint",
             "phase2_checkpoint",
             "tokenizer",
@@ -139,6 +147,10 @@ class TrainSettings(Checked):
     # What a later phase builds, and `model` may change there; the first builds everything. And what is built after it.
     BUILT: ClassVar[tuple[str, ...]] = ()
     BUILT_LATER: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        demand_data_dir(self.manifest, self.data_dir)
 
     def changed(self, config: ModelConfig) -> ModelConfig:
         """The configuration of an earlier phase's model with this phase's choices.

@@ -54,6 +54,7 @@ def open_data(
     data = on_every_rank(
         lambda: open_splits(
             settings.data_dir,
+            manifest=settings.manifest,
             image_size=config.vision.image_size,
             seed=settings.seed,
             val_fraction=settings.val_fraction,
