@@ -19,7 +19,7 @@ setup: $(INSTALLED)
 CONSTRAINTS ?= constraints.txt
 $(INSTALLED): training/pyproject.toml training/requirements.txt training/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	cd training && $(BIN)/pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r requirements.txt -e '.[dev,easy-vqa,tensorboard]'
+	cd training && $(BIN)/pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r requirements.txt -e '.[dev,easy-vqa,parquet,tensorboard]'
 	touch $@
 
 rust:
@@ -54,7 +54,7 @@ test-python: setup rust
 LOWEST := $(abspath .venv-lowest)
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
-	cd training && $(LOWEST)/bin/pip install -q -c constraints-lowest.txt -r requirements.txt -e '.[dev,easy-vqa,tensorboard,wandb]'
+	cd training && $(LOWEST)/bin/pip install -q -c constraints-lowest.txt -r requirements.txt -e '.[dev,easy-vqa,parquet,tensorboard,wandb]'
 	cd training && env -u KORE_VLJEPA OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2
 
 # Licences and sources of the dependencies; needs `cargo install cargo-deny`.

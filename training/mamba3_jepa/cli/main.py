@@ -18,11 +18,12 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
+from mamba3_jepa.cli.bench import bench
 from mamba3_jepa.cli.cache import cache
-from mamba3_jepa.cli.commands import bench, prepare
 from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.cli.flags import FlagFilter, demand_paths, joined, with_flags
 from mamba3_jepa.cli.output import open_streams, printable
+from mamba3_jepa.cli.prepare import prepare
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.settings.inference import (

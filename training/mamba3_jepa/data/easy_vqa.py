@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.whole_file import followed
+from mamba3_jepa.files.whole_file import whole_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +34,16 @@ def prepare_easy_vqa(output_dir: str | Path) -> EasyVqaSummary:
     Raises:
         UserError: the package is not installed, `output_dir` holds something already, or cannot be written.
     """
-    output = followed(Path(output_dir))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty: choose another `output`, or remove it")
     if importlib.util.find_spec("easy_vqa") is None:
         raise UserError("the package easy-vqa, which carries the data, is not installed: pip install easy-vqa")
     import easy_vqa
 
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-            build = Path(temporary) / "data"
-            train_images = _copy_images(easy_vqa.get_train_image_paths(), build / "images" / "train")
-            test_images = _copy_images(easy_vqa.get_test_image_paths(), build / "images" / "test")
-            train = _write_manifest(build / "manifest.jsonl", "train", easy_vqa.get_train_questions())
-            test = _write_manifest(build / "test.jsonl", "test", easy_vqa.get_test_questions())
-            os.replace(build, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    output = Path(output_dir)
+    with whole_folder(output) as build:
+        train_images = _copy_images(easy_vqa.get_train_image_paths(), build / "images" / "train")
+        test_images = _copy_images(easy_vqa.get_test_image_paths(), build / "images" / "test")
+        train = _write_manifest(build / "manifest.jsonl", "train", easy_vqa.get_train_questions())
+        test = _write_manifest(build / "test.jsonl", "test", easy_vqa.get_test_questions())
     return EasyVqaSummary(
         output_dir=output,
         train_images=train_images,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from mamba3_jepa.data.scenes import SceneSource
-from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.whole_file import followed
+from mamba3_jepa.files.whole_file import whole_folder
 
 
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
@@ -24,28 +21,19 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
     Raises:
         UserError: `output_dir` holds something already, or cannot be written.
     """
-    output = followed(Path(output_dir))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty: choose another `output`, or remove it")
     source = SceneSource("val", n_scenes=n_scenes, seed=seed, image_size=image_size)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-            build = Path(temporary) / "data"
-            (build / "images").mkdir(parents=True)
-            records = []
-            for i in source.indices("target").tolist():
-                sample = source.sample(i)
-                relative = f"images/{sample.meta['scene']:04d}.png"
-                if sample.image is not None and not (build / relative).exists():
-                    sample.image().save(build / relative)
-                record = {"image": relative, "question": sample.question, "answer": sample.target}
-                if sample.question is None:
-                    record = {"image": relative, "text": sample.target}
-                records.append(record)
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (build / "manifest.jsonl").write_text(lines, encoding="utf-8")
-            os.replace(build, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    with whole_folder(Path(output_dir)) as build:
+        (build / "images").mkdir()
+        records = []
+        for i in source.indices("target").tolist():
+            sample = source.sample(i)
+            relative = f"images/{sample.meta['scene']:04d}.png"
+            if sample.image is not None and not (build / relative).exists():
+                sample.image().save(build / relative)
+            record = {"image": relative, "question": sample.question, "answer": sample.target}
+            if sample.question is None:
+                record = {"image": relative, "text": sample.target}
+            records.append(record)
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (build / "manifest.jsonl").write_text(lines, encoding="utf-8")
     return len(records)

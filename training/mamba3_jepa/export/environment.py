@@ -19,7 +19,7 @@ PACKAGES = (  # those that pyproject.toml asks for
     "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pillow", "pydantic", "tyro", "rich",
     "torchmetrics", "sacrebleu", "matplotlib",
 )  # fmt: skip
-OPTIONAL = ("mamba-ssm", "triton", "tilelang", "easy-vqa", "tensorboard", "wandb")
+OPTIONAL = ("mamba-ssm", "triton", "tilelang", "easy-vqa", "pyarrow", "tensorboard", "wandb")
 _GIB = 2**30
 _PATIENCE = 10  # seconds for another program's answer
 

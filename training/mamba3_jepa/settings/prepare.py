@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from mamba3_jepa.settings.limits import Checked, HashedSeed, Range
+
+_File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+_Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
+_Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +35,86 @@ class SceneFilesSettings(Checked):
     """Their side in pixels."""
     seed: HashedSeed = 0
     """Other scenes with another seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSettings(Checked):
+    """Where the images of a published data set lie, and where its manifest goes."""
+
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder that all its images are in, at whatever depth; they are not copied. Give the same to train-jepa."""
+    output: _File
+    """The manifest to write, for --manifest of train-jepa and evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaV2Settings(PublishedSettings):
+    """The files of one split of VQA v2."""
+
+    questions: _File
+    """v2_OpenEnded_mscoco_train2014_questions.json, or of another split."""
+    annotations: _File
+    """v2_mscoco_train2014_annotations.json, or of another split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoCaptionsSettings(PublishedSettings):
+    """A file of COCO captions."""
+
+    captions: _File
+    """captions_train2014.json, or of another split or year; or dataset_coco.json with Karpathy's splits."""
+    splits: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPLIT ...")] = ()
+    """Of Karpathy's splits only these: train, restval, val, test; default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GqaSettings(PublishedSettings):
+    """Files of GQA."""
+
+    questions: _Files
+    """train_balanced_questions.json, or of another split that has answers; several are one manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TallyQaSettings(PublishedSettings):
+    """A file of TallyQA."""
+
+    questions: _File
+    """train.json or test.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopeSettings(PublishedSettings):
+    """Files of POPE."""
+
+    questions: _Files
+    """coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json; several are one manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaSettings(PublishedSettings):
+    """A file of LLaVA's instruction data."""
+
+    conversations: _File
+    """llava_instruct_150k.json, llava_v1_5_mix665k.json, or another list of conversations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSettings(Checked):
+    """Parquet files with images in them, and where these go."""
+
+    files: _Files
+    """The .parquet files of one split; they are one manifest."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The data directory to make: manifest.jsonl, and the images in images/."""
+    image_column: _Column = None
+    """The column of images; default: image, or another usual name."""
+    question_column: _Column = None
+    """The column of questions; default: question or query, if there is one."""
+    answer_column: _Column = None
+    """The column of the answer that is trained on; default: answer or multiple_choice_answer, if there is one."""
+    answers_column: _Column = None
+    """The column of all answers to a question; default: answers, if there is one."""
+    captions_column: _Column = None
+    """The column of captions, one or several a row; default: captions, caption, sentences, text or label, if there is
+    one."""

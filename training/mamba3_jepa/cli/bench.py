@@ -1,4 +1,4 @@
-"""The command groups `mamba3-jepa prepare ...` and `mamba3-jepa bench ...`."""
+"""The command group `mamba3-jepa bench ...`."""
 
 from __future__ import annotations
 
@@ -15,32 +15,8 @@ from mamba3_jepa.settings.bench import (
     ParitySettings,
     RustBenchmarkSettings,
 )
-from mamba3_jepa.settings.prepare import EasyVqaSettings, SceneFilesSettings
 
-prepare = tyro.extras.SubcommandApp()
 bench = tyro.extras.SubcommandApp()
-
-
-@prepare.command(name="easy-vqa")
-def prepare_easy_vqa(settings: Annotated[EasyVqaSettings, tyro.conf.arg(name="")]) -> None:
-    """Write the easy-VQA data set (PyPI package easy-vqa) as a data directory, with its own test split."""
-    from mamba3_jepa.data.easy_vqa import prepare_easy_vqa as write
-
-    summary = write(settings.output)
-    say(
-        f"{summary.output_dir}: {summary.train_questions:,} training questions on {summary.train_images:,} images "
-        f"(manifest.jsonl), {summary.test_questions:,} test questions on {summary.test_images:,} images (test.jsonl), "
-        f"{summary.answers} different answers"
-    )
-
-
-@prepare.command(name="scenes")
-def prepare_scenes(settings: Annotated[SceneFilesSettings, tyro.conf.arg(name="")]) -> None:
-    """Write held-out synthetic scenes as a data directory: pictures to look at and to ask about."""
-    from mamba3_jepa.data.scene_files import write_scenes
-
-    lines = write_scenes(settings.output, settings.scenes, settings.image_size, settings.seed)
-    say(f"{settings.output}: {settings.scenes:,} scenes, {lines:,} lines in manifest.jsonl")
 
 
 @bench.command(name="layer")

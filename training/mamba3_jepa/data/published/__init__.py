@@ -1,0 +1,1 @@
+"""Published data sets in the files they come in, turned into manifests."""

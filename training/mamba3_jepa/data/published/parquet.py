@@ -1,0 +1,213 @@
+"""Parquet as the Hugging Face hub stores images: a column of structs {bytes, path}, and columns of texts beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mamba3_jepa.data.published.manifest import LeftOut, Line, Written, write_manifest
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.json_file import finite_or_null
+from mamba3_jepa.files.whole_file import whole_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_ROWS = 16  # in memory at once, with their images
+# What columns are called, the likeliest name first.
+_NAMES = {
+    "image": ("image", "img", "jpg", "png"),
+    "question": ("question", "query"),
+    "answer": ("answer", "multiple_choice_answer"),
+    "answers": ("answers",),
+    "captions": ("captions", "caption", "sentences", "text", "label"),
+}
+_IDS = ("question_id", "questionId", "id", "img_id", "image_id")
+_TEXTS = ("answer", "raw", "caption", "text")  # what holds the text where an entry is a struct
+_SPLIT = re.compile(r"([A-Za-z]\w*)-\d+-of-\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of columns; None: the first that has a usual name, if there is one."""
+
+    image: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    answers: str | None = None
+    captions: str | None = None
+
+
+def prepare_parquet(files: Sequence[Path], output_dir: str | Path, columns: Columns) -> Written:
+    """Write the images of some files, each once, and a manifest of their rows, as a data directory.
+
+    A row with a question and an answer, or several, is a question; of any other the caption, or the list of captions,
+    is taken. A class label is the name that the file's metadata gives it. Columns beside these go into `meta`. A few
+    rows are in memory at a time, and all that is written appears at once.
+
+    Raises:
+        UserError: pyarrow is not installed, a file is not of this kind, a column is missing, or `output_dir` holds
+            something already or cannot be written.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError("the package pyarrow, which reads parquet, is not installed: pip install pyarrow")
+    left_out, output = LeftOut(), Path(output_dir)
+    with whole_folder(output) as build:
+        lines = (line for path in files for line in _Table(path, columns, left_out).lines(build))
+        written = write_manifest(build / "manifest.jsonl", build, lines, left_out)
+    return Written(path=output / "manifest.jsonl", lines=written.lines, images=written.images, left_out=left_out)
+
+
+class _Table:
+    """One parquet file."""
+
+    def __init__(self, path: Path, columns: Columns, left_out: LeftOut) -> None:
+        self._path, self._left_out = path, left_out
+        self._file = _opened(path)
+        schema = self._file.schema_arrow
+        self._labels = _label_names(schema)
+        self._columns: dict[str, str | None] = {}
+        for each in fields(columns):
+            self._columns[each.name] = self._choose(each.name, getattr(columns, each.name), schema)
+        there = f"there are {', '.join(schema.names)}"
+        if self._columns["image"] is None:
+            raise UserError(f"{path}: no column of images; {there}: name it, `image_column`")
+        if not any(self._columns[kind] for kind in ("answer", "answers", "captions")):
+            raise UserError(
+                f"{path}: no column of answers or captions; {there}: name it, `answer_column`, `answers_column` or "
+                "`captions_column`"
+            )
+        others = [each for each in schema if each.name not in self._columns.values()]
+        self._others = [each.name for each in others if not _holds_bytes(each.type)]
+        for name in sorted({each.name for each in others} - set(self._others)):
+            left_out.add("columns of bytes beside the images", f"{path}: {name}")
+        split = _SPLIT.match(path.name)
+        self._split = {} if split is None else {"split": split[1]}
+
+    def _choose(self, kind: str, named: str | None, schema: pa.Schema) -> str | None:
+        if named is not None and named not in schema.names:
+            raise UserError(f"{self._path}: `{kind}_column` {named}: the columns are {', '.join(schema.names)}")
+        return named or next((name for name in _NAMES[kind] if name in schema.names), None)
+
+    def lines(self, folder: Path) -> Iterator[Line]:
+        """A line for each row that has an image and a text; the image is written below `folder`."""
+        wanted = list(dict.fromkeys(name for name in (*self._columns.values(), *self._others) if name is not None))
+        number = 0
+        for batch in self._file.iter_batches(batch_size=_ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                where = f"{self._path}: row {number}"
+                said = self._said(row)
+                if said is None:
+                    self._left_out.add("rows without an answer or a caption", where)
+                elif image := self._write_image(row, folder, where):
+                    yield Line(where, (image,), said | self._rest(row))
+
+    def _said(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        question, answer, answers, captions = (
+            self._texts(row, kind) for kind in ("question", "answer", "answers", "captions")
+        )
+        if question and (answer or answers):
+            given: dict[str, Any] = {"question": question[0]}
+            if len(answer) == 1:
+                given["answer"] = answer[0]
+            several = answers or answer
+            return given | ({"answers": several} if len(several) > 1 or not answer else {})
+        return {"captions": captions} if captions and not question else None
+
+    def _texts(self, row: dict[str, Any], kind: str) -> list[str]:
+        """The texts of one column, of however many levels; none where there is no such column, or nothing in it."""
+        name = self._columns[kind]
+        return [] if name is None else [text for text in _flat(row[name], self._labels.get(name)) if text]
+
+    def _rest(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`id` and `meta`."""
+        known = {name: row[name] for name in self._others if row[name] is not None}
+        meta = self._split | finite_or_null(json.loads(json.dumps(known, default=str)))
+        number = next((meta[name] for name in _IDS if name in meta), None)
+        return {"meta": meta} | ({} if number is None else {"id": number})
+
+    def _write_image(self, row: dict[str, Any], folder: Path, where: str) -> str | None:
+        """The path of the row's image from `folder` on; None where there is none."""
+        cell = row[self._columns["image"] or ""]
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if content is not None and not isinstance(content, bytes):
+            raise UserError(
+                f"{where}: column {self._columns['image']}: expected the bytes of an image, or a struct with them, "
+                f"found {type(content).__name__}"
+            )
+        if not content:
+            self._left_out.add("rows without the bytes of their image", where)
+            return None
+        suffix = _suffix(content)
+        if suffix is None:
+            self._left_out.add("rows whose image is none of JPEG, PNG, WebP, GIF and BMP", where)
+            return None
+        name = blake2b(content, digest_size=16).hexdigest()
+        relative = f"images/{name[:2]}/{name}{suffix}"
+        path = folder / relative
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return relative
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror or error}") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a parquet file: {error}") from error
+
+
+def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of the classes of each column of class labels."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(each["names"]) for name, each in features.items() if each.get("_type") == "ClassLabel"}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _flat(value: Any, labels: list[str] | None) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, bool):
+        yield "yes" if value else "no"
+    elif isinstance(value, int):
+        if labels is None:
+            yield str(value)
+        elif 0 <= value < len(labels):  # -1 is a label that is kept secret
+            yield labels[value]
+    elif isinstance(value, dict):
+        yield from _flat(next((value[name] for name in _TEXTS if name in value), None), labels)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _flat(each, labels)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return True
+    return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _suffix(content: bytes) -> str | None:
+    """By how the image begins."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return ".webp"
+    starts = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
+    return next((suffix for start, suffix in starts.items() if content.startswith(start)), None)

@@ -1,0 +1,189 @@
+"""Parquet files as the Hugging Face hub stores them: what becomes of rows and images, and what is refused."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.data.files import ManifestSource
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+ANSWERS = pa.list_(pa.struct([("answer", pa.string()), ("answer_confidence", pa.string()), ("answer_id", pa.int64())]))
+N = 12
+
+
+def picture(i: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 16), (i * 20, 255 - i * 20, 40)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(path: Path, columns: dict[str, Any], features: dict[str, Any] | None = None) -> Path:
+    """In row groups smaller than what is read at once; `features` as the library `datasets` notes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    if features is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=5)
+    return path
+
+
+def images(cells: list[dict[str, Any] | None]) -> Any:
+    return pa.array(cells, IMAGE)
+
+
+def vqa(path: Path) -> Path:
+    """As lmms-lab/VQAv2: the picture again for each of two questions."""
+    return write(path, {
+        "question_type": ["what is"] * 2 * N,
+        "multiple_choice_answer": [f"net {i}" for i in range(2 * N)],
+        "answers": pa.array(
+            [[{"answer": f"net {i}", "answer_confidence": "yes", "answer_id": k} for k in range(10)]
+             for i in range(2 * N)], ANSWERS),
+        "image_id": list(range(2 * N)),
+        "answer_type": ["other"] * 2 * N,
+        "question_id": [1000 + i for i in range(2 * N)],
+        "question": [f"What is {i}?" for i in range(2 * N)],
+        "image": images([{"bytes": picture(i // 2, "JPEG"), "path": f"{i // 2}.jpg"} for i in range(2 * N)]),
+    })  # fmt: skip
+
+
+def flickr(path: Path) -> Path:
+    """As nlphuji/flickr30k: a list of captions."""
+    return write(path, {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(N)]),
+        "caption": [[f"A {k} of {i}." for k in range(5)] for i in range(N)],
+        "sentids": [[f"{5 * i + k}" for k in range(5)] for i in range(N)],
+        "split": ["test"] * N,
+        "filename": [f"{i}.jpg" for i in range(N)],
+    })  # fmt: skip
+
+
+def classes(path: Path) -> Path:
+    """As cifar10: numbers of classes whose names are in the metadata."""
+    features = {"img": {"_type": "Image"}, "label": {"names": ["air plane", "bird"], "_type": "ClassLabel"}}
+    pictures = images([{"bytes": picture(i), "path": None} for i in range(N)])
+    return write(path, {"img": pictures, "label": [i % 2 for i in range(N)]}, features)
+
+
+def prepare(*arguments: str, root: Path) -> ManifestSource:
+    assert main(["prepare", "parquet", "--files", *arguments, "--output", str(root / "data")]) == 0
+    return ManifestSource(root / "data")
+
+
+def test_questions_with_all_their_answers(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    source = prepare(str(vqa(tmp_path / "validation-00000-of-00068.parquet")), root=tmp_path)
+    assert f"manifest.jsonl: {2 * N} lines about {N} images\n" in capfd.readouterr().out
+    sample = source.sample(7)
+    assert (sample.question, sample.target, sample.answers) == ("What is 7?", "net 7", ("net 7",) * 10)
+    assert sample.meta["id"] == 1007
+    assert sample.meta["meta"] == {
+        "split": "validation", "question_type": "what is", "image_id": 7, "answer_type": "other", "question_id": 1007
+    }  # fmt: skip
+    assert sample.image is not None
+    assert sample.meta["image"].endswith(".jpg")
+    assert (tmp_path / "data" / sample.meta["image"]).read_bytes() == picture(3, "JPEG")
+    assert len(list((tmp_path / "data/images").rglob("*.jpg"))) == N, "each once"
+    assert source.sample(6).meta["image"] == sample.meta["image"]
+
+
+def test_captions_and_several_files(tmp_path: Path) -> None:
+    files = [str(flickr(tmp_path / f"{name}.parquet")) for name in ("a", "b")]
+    source = prepare(*files, root=tmp_path)
+    assert len(source) == 2 * N
+    sample = source.sample(3)
+    assert sample.captions == tuple(f"A {k} of 3." for k in range(5))
+    assert sample.meta["meta"] == {"sentids": ["15", "16", "17", "18", "19"], "split": "test", "filename": "3.jpg"}
+
+
+def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
+    source = prepare(str(classes(tmp_path / "train-00000-of-00001.parquet")), root=tmp_path)
+    assert [source.sample(i).target for i in range(3)] == ["air plane", "bird", "air plane"]
+    assert source.sample(0).meta["meta"] == {"split": "train"}
+
+
+def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "photo": [picture(i) for i in range(N)],  # bytes alone
+        "mask": [b"\0"] * N,
+        "ask": [f"Is it {i}?" for i in range(N)],
+        "truth": [i % 2 == 0 for i in range(N)],
+        "when": [datetime.date(2020, 1, 1)] * N,
+        "score": [float("nan")] * N,
+        "caption": ["not asked for"] * N,
+    })  # fmt: skip
+    named = ["--image-column", "photo", "--question-column", "ask", "--answer-column", "truth"]
+    source = prepare(str(path), *named, root=tmp_path)
+    assert [source.sample(i).target for i in range(2)] == ["yes", "no"]
+    assert source.sample(1).question == "Is it 1?"
+    assert source.sample(0).meta["meta"] == {"when": "2020-01-01", "score": None}
+    assert f"1 columns of bytes beside the images, the first: {path}: mask" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("layout", [vqa, flickr, classes])
+def test_it_trains_as_it_is(layout: Any, tmp_path: Path) -> None:
+    prepare(str(layout(tmp_path / "a.parquet")), root=tmp_path)
+    command = ["train-jepa", "--data-dir", str(tmp_path / "data"), "--tiny", "--cpu", "--workers", "0",
+               "--batch-size", "4", "--max-steps", "1", "--val-fraction", "0.3"]  # fmt: skip
+    assert main([*command, "--output-dir", str(tmp_path / "run")]) == 0
+
+
+def test_rows_that_lack_something_are_counted_and_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    cells: list[dict[str, Any] | None] = [{"bytes": picture(i), "path": None} for i in range(8)]
+    cells[1], cells[2] = None, {"bytes": None, "path": "elsewhere.jpg"}
+    cells[3] = {"bytes": b"II*\0 a TIFF", "path": None}
+    texts = [f"t {i}" for i in range(8)]
+    texts[5], texts[6] = None, " "  # type: ignore[call-overload]
+    path = write(tmp_path / "x.parquet", {"image": images(cells), "text": texts})
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).target for i in range(3)] == ["t 0", "t 4", "t 7"]
+    out = capfd.readouterr().out
+    assert f"left out: 2 rows without the bytes of their image, the first: {path}: row 2\n" in out
+    assert f"1 rows whose image is none of JPEG, PNG, WebP, GIF and BMP, the first: {path}: row 4\n" in out
+    assert f"2 rows without an answer or a caption, the first: {path}: row 6\n" in out
+
+
+def test_what_cannot_be_used_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "torn.parquet").write_bytes(vqa(tmp_path / "vqa.parquet").read_bytes()[:-20])
+    write(tmp_path / "texts.parquet", {"text": ["a"]})
+    write(tmp_path / "bare.parquet", {"image": images([{"bytes": picture(1), "path": None}]), "size": [3]})
+    write(tmp_path / "names.parquet", {"image": ["a.jpg"], "text": ["a"]})
+    write(tmp_path / "empty.parquet", {"image": images([None]), "text": ["a"]})
+    for arguments, message in (
+        (["torn.parquet"], "torn.parquet: not a parquet file"),
+        (["nowhere.parquet"], "nowhere.parquet: cannot read it"),
+        (["texts.parquet"], "no column of images; there are text: name it, --image-column"),
+        (["bare.parquet"], "no column of answers or captions; there are image, size: name it, --answer-column"),
+        (["vqa.parquet", "--answer-column", "reply"], "--answer-column reply: the columns are question_type,"),
+        (["names.parquet"], "row 1: column image: expected the bytes of an image, or a struct with them, found str"),
+        (["empty.parquet"], "nothing to write: 1 rows without the bytes of their image"),
+    ):
+        output = tmp_path / "out/data"
+        rest = ["--output", str(output), *arguments[1:]]
+        assert main(["prepare", "parquet", "--files", str(tmp_path / arguments[0]), *rest]) == 2, arguments
+        assert message in capfd.readouterr().err
+        assert list(output.parent.iterdir()) == []
+
+
+def test_nothing_is_overwritten_and_pyarrow_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    path = classes(tmp_path / "a.parquet")
+    prepare(str(path), root=tmp_path)
+    command = ["prepare", "parquet", "--files", str(path), "--output", str(tmp_path / "data")]
+    assert main(command) == 2
+    assert "exists and is not empty: choose another --output" in capfd.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(command) == 2
+    assert "pip install pyarrow" in capfd.readouterr().err
