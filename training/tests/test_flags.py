@@ -56,6 +56,7 @@ def test_an_error_of_the_library_reaches_the_user_with_its_flag(tmp_path: Path, 
         ["train-decoder", "--phase1-checkpoint", ""],
         ["export", "--checkpoint", "x.pt", "--output="],
         ["evaluate", "--checkpoint", ""],
+        ["prepare", "gqa", "--questions", "x.json", "--data-dir", "x", "--output", ""],
     ],
 )
 def test_an_empty_path_is_not_the_current_directory(arguments: list[str], capfd: pytest.CaptureFixture) -> None:

@@ -10,8 +10,8 @@ import tyro
 
 from mamba3_jepa.settings.limits import Checked, HashedSeed, Range
 
-_File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
-_Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
+_FilePath = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+_FilePaths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
 _Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 
 
@@ -43,7 +43,7 @@ class PublishedSettings(Checked):
 
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that all its images are in, at whatever depth; they are not copied. Give the same to train-jepa."""
-    output: _File
+    output: _FilePath
     """The manifest to write, for --manifest of train-jepa and evaluate."""
 
 
@@ -51,9 +51,9 @@ class PublishedSettings(Checked):
 class VqaV2Settings(PublishedSettings):
     """The files of one split of VQA v2."""
 
-    questions: _File
+    questions: _FilePath
     """v2_OpenEnded_mscoco_train2014_questions.json, or of another split."""
-    annotations: _File
+    annotations: _FilePath
     """v2_mscoco_train2014_annotations.json, or of another split."""
 
 
@@ -61,7 +61,7 @@ class VqaV2Settings(PublishedSettings):
 class CocoCaptionsSettings(PublishedSettings):
     """A file of COCO captions."""
 
-    captions: _File
+    captions: _FilePath
     """captions_train2014.json, or of another split or year; or dataset_coco.json with Karpathy's splits."""
     splits: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPLIT ...")] = ()
     """Of Karpathy's splits only these: train, restval, val, test; default: all."""
@@ -71,7 +71,7 @@ class CocoCaptionsSettings(PublishedSettings):
 class GqaSettings(PublishedSettings):
     """Files of GQA."""
 
-    questions: _Files
+    questions: _FilePaths
     """train_balanced_questions.json, or of another split that has answers; several are one manifest."""
 
 
@@ -79,7 +79,7 @@ class GqaSettings(PublishedSettings):
 class TallyQaSettings(PublishedSettings):
     """A file of TallyQA."""
 
-    questions: _File
+    questions: _FilePath
     """train.json or test.json."""
 
 
@@ -87,7 +87,7 @@ class TallyQaSettings(PublishedSettings):
 class PopeSettings(PublishedSettings):
     """Files of POPE."""
 
-    questions: _Files
+    questions: _FilePaths
     """coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json; several are one manifest."""
 
 
@@ -95,7 +95,7 @@ class PopeSettings(PublishedSettings):
 class LlavaSettings(PublishedSettings):
     """A file of LLaVA's instruction data."""
 
-    conversations: _File
+    conversations: _FilePath
     """llava_instruct_150k.json, llava_v1_5_mix665k.json, or another list of conversations."""
 
 
@@ -103,7 +103,7 @@ class LlavaSettings(PublishedSettings):
 class ParquetSettings(Checked):
     """Parquet files with images in them, and where these go."""
 
-    files: _Files
+    files: _FilePaths
     """The .parquet files of one split; they are one manifest."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The data directory to make: manifest.jsonl, and the images in images/."""
