@@ -243,8 +243,11 @@ def test_karpathys_splits_are_chosen_from(tmp_path: Path, capfd: pytest.CaptureF
     assert sample.meta["id"] == 503
     assert sample.meta["meta"] == {"cocoid": 503, "imgid": 3, "split": "test", "sentids": [30, 31, 32, 33, 34]}
     elsewhere = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "other.jsonl")]
-    assert main(["prepare", *command[:-1], "train", *elsewhere]) == 2
-    assert "no image is of the --splits train; there are ['test', 'val']" in capfd.readouterr().err
+    assert main(["prepare", *command, "train", *elsewhere]) == 2
+    assert "no image is of the --splits train; there are test, val" in capfd.readouterr().err
+    assert main(["prepare", *coco_captions(tmp_path), "--splits", "test", *elsewhere]) == 2
+    assert "no image is of the --splits test; the file has no splits: leave that out" in capfd.readouterr().err
+    assert not (tmp_path / "other.jsonl").exists()
     assert main(["prepare", *command[:-2], *elsewhere]) == 0
     assert "12 lines about 12 images" in capfd.readouterr().out
 

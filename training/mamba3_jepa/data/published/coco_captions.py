@@ -30,28 +30,23 @@ def coco_lines(captions: Path, splits: Collection[str], left_out: LeftOut) -> It
     Raises:
         UserError: the file is not in one of these layouts.
     """
-    held, others = _Held(captions), set[str]()
-    n_divided = n_lines = 0
+    held, there = _Held(captions), set[str]()
     for entry in json_members(captions):
-        if entry.key == "images":
+        if entry.key == "annotations":
+            held.add_caption(Fields(entry.value, entry.where))
+        elif entry.key == "images":
             image = Fields(entry.value, entry.where)
             if "sentences" not in image:
                 held.add_image(image)
                 continue
-            n_divided += 1
+            there.add(image.text("split"))
             if not splits or image.text("split") in splits:
-                n_lines += 1
                 yield from _divided(image, left_out)
-            others.add(image.text("split"))
-        elif entry.key == "annotations":
-            held.add_caption(Fields(entry.value, entry.where))
-    if n_divided:
-        if not n_lines:
-            raise UserError(f"{captions}: no image is of the `splits` {', '.join(splits)}; there are {sorted(others)}")
-        return
-    if splits:
-        raise UserError(f"{captions}: does not divide its images into splits: leave `splits` out")
-    yield from held.lines(left_out)
+    if unknown := set(splits) - there:
+        known = f"there are {', '.join(sorted(there))}" if there else "the file has no splits: leave that out"
+        raise UserError(f"{captions}: no image is of the `splits` {', '.join(sorted(unknown))}; {known}")
+    if not there:
+        yield from held.lines(left_out)
 
 
 def _divided(image: Fields, left_out: LeftOut) -> Iterator[Line]:
