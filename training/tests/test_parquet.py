@@ -156,12 +156,16 @@ def test_rows_that_lack_something_are_counted_and_said(tmp_path: Path, capfd: py
 
 def test_what_cannot_be_used_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     (tmp_path / "torn.parquet").write_bytes(vqa(tmp_path / "vqa.parquet").read_bytes()[:-20])
+    damaged = bytearray(classes(tmp_path / "damaged.parquet").read_bytes())
+    damaged[4:400] = bytes(396)
+    (tmp_path / "damaged.parquet").write_bytes(damaged)
     write(tmp_path / "texts.parquet", {"text": ["a"]})
     write(tmp_path / "bare.parquet", {"image": images([{"bytes": picture(1), "path": None}]), "size": [3]})
     write(tmp_path / "names.parquet", {"image": ["a.jpg"], "text": ["a"]})
     write(tmp_path / "empty.parquet", {"image": images([None]), "text": ["a"]})
     for arguments, message in (
         (["torn.parquet"], "torn.parquet: not a parquet file"),
+        (["damaged.parquet"], "damaged.parquet: damaged: "),
         (["nowhere.parquet"], "nowhere.parquet: cannot read it"),
         (["texts.parquet"], "no column of images; there are text: name it, --image-column"),
         (["bare.parquet"], "no column of answers or captions; there are image, size: name it, --answer-column"),

@@ -395,6 +395,7 @@ WRONG: list[tuple[Callable[[Path], list[str]], Callable[[Any], Any], str]] = [
     (vqav2, lambda value: {"annotations": [{"question_id": "1"}]}, 'field "question_id": expected a whole number'),
     (coco_captions, lambda value: {**value, "annotations": []}, 'no "images" or no "annotations"'),
     (coco_captions, lambda value: {**value, "images": value["images"][1:]}, '"image_id" 11 is not among the "images"'),
+    (coco_captions, lambda value: {**value, "images": [{"id": 2**70}]}, 'field "id": expected a whole number of'),
     (coco_captions, lambda value: [value], "expected a JSON object, {...}, found"),
     (gqa, lambda value: {"1": {"question": 5}}, '"1": field "imageId" is missing: expected a text'),
     (tallyqa, lambda value: [{**value[0], "answer": "two"}], 'entry 1: field "answer": expected a whole number'),

@@ -24,8 +24,11 @@ class Fields:
         return self._of(name, str, "a text").strip()
 
     def integer(self, name: str) -> int:
-        """A whole number."""
-        return int(self._of(name, int, "a whole number"))
+        """A whole number of at most 64 bits."""
+        found = int(self._of(name, int, "a whole number"))
+        if not -(2**63) <= found < 2**63:
+            raise UserError(f'{self.where}: field "{name}": expected a whole number of at most 64 bits, found {found}')
+        return found
 
     def identity(self, name: str) -> int | str:
         """A number or a text that tells one from the others."""

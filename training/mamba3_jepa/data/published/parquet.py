@@ -99,16 +99,22 @@ class _Table:
     def lines(self, folder: Path) -> Iterator[Line]:
         """A line for each row that has an image and a text; the image is written below `folder`."""
         wanted = list(dict.fromkeys(name for name in (*self._columns.values(), *self._others) if name is not None))
-        number = 0
-        for batch in self._file.iter_batches(batch_size=_ROWS, columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                where = f"{self._path}: row {number}"
-                said = self._said(row)
-                if said is None:
-                    self._left_out.add("rows without an answer or a caption", where)
-                elif image := self._write_image(row, folder, where):
-                    yield Line(where, (image,), said | self._rest(row))
+        for number, row in enumerate(self._rows(wanted), start=1):
+            where = f"{self._path}: row {number}"
+            said = self._said(row)
+            if said is None:
+                self._left_out.add("rows without an answer or a caption", where)
+            elif image := self._write_image(row, folder, where):
+                yield Line(where, (image,), said | self._rest(row))
+
+    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        import pyarrow as pa
+
+        try:
+            for batch in self._file.iter_batches(batch_size=_ROWS, columns=columns):
+                yield from batch.to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{self._path}: damaged: {error}") from error
 
     def _said(self, row: dict[str, Any]) -> dict[str, Any] | None:
         question, answer, answers, captions = (
@@ -167,7 +173,7 @@ def _opened(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {error.strerror or error}") from error
-    except pa.ArrowException as error:
+    except (ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a parquet file: {error}") from error
 
 
