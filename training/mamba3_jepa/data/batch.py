@@ -2,8 +2,8 @@
 
 Pixels cross process boundaries as uint8 and are normalised on the device that uses them.
 
-Shapes: B samples, Bi of them with image, P different pictures, S pixels, Lq and La tokens of the longest query and
-target.
+Shapes: B samples, Bi of them with image, P different pictures, M hard negatives, S pixels, Lq, La and Ln tokens of the
+longest query, target and hard negative.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.augment import shift
+from mamba3_jepa.data.hard_negatives import Negative, drawn
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError, normalize, to_pixels
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
@@ -39,9 +41,11 @@ class Batch:
         such a sample is the empty text.
     index: (B,) int64, the samples' indices in the source.
     questions, targets: the texts; None for the question of an image-text pair, of which the query prompt was encoded.
-    n_truncated: how many of the 2B texts were cut to the token limit.
+    n_truncated: how many of the 2B + M texts were cut to the token limit.
     bad: what was wrong with each sample that was left out; not_read: indices of those of them of which only is known
         that the system did not give their file.
+    negative_ids, negative_mask: (M, Ln), the hard negatives as the targets are; negative_hash: (M,), as `target_hash`.
+    negative_of: (M,) int64, of which of the B samples each is a hard negative; negative_kinds: their M kinds.
     """
 
     pixels: Tensor
@@ -59,6 +63,11 @@ class Batch:
     n_truncated: int
     bad: list[str]
     not_read: list[int] = dataclasses.field(default_factory=list)
+    negative_ids: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    negative_mask: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
+    negative_hash: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    negative_of: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    negative_kinds: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,6 +75,18 @@ class Batch:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What `Network.forward` takes: normalised pixels, has_image, query_ids, query_mask, picture."""
         return normalize(self.pixels), self.has_image, self.query_ids, self.query_mask, self.picture
+
+    def texts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The targets and behind them the hard negatives, as `YEncoder.forward_distinct` takes them: ids and mask
+        (B + M, L), keys (B + M,)."""
+        if not len(self.negative_ids):
+            return self.target_ids, self.target_mask, self.target_hash
+        length = max(self.target_ids.shape[1], self.negative_ids.shape[1])
+        ids, mask = (
+            torch.cat([F.pad(part, (0, length - part.shape[1])) for part in parts])
+            for parts in ((self.target_ids, self.negative_ids), (self.target_mask, self.negative_mask))
+        )
+        return ids, mask, torch.cat([self.target_hash, self.negative_hash])
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy with all tensors on `device`."""
@@ -100,6 +121,7 @@ class Failure:
 class BatchMaker(Dataset["Batch | Failure"]):
     """Turns an epoch and the indices of one of its batches into the batch.
 
+    hard_negatives: how many of its negatives a sample brings along, drawn anew in each epoch; None: all.
     sign_of_life: called before each sample, if there is one.
     """
 
@@ -113,11 +135,13 @@ class BatchMaker(Dataset["Batch | Failure"]):
         *,
         image_shift: int,
         draw_captions: bool,
+        hard_negatives: int | None,
         seed: int,
     ) -> None:
         self._source, self._tokenizer, self._config = source, tokenizer, config
         self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
         self._image_shift, self._draw_captions, self._seed = image_shift, draw_captions, seed
+        self._hard_negatives = hard_negatives
         self.sign_of_life: Callable[[], None] | None = None
 
     def __getitem__(self, asked: tuple[int, list[int]]) -> Batch | Failure:
@@ -134,6 +158,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
         questions: list[str | None] = []
         targets: list[str] = []
         has_target: list[bool] = []
+        wrong: list[tuple[int, Negative]] = []
         bad: list[str] = []
         not_read: list[int] = []
         for i in indices:
@@ -152,6 +177,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
                 if isinstance(error, NotReadNowError):
                     not_read.append(i)
                 continue
+            wrong += [(len(kept), each) for each in drawn(sample.negatives, self._hard_negatives, self._seed, epoch, i)]
             kept.append(i)
             has_image.append(sample.image is not None)
             questions.append(sample.question)
@@ -165,6 +191,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
         queries = [config.query_prompt if question is None else question for question in questions]
         encoded = self._tokenizer.encode(queries, config.max_query_tokens)
         answers = self._tokenizer.encode(targets, config.max_answer_tokens)
+        negatives = self._tokenizer.encode([each.text for _, each in wrong], config.max_answer_tokens)
         return Batch(
             pixels=pixels,
             picture=torch.tensor(pictures.seen, dtype=torch.int64),
@@ -178,9 +205,14 @@ class BatchMaker(Dataset["Batch | Failure"]):
             index=index,
             questions=questions,
             targets=targets,
-            n_truncated=encoded.n_truncated + answers.n_truncated,
+            n_truncated=encoded.n_truncated + answers.n_truncated + negatives.n_truncated,
             bad=bad,
             not_read=not_read,
+            negative_ids=negatives.ids,
+            negative_mask=negatives.mask,
+            negative_hash=torch.tensor(target_keys(self._tokenizer, negatives), dtype=torch.int64),
+            negative_of=torch.tensor([row for row, _ in wrong], dtype=torch.int64),
+            negative_kinds=[each.kind for _, each in wrong],
         )
 
 

@@ -38,10 +38,10 @@ _NUMBERS = "places among the samples that this phase does not use"
 class Content:
     """Of n samples, (n,) uint64 each.
 
-    texts: of question, target, label and knowledge, and all captions and answers; pictures: of the picture's bytes, 0
-    where there is none or it was not looked at; keys: what tells that two samples show the same: the picture, or the
-    question where there is none; 0 where that is not known. unread: (n,) bool, whether the system did not give its text
-    or picture.
+    texts: of question, target, label, knowledge and negatives, and all captions and answers; pictures: of the picture's
+    bytes, 0 where there is none or it was not looked at; keys: what tells that two samples show the same: the picture,
+    or the question where there is none; 0 where that is not known. unread: (n,) bool, whether the system did not give
+    its text or picture.
     """
 
     texts: NDArray[np.uint64]
@@ -179,6 +179,8 @@ def _text_hash(sample: Sample) -> int:
     texts: list[Any] = [sample.question, sample.target, sample.confused, sample.knowledge]
     if sample.captions or sample.answers:  # else as before there were lists
         texts += [sample.captions, sample.answers]
+    if sample.negatives:
+        texts.append([each.text for each in sample.negatives])
     return stable_hash(json.dumps(texts))
 
 

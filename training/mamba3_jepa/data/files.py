@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mamba3_jepa.data.hard_negatives import negatives_problem
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, NotReadNowError, load_image
 from mamba3_jepa.data.records import (
     Record,
@@ -127,6 +128,8 @@ class ManifestSource:
         captions = tuple(caption.strip() for caption in record.captions or ())
         if record.text_path is not None:
             target = read_text(resolve_inside(self._root, record.text_path, where), where)
+            if problem := negatives_problem(record.wrong, [target]):
+                raise BadSampleError(f"{where}: {problem}")
         elif record.text is not None:
             target = record.text.strip()
         elif captions:
@@ -143,6 +146,7 @@ class ManifestSource:
             target=target,
             captions=captions,
             answers=tuple(answer.strip() for answer in record.answers or ()),
+            negatives=record.wrong,
             confused=record.confused,
             tool_used=record.tool_used,
             knowledge=record.knowledge,

@@ -42,6 +42,7 @@ def build_loader(
     demand_target: bool = True,
     image_shift: int = 0,
     draw_captions: bool = False,
+    hard_negatives: int | None = 0,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -58,6 +59,7 @@ def build_loader(
         workers: processes that prepare batches; 0 prepares them where they are used.
         image_shift: move each sample's image by up to so many pixels, see `augment.shift`.
         draw_captions: where one image has several captions, take another in each epoch instead of the first.
+        hard_negatives: how many of each sample's negatives are in its batch, see `hard_negatives.drawn`; None: all.
 
     Raises:
         UserError: there is not one batch; while iterating, a sample that cannot be read, or workers that cannot go on.
@@ -83,6 +85,7 @@ def build_loader(
         demand_target,
         image_shift=image_shift,
         draw_captions=draw_captions,
+        hard_negatives=hard_negatives,
         seed=seed,
     )
     return BatchLoader(plan, maker, workers)

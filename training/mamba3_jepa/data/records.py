@@ -10,7 +10,8 @@ else is the text itself. `captions`, a list, stands in place of `text` where sev
 `answers`, a list, in place of `answer` or beside it where several people have answered; their entries are always
 the texts themselves. A question without answer needs `confused`. Paths are relative to the data directory
 and may not leave it, neither by ".." nor through a symbolic link; those of Windows are read too (`with_slashes`).
-Every form may carry `id` and `meta`, any JSON, which is kept and used for nothing.
+A line with a text or an answer may have `negatives`, texts that are wrong in its place: a list, or a list for each kind
+of wrong. Every form may carry `id` and `meta`, any JSON, which is kept and used for nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from mamba3_jepa.data.hard_negatives import EXPECTED, Negative, negatives_problem, read_negatives
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import decoded
@@ -43,6 +45,7 @@ _EXPECTED = {
     "confused": "true, false or null",
     "tool_used": "the name of a tool, or null",
     "knowledge": "a text, a list of finite numbers, or null",
+    "negatives": EXPECTED,
     "id": "any JSON",
     "meta": "any JSON",
 }
@@ -74,6 +77,7 @@ class Record(BaseModel):
     confused: bool | None = None
     tool_used: str | None = None
     knowledge: str | list[float] | None = None
+    negatives: list[str] | dict[str, list[str]] | None = None
     id: Any = None
     meta: Any = None
 
@@ -81,6 +85,11 @@ class Record(BaseModel):
     def prompt(self) -> str | None:
         """The question or query; None for an image-text pair."""
         return self.question if self.question is not None else self.query
+
+    @property
+    def wrong(self) -> list[Negative]:
+        """What `negatives` holds, each text with its kind."""
+        return read_negatives(self.negatives)
 
     @property
     def text_path(self) -> str | None:
@@ -118,7 +127,7 @@ def parse_record(line: bytes | str, where: str) -> Record:
         record = Record.model_validate_json(line)
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(_telling(error), line)}") from error
-    problem = _field_problem(record) or _combination_problem(record)
+    problem = _field_problem(record) or _combination_problem(record) or _negatives_problem(record)
     if problem:
         raise UserError(f"{where}: {problem}")
     return record
@@ -232,6 +241,16 @@ def _combination_problem(record: Record) -> str | None:
     if record.question is not None and record.given_answer is None and record.confused is None:
         return 'field "answer" is missing beside "question" (only a line with "confused" may leave it out)'
     return None
+
+
+def _negatives_problem(record: Record) -> str | None:
+    if record.negatives is None:
+        return None
+    one = [text for text in (record.text, record.answer) if text is not None]
+    right = [*one, *(record.captions or ()), *(record.answers or ())]
+    if not right:
+        return 'field "negatives" does not go with a line that has neither a text nor an answer'
+    return negatives_problem(record.wrong, right)
 
 
 def leaves_directory(path: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mamba3_jepa.data.hard_negatives import Negative
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.splits import stable_hash
 
@@ -43,6 +44,7 @@ class Sample:
     target: the answer or the caption; None where there is none to learn from. Of several captions the first.
     captions: all of them, where the data gives a list of one image's; training shows another in each epoch
         (`target_in`). answers: all that people gave, where the data has them; evaluation asks for all.
+    negatives: texts that are wrong in its place.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
     meta: `origin` says in words where the sample comes from; synthetic scenes add more.
     """
@@ -54,6 +56,7 @@ class Sample:
     target: str | None = None
     captions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    negatives: Sequence[Negative] = ()
     confused: bool | None = None
     tool_used: str | None = None
     knowledge: str | list[float] | None = None

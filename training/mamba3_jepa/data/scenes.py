@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba3_jepa.data.draw import draw_scene
+from mamba3_jepa.data.hard_negatives import Negative
 from mamba3_jepa.data.sample import Kind, Sample
+from mamba3_jepa.data.scene_negatives import wrong_answers, wrong_captions
 from mamba3_jepa.data.scene_world import (
     ALL_PAIRS,
     SEEN_PAIRS,
@@ -46,7 +48,8 @@ class SceneSource:
     A "caption" has no question, a "question" its answer; both have `confused` False. "unanswerable" asks
     about an object that is not there and has no target. "mismatched" is a question of another scene that cannot
     be answered here; its target is the answer it has there, which nobody can tell from this picture. Both have
-    `confused` True, and `indices("target")` leaves them out. In "val" and "compositional" all captions differ.
+    `confused` True, and `indices("target")` leaves them out. In "val" and "compositional" all captions differ. Captions
+    and questions have negatives (`scene_negatives`); what is held out of training is held out of those too.
     """
 
     synthetic = True
@@ -123,9 +126,19 @@ class SceneSource:
             picture=f"scene {index}",
             question=None if asked is None else asked.text,
             target=scene.caption if asked is None else asked.answer,
+            negatives=self._negatives(scene, index, asked) if kind in ("caption", "question") else (),
             confused=kind in ("unanswerable", "mismatched"),
             meta={"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind},
         )
+
+    def _negatives(self, scene: Scene, index: int, asked: Question | None) -> list[Negative]:
+        dice = Dice("negatives", self.split, self.seed, index, "" if asked is None else asked.text)
+        if asked is not None:
+            return wrong_answers(scene, asked, dice)
+        return wrong_captions(scene, dice, self._pairs, self._may_be_said)
+
+    def _may_be_said(self, scene: Scene) -> bool:
+        return self.split != "train" or not _is_reserved(scene.caption)
 
     def group(self, i: int) -> str:
         return f"scene/{self.split}/{self.seed}/{i // len(self._slots)}"

@@ -1,5 +1,7 @@
 """WebDataset shards as img2dataset writes them: tars of `KEY.jpg` (.png, ...) and `KEY.txt` or `KEY.json`.
 
+`KEY.json` has a `caption`, and may have `negatives` as a manifest's line has them; beside `KEY.txt` it is not read.
+
 The key ends at the first dot of the name, as WebDataset has it. Names with more dots are understood all the same:
 `a.2021.jpg` goes with `a.2021.txt`, and `a.input.jpg` with `a.outputs.txt` where key `a` has one image and one text.
 
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mamba3_jepa.data.hard_negatives import EXPECTED, Negative, is_negatives, negatives_problem, read_negatives
 from mamba3_jepa.data.images import IMAGE_SUFFIXES, BadSampleError, NotReadNowError, load_image
 from mamba3_jepa.data.records import decode_text
 from mamba3_jepa.data.sample import Kind, OnBadSample, Place, Sample, state_of_files
@@ -102,12 +105,14 @@ class ShardSource:
         path = self._shards[shard]
         where = f"{path}: {self._key(i)}"
         text = _read(path, text_offset, text_size, where)
-        captions = _json_captions(text, where) if is_json else (decode_text(text, where),)
+        fields = _json_object(text, where) if is_json else {"caption": decode_text(text, where)}
+        captions = _captions(fields, where)
         return Sample(
             image=partial(_load_member, path, image_offset, image_size, where),
             place=Place(path, image_offset, image_size),
             target=captions[0],
             captions=captions if len(captions) > 1 else (),
+            negatives=_negatives(fields, captions, where),
             meta={"origin": where},
         )
 
@@ -232,19 +237,34 @@ def _load_member(path: str, offset: int, size: int, where: str) -> Image.Image:
     return load_image(_read(path, offset, size, where), name=where)
 
 
-def _json_captions(content: bytes, where: str) -> tuple[str, ...]:
-    """The texts of the list `captions`, or the one text `caption`."""
+def _json_object(content: bytes, where: str) -> dict[str, Any]:
+    """Its fields; none where it is another value."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadSampleError(f"{where}.json: not valid JSON: {error}") from error
-    fields = value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _captions(fields: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The texts of the list `captions`, or the one text `caption`."""
     found = fields.get("captions")
     if not _is_texts(found):  # it is not there, or is something else there
         found = [fields.get("caption")]
     if not _is_texts(found):
         raise BadSampleError(f'{where}.json: expected an object with a text "caption", or a list of texts "captions"')
     return tuple(decode_text(text.encode("utf-8", "surrogatepass"), f"{where}.json") for text in found)
+
+
+def _negatives(fields: dict[str, Any], right: Sequence[str], where: str) -> list[Negative]:
+    """Of the field `negatives`, as in a manifest."""
+    given = fields.get("negatives")
+    if not is_negatives(given):
+        raise BadSampleError(f'{where}.json: field "negatives": expected {EXPECTED}')
+    negatives = read_negatives(given)
+    if problem := negatives_problem(negatives, right):
+        raise BadSampleError(f"{where}.json: {problem}")
+    return negatives
 
 
 def _is_texts(value: Any) -> TypeGuard[list[str]]:

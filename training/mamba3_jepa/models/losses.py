@@ -1,6 +1,6 @@
 """The losses of the three phases.
 
-Letters: B samples, G batch over all ranks, E embedding width, La tokens of the longest answer.
+Letters: B samples, G batch over all ranks, M its hard negatives, E embedding width, La tokens of the longest answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _IGNORED = -100  # no token
 
 
 class InfoNce(NamedTuple):
-    """`loss`: scalar, nats. `accuracy`: share of rows whose own target scores highest among the distinct texts.
+    """`loss`: scalar, nats. `accuracy`: share of rows whose own target scores highest among all texts.
     `negatives`: mean number of a row's negatives; without any the loss is 0 and has no gradient."""
 
     loss: Tensor
@@ -25,17 +25,26 @@ class InfoNce(NamedTuple):
     negatives: Tensor
 
 
-def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: Tensor) -> InfoNce:
+def info_nce(
+    predicted: Tensor,
+    target: Tensor,
+    text_key: Tensor,
+    temperature: Tensor,
+    hard: Tensor | None = None,
+    hard_key: Tensor | None = None,
+) -> InfoNce:
     """Symmetric InfoNCE (van den Oord et al. 2018; CLIP's form) that knows when two targets are the same text.
 
     Row i's positive is column i. Another column with the same text as i is neither positive nor negative: it is
-    left out of the sum, in both directions.
+    left out of the sum, in both directions. Hard negatives are further columns for every row (NegCLIP, Yuksekgonul et
+    al. 2023); as rows of the other direction they would have no positive.
 
     Args:
         predicted: (G, E) L2-normalised predicted embeddings.
         target: (G, E) L2-normalised embeddings of the target texts.
         text_key: (G,) integers, equal where the target texts are identical.
         temperature: scalar > 0 that divides the cosine similarities.
+        hard, hard_key: (M, E) and (M,), the same of the hard negatives.
     """
     wide = torch.promote_types(predicted.dtype, torch.float32)  # the logits decide everything: never 16 bits
     with torch.autocast(predicted.device.type, enabled=False):
@@ -46,9 +55,16 @@ def info_nce(predicted: Tensor, target: Tensor, text_key: Tensor, temperature: T
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(same_text & ~own, float("-inf"))
     labels = torch.arange(len(logits), device=logits.device)
-    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-    accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-    return InfoNce(loss, accuracy, (~same_text).sum() / len(logits))
+    to_texts, negatives = logits, (~same_text).sum()
+    if hard is not None and hard_key is not None and len(hard):
+        same_text = text_key[:, None] == hard_key[None, :]
+        with torch.autocast(predicted.device.type, enabled=False):
+            columns = predicted.to(wide) @ hard.to(wide).T / temperature
+        to_texts = torch.cat([logits, columns.masked_fill(same_text, float("-inf"))], dim=1)
+        negatives = negatives + (~same_text).sum()
+    loss = (F.cross_entropy(to_texts, labels) + F.cross_entropy(logits.T, labels)) / 2
+    accuracy = (to_texts.detach().argmax(dim=1) == labels).float().mean()
+    return InfoNce(loss, accuracy, negatives / len(logits))
 
 
 class TokenScores(NamedTuple):

@@ -141,6 +141,9 @@ class TrainSettings(Checked):
         ]
     )
 
+    # What newer settings were before they were settings, where that is not their default.
+    BEFORE: ClassVar[dict[str, Any]] = {}
+
     # Whether micro-batches add up to what one large batch would be.
     ACCUMULATES: ClassVar[bool] = True
 
@@ -214,6 +217,9 @@ class Phase1Settings(TrainSettings):
     image_shift: Annotated[int, FROM_ZERO] = 0
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
+    hard_negatives: Annotated[int, FROM_ZERO] = 1
+    """How many of a sample's wrong texts (a manifest's negatives; synthetic scenes have them) are further negatives of
+    its batch, drawn anew in each epoch; 0: none."""
     tokenizer: _Path = None
     """A tokenizer.json to use; default: that of --init-y-encoder, or a byte-level BPE trained on the data's texts."""
     init_y_encoder: Folder = None
@@ -233,6 +239,7 @@ class Phase1Settings(TrainSettings):
     angn_reset_threshold: Annotated[_Float, FRACTION] = None
     """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
 
+    BEFORE: ClassVar[dict[str, Any]] = {"hard_negatives": 0}
     ACCUMULATES: ClassVar[bool] = False  # each micro-batch is a contrast of its own
 
     def resolved(self) -> Phase1Settings:

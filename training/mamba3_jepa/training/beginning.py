@@ -63,7 +63,7 @@ class Beginning:
         Raises:
             UserError: names what differs, and what to give instead.
         """
-        theirs = type(settings)().to_dict() | self.settings  # an older run lacks newer settings
+        theirs = type(settings)().to_dict() | settings.BEFORE | self.settings  # an older run lacks newer settings
         self._demand_equal(theirs, settings, settings.to_dict().keys() - settings.FREE_ON_RESUME - {*_SHARING})
         self._demand_same_step(theirs, settings, processes)
         if not settings.ACCUMULATES:

@@ -73,24 +73,22 @@ class _AllGather(torch.autograd.Function):
 def all_gather(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Rows of every rank, in rank order, differentiable: of each tensor (B, ...) -> (G, ...).
 
-    On one rank all have the same number of rows; the ranks may differ (a skipped bad sample). Shorter ones are padded
-    for the transfer and cut again afterwards.
+    The ranks may have different numbers of rows (a skipped bad sample, hard negatives). Shorter ones are padded for the
+    transfer and cut again afterwards.
     """
     if world_size() == 1:
         return tensors
-    rows = _rows_of_ranks(tensors[0])
-    return tuple(_gathered(x, rows) for x in tensors)
-
-
-def _rows_of_ranks(x: Tensor) -> list[int]:
-    own = torch.tensor([x.shape[0]], device=x.device)
+    own = torch.tensor([len(x) for x in tensors], device=tensors[0].device)
     counts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(counts, own)
-    return [int(count) for count in torch.cat(counts).tolist()]
+    rows = torch.stack(counts).T.tolist()  # of each tensor, of each rank
+    return tuple(_gathered(x, of_ranks) for x, of_ranks in zip(tensors, rows, strict=True))
 
 
 def _gathered(x: Tensor, rows: list[int]) -> Tensor:
     longest = max(rows)
+    if longest == 0:
+        return x
     padded = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]) if x.shape[0] < longest else x
     gathered = _AllGather.apply(padded)
     if min(rows) == longest:

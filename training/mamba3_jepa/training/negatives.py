@@ -16,25 +16,38 @@ logger = logging.getLogger(__name__)
 _IN_A_ROW = 20  # steps without negatives, after which it is said before the epoch ends
 
 
-def warn_without_negatives(data: DataSplits, tokenizer: TextTokenizer, max_tokens: int, global_batch: int) -> None:
+def warn_without_negatives(
+    data: DataSplits, tokenizer: TextTokenizer, max_tokens: int, global_batch: int, hard_negatives: int
+) -> None:
     """Say so before the first step where no batch can have negatives: batches of one, or one text for all samples.
 
-    Decodes no image, and reads samples only until two of them say different things.
+    Decodes no image, and reads samples only until two of them say different things, or one has hard negatives.
     """
     if global_batch == 1:
-        logger.warning(
-            "a batch of 1 has no negatives: the contrast's loss is 0 and nothing is learned; give a larger "
-            "`batch_size` (`grad_accum` adds none)"
-        )
+        if not hard_negatives or not _any_hard(data):
+            logger.warning(
+                "a batch of 1 has no negatives: the contrast's loss is 0 and nothing is learned; give a larger "
+                "`batch_size` (`grad_accum` adds none), or samples with `negatives` of their own"
+            )
         return
     text = _only_text(data, tokenizer, max_tokens)
-    if text is not None:
+    if text is not None and not (hard_negatives and _any_hard(data)):
         shown = text if len(text) <= 60 else f"{text[:57]}..."
         logger.warning(
             "%s: all %d training samples have the same text, %r, in the %d tokens that are read: no batch has "
             "negatives, the contrast's loss is 0 and nothing is learned; give texts that tell the images apart",
             data.train.name, len(data.train_indices), shown, max_tokens,
         )  # fmt: skip
+
+
+def _any_hard(data: DataSplits) -> bool:
+    for i in data.train_indices:
+        try:
+            if data.train.sample(int(i)).negatives:
+                return True
+        except BadSampleError:
+            continue
+    return False
 
 
 def _only_text(data: DataSplits, tokenizer: TextTokenizer, max_tokens: int) -> str | None:

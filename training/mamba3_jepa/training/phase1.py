@@ -106,7 +106,7 @@ def train_phase1(
             data.train.name, len(data.train_indices), len(data.val_indices),
         )  # fmt: skip
         size = (settings.batch_size or 1) * world_size()
-        warn_without_negatives(data, tokenizer, config.max_answer_tokens, size)
+        warn_without_negatives(data, tokenizer, config.max_answer_tokens, size, settings.hard_negatives)
     fit((task_type or Phase1Task)(model, data, settings), settings, run, accelerator)
     end_training(accelerator)
     if run.is_main:
@@ -210,14 +210,12 @@ class Phase1Objective(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
         model = self.model
-        if len(batch):
-            predicted = model(*batch.inputs()).embedding
-            target = model.y_encoder.forward_distinct(batch.target_ids, batch.target_mask, batch.target_hash)
-        else:
-            predicted = target = self._no_embeddings()
         temperature = self.log_temperature.exp()
-        all_predicted, all_targets, keys = all_gather(predicted, target, batch.target_hash)
-        contrast = info_nce(all_predicted, all_targets, keys, temperature)
+        predicted, target, hard = self._embeddings(batch)
+        predicted, target, keys, hard, hard_keys = all_gather(
+            predicted, target, batch.target_hash, hard, batch.negative_hash
+        )
+        contrast = info_nce(predicted, target, keys, temperature, hard, hard_keys)
         loss = contrast.loss
         if len(keys):
             self.negatives.append(contrast.negatives)
@@ -225,6 +223,7 @@ class Phase1Objective(nn.Module):
             "info_nce": contrast.loss.detach(),
             "accuracy": contrast.accuracy,
             "negatives": contrast.negatives,
+            "hard_negatives": torch.tensor(len(hard) / max(1, len(keys))),
             "temperature": temperature.detach(),
             "skipped_samples": torch.tensor(len(batch.bad)),
             "truncated_texts": torch.tensor(batch.n_truncated),
@@ -236,6 +235,14 @@ class Phase1Objective(nn.Module):
             activity = model.angn.activity()
             logged |= {f"gate_activity_{layer}": value for layer, value in enumerate(activity)}
         return StepOutput(loss, logged)
+
+    def _embeddings(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, E) predicted and (B, E) target embeddings, and (M, E) of the hard negatives."""
+        if not len(batch):
+            return (self._no_embeddings(),) * 3
+        predicted = self.model(*batch.inputs()).embedding
+        texts = self.model.y_encoder.forward_distinct(*batch.texts())
+        return predicted, texts[: len(batch)], texts[len(batch) :]
 
     def _no_embeddings(self) -> Tensor:
         """(0, E), for a batch of which every sample was bad: they depend on every weight that trains, with gradients of
@@ -288,6 +295,7 @@ class Phase1Task:
             drop_last=training,
             image_shift=settings.image_shift if training else 0,
             draw_captions=training,
+            hard_negatives=settings.hard_negatives if training else None,
             workers=(settings.workers or 0) if training else 0,
             on_bad_sample=settings.on_bad_sample,
         )
