@@ -1,5 +1,6 @@
 """Two real processes (gloo) against one: the same gradients, whatever the ranks hold."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from mamba3_jepa.training.phase1 import Phase1Objective
 GLOBAL_BATCH = 12
 
 
-def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[Phase1Objective, Batch]:
-    """The same model on every rank, and the rank's share of one batch in which texts repeat."""
+def objective_and_batch(rank: int, world_size: int, angn: bool, hard: int) -> tuple[Phase1Objective, Batch]:
+    """The same model on every rank, and the rank's share of one batch in which texts repeat, with up to `hard` hard
+    negatives a sample: captions have more of them than answers."""
     source = SceneSource("train", n_scenes=8, image_size=32)
     indices = source.indices("target")
     tokenizer = TextTokenizer.train(source_texts(source, indices), 400)
@@ -29,9 +31,16 @@ def objective_and_batch(rank: int, world_size: int, angn: bool) -> tuple[Phase1O
     objective.model.x_encoder.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     loader = build_loader(
         source, indices, tokenizer, model.config, GLOBAL_BATCH // world_size,
-        shuffle=True, seed=3, rank=rank, world_size=world_size, drop_last=True,
+        shuffle=True, seed=3, rank=rank, world_size=world_size, drop_last=True, hard_negatives=hard,
     )  # fmt: skip
     return objective, next(iter(loader))
+
+
+def emptied(batch: Batch) -> Batch:
+    """What is left of it when every sample was bad."""
+    lists = {"questions": [], "targets": [], "negative_kinds": []}
+    tensors = {name: value[:0] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(batch, **tensors, **lists)
 
 
 def gradients(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -47,11 +56,16 @@ def run_two_processes(out: Path, *arguments: str) -> None:
     assert status == 0, said
 
 
-@pytest.mark.parametrize("angn", [False, True])
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path, angn: bool) -> None:
-    run_two_processes(tmp_path / "grads.pt", "gradients", str(int(angn)))
+@pytest.mark.parametrize(("angn", "hard"), [(False, 0), (True, 0), (False, 3)])
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, angn: bool, hard: int) -> None:
+    run_two_processes(tmp_path / "grads.pt", "gradients", str(int(angn)), str(hard))
     distributed = torch.load(tmp_path / "grads.pt", weights_only=True)
-    objective, batch = objective_and_batch(0, 1, angn)
+    objective, batch = objective_and_batch(0, 1, angn, hard)
+    if hard:
+        sizes = [len(objective_and_batch(rank, 2, angn, hard)[1].negative_ids) for rank in (0, 1)]
+        assert sizes[0] != sizes[1]
+        assert sum(sizes) == len(batch.negative_ids)
+        assert set(batch.negative_hash.tolist()) & set(batch.target_hash.tolist()), "one's wrong text is another's"
     assert len(set(batch.target_hash.tolist())) < len(batch)  # some texts are identical across the batch
     objective(batch).loss.backward()
     single = gradients(objective)
@@ -71,6 +85,15 @@ def test_gather_of_unequal_ranks(tmp_path: Path) -> None:
     assert results["numbers"].tolist() == [1, 2, 3, 101]
 
 
+def test_a_rank_without_samples_learns_from_the_hard_negatives_of_the_other(tmp_path: Path) -> None:
+    run_two_processes(tmp_path / "grads.pt", "emptied", "3")
+    distributed = torch.load(tmp_path / "grads.pt", weights_only=True)
+    objective, _ = objective_and_batch(0, 1, False, 3)
+    objective(objective_and_batch(0, 2, False, 3)[1]).loss.backward()
+    for name, expected in gradients(objective).items():
+        torch.testing.assert_close(distributed[name], expected, atol=1e-9, rtol=1e-9, msg=name)
+
+
 def _worker(out: str, what: str, *arguments: str) -> None:
     import torch.distributed as dist
 
@@ -78,8 +101,14 @@ def _worker(out: str, what: str, *arguments: str) -> None:
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    if what == "gradients":
-        objective, batch = objective_and_batch(rank, 2, bool(int(arguments[0])))
+    if what == "emptied":
+        objective, batch = objective_and_batch(rank, 2, False, int(arguments[0]))
+        wrapped = torch.nn.parallel.DistributedDataParallel(objective)
+        wrapped(batch if rank == 0 else emptied(batch)).loss.backward()
+        results = gradients(wrapped)
+        del wrapped
+    elif what == "gradients":
+        objective, batch = objective_and_batch(rank, 2, bool(int(arguments[0])), int(arguments[1]))
         wrapped = torch.nn.parallel.DistributedDataParallel(objective)
         wrapped(batch).loss.backward()
         results = gradients(wrapped)

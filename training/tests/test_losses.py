@@ -31,6 +31,48 @@ def test_matches_the_definition_with_identical_texts() -> None:
         assert math.isclose(float(loss), _by_definition(predicted, target, keys, 0.2), rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("n_hard", [1, 4])
+def test_hard_negatives_are_further_columns_but_for_rows_of_their_text(n_hard: int) -> None:
+    torch.manual_seed(4)
+    predicted, target = (F.normalize(torch.randn(7, 5, dtype=torch.float64), dim=-1) for _ in range(2))
+    hard = F.normalize(torch.randn(n_hard, 5, dtype=torch.float64), dim=-1)
+    keys, hard_keys, temperature = [1, 1, 2, 3, 2, 1, 4], [2, 9, 1, 9][:n_hard], 0.2
+    to_texts = to_images = 0.0
+    columns = [*zip(target, keys, strict=True), *zip(hard, hard_keys, strict=True)]
+    n_negatives = 0
+    for i in range(7):
+        positive = math.exp(float(predicted[i] @ target[i]) / temperature)
+        wrong = [math.exp(float(predicted[i] @ text) / temperature) for text, key in columns if key != keys[i]]
+        n_negatives += len(wrong)
+        to_texts -= math.log(positive / (positive + sum(wrong))) / 7
+        others = sum(math.exp(float(predicted[j] @ target[i]) / temperature) for j in range(7) if keys[j] != keys[i])
+        to_images -= math.log(positive / (positive + others)) / 7
+    found = info_nce(predicted, target, torch.tensor(keys), torch.tensor(0.2), hard, torch.tensor(hard_keys))
+    assert math.isclose(float(found.loss), (to_texts + to_images) / 2, rel_tol=1e-6)
+    assert float(found.negatives) == pytest.approx(n_negatives / 7)
+
+
+def test_accuracy_is_lost_to_a_hard_negative() -> None:
+    embeddings = torch.eye(3)
+    nearer = torch.tensor([[1.0, 0.0, 0.0]])
+    keys, temperature = torch.tensor([1, 2, 3]), torch.tensor(0.1)
+    wrong = F.normalize(torch.tensor([[1.0, 0.2, 0.0]]), dim=-1)
+    found = info_nce(F.normalize(torch.tensor([[1.0, 0.3, 0.0], [0, 1, 0], [0, 0, 1]]), dim=-1), embeddings, keys,
+                     temperature, wrong, torch.tensor([9]))  # fmt: skip
+    assert float(found.accuracy) == pytest.approx(2 / 3)
+    same = info_nce(embeddings, embeddings, keys, temperature, nearer, torch.tensor([1]))
+    assert float(same.accuracy) == 1.0, "the same text is no negative"
+
+
+@pytest.mark.parametrize("hard", [None, torch.empty(0, 5)])
+def test_without_hard_negatives_the_loss_is_what_it_was_to_the_last_bit(hard: torch.Tensor | None) -> None:
+    torch.manual_seed(5)
+    predicted, target = (F.normalize(torch.randn(7, 5), dim=-1) for _ in range(2))
+    keys = torch.tensor([1, 1, 2, 3, 2, 1, 4])
+    found = info_nce(predicted, target, keys, torch.tensor(0.07), hard, None if hard is None else keys[:0])
+    assert torch.equal(found.loss, info_nce(predicted, target, keys, torch.tensor(0.07)).loss)
+
+
 def test_identical_texts_are_not_negatives() -> None:
     """Moving another sample of the same text closer must not change a row's loss."""
     anchor = F.normalize(torch.randn(3, 4), dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mamba3_jepa.cli.output import say, show, table
 from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint
+from mamba3_jepa.evaluation.swaps import SwapReport
 from mamba3_jepa.settings.inference import EvaluateSettings
 
 _MAX_TYPES = 20  # on the screen; the JSON file has all
@@ -17,12 +18,14 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     """
     report = evaluate_checkpoint(settings)
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
-    by_type = [name for name in numbers if name.startswith("exact_match_")]  # they have a table of their own
+    by_type = [name for name in numbers if name.startswith(("exact_match_", "swap_"))]  # they have tables of their own
     rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in by_type]
     say(report.data)
     show(table(("metric", "value"), rows))
     if report.nearest.by_type:
         show(table(*_types(report)))
+    if report.validation.swaps is not None:
+        show(table(*_swaps(report.validation.swaps)))
 
 
 def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
@@ -37,3 +40,15 @@ def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
         rest = sum(values["questions"] for _, values in shown[_MAX_TYPES:])
         rows.append([f"{len(shown) - _MAX_TYPES} rarer types", f"{rest:,.0f}", *("" for _ in shares)])
     return ["question type", "questions", *shares], rows
+
+
+def _swaps(report: SwapReport) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the right text before the wrong ones, by what is wrong with those."""
+    shown = list(report.rows().items())
+    rows = [
+        [kind, f"{values['samples']:,.0f}", f"{values['chance']:.4f}", f"{values['right']:.4f}"]
+        for kind, values in shown[:_MAX_TYPES]
+    ]
+    if len(shown) > _MAX_TYPES:
+        rows.append([f"{len(shown) - _MAX_TYPES} rarer kinds", "", "", ""])
+    return ["exchanged", "samples", "chance", "swap accuracy"], rows

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.files.whole_file import whole_folder
 
 
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
-    """Writes `images/N.png` and `manifest.jsonl` with a caption and two questions of each scene.
+    """Writes `images/N.png` and `manifest.jsonl` with a caption and two questions of each scene, each with wrong texts.
 
     The scenes are those of the "val" split, which no training run on scenes sees. All of it appears at once:
     written beside `output_dir`, then renamed.
@@ -30,9 +31,10 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
             relative = f"images/{sample.meta['scene']:04d}.png"
             if sample.image is not None and not (build / relative).exists():
                 sample.image().save(build / relative)
-            record = {"image": relative, "question": sample.question, "answer": sample.target}
+            record: dict[str, Any] = {"image": relative, "question": sample.question, "answer": sample.target}
             if sample.question is None:
                 record = {"image": relative, "text": sample.target}
+            record["negatives"] = {each.kind: [each.text] for each in sample.negatives}
             records.append(record)
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (build / "manifest.jsonl").write_text(lines, encoding="utf-8")

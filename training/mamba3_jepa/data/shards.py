@@ -18,7 +18,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -105,8 +105,8 @@ class ShardSource:
         path = self._shards[shard]
         where = f"{path}: {self._key(i)}"
         text = _read(path, text_offset, text_size, where)
-        fields = _json_object(text, where) if is_json else {"caption": decode_text(text, where)}
-        captions = _captions(fields, where)
+        fields = _json_object(text, where) if is_json else {}
+        captions = _captions(fields, where) if is_json else (decode_text(text, where),)
         return Sample(
             image=partial(_load_member, path, image_offset, image_size, where),
             place=Place(path, image_offset, image_size),

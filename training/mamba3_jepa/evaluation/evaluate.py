@@ -122,6 +122,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         drop_last=False,
         workers=settings.workers,
         on_bad_sample=settings.on_bad_sample,
+        hard_negatives=None,
     )
     collected = collect(model, loader, model.device)
     LeftOut().say(source.name, collected.bad)
@@ -211,6 +212,8 @@ def _write(
         values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
         values["skipped_samples"] = report.n_skipped
         values |= report.metrics() | {"by_type": report.by_type()}
+        if report.validation.swaps is not None:
+            values["swaps"] = report.validation.swaps.rows()
         write_json(settings.output, finite_or_null(values))  # the uniformity of a single text is NaN
     if settings.contact_sheet is not None:
         write_contact_sheet(collected, source, settings.contact_sheet)

@@ -6,9 +6,10 @@ Shapes: N samples, E embedding size, T distinct texts, G answers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from mamba3_jepa.evaluation.retrieval import (
     nearest_answer,
     retrieval,
 )
+from mamba3_jepa.evaluation.swaps import SwapReport, WrongText, swap_accuracy, wrong_texts
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -44,6 +46,7 @@ class Collected:
     index: Tensor  # (N,) int64, the samples' numbers in their source
     gate_activity: Tensor | None  # (n_layers,) mean over the samples; None without ANGN
     bad: list[str] = field(default_factory=list)  # what was wrong with each sample that was left out
+    wrong: list[WrongText] = field(default_factory=list)  # texts that are wrong for a sample, beside its right one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class ValidationReport:
     n_samples: int
     retrieval: RetrievalReport
     answers: AnswerReport | None
+    swaps: SwapReport | None
     alignment: float
     uniformity_predicted: float
     uniformity_target: float
@@ -69,6 +73,7 @@ class ValidationReport:
         - `val/alignment`; `val/uniformity_predicted`, `val/uniformity_target`, their mean `val/uniformity`;
         - `val/effective_rank_predicted`, `val/effective_rank_target`;
         - with questions: `val/answer_accuracy`, `val/questions`, `val/answer_accuracy_{type}` of each type;
+        - with negatives: `val/swap_accuracy`, `val/swap_chance`, `val/swap_samples`, `val/swap_accuracy_{kind}`;
         - with ANGN: `val/gate_activity_{layer}`, the mean gate of each layer in [0, 1].
         """
         values: dict[str, float] = {}
@@ -90,6 +95,8 @@ class ValidationReport:
             values["questions"] = self.answers.n_questions
             for kind, accuracy in self.answers.by_type.items():
                 values[f"answer_accuracy_{kind}"] = accuracy
+        if self.swaps is not None:
+            values |= self.swaps.metrics()
         for layer, activity in enumerate(self.gate_activity):
             values[f"gate_activity_{layer}"] = activity
         return {f"{prefix}/{name}": value for name, value in values.items()}
@@ -116,14 +123,18 @@ def collect(
     texts: list[str] = []
     questions: list[str | None] = []
     bad: list[str] = []
+    wrong: list[WrongText] = []
     with eval_mode(model), precision or nullcontext():
         for batch in batches:
             bad += batch.bad
             if len(batch) == 0:
                 continue
             batch = batch.to(device)
-            predicted.append(model(*batch.inputs()).embedding.float().cpu())
-            target.append(model.y_encoder(batch.target_ids, batch.target_mask).float().cpu())
+            embedding = model(*batch.inputs()).embedding.float()
+            right = model.y_encoder(batch.target_ids, batch.target_mask).float()
+            wrong += wrong_texts(model.y_encoder, batch, embedding, right, start=len(texts))
+            predicted.append(embedding.cpu())
+            target.append(right.cpu())
             texts += batch.targets
             questions += batch.questions
             index.append(batch.index.cpu())
@@ -136,6 +147,7 @@ def collect(
         questions=questions,
         index=torch.cat(index),
         bad=bad,
+        wrong=wrong,
         gate_activity=None if activity is None else activity / max(1, len(texts)),
     )
 
@@ -143,6 +155,7 @@ def collect(
 def merge(parts: Sequence[Collected]) -> Collected:
     """What several processes collected, as one, in their order; a process may have collected nothing."""
     total = max(1, sum(len(part.texts) for part in parts))
+    starts = list(itertools.accumulate((len(part.texts) for part in parts), initial=0))
     activity = [part.gate_activity * (len(part.texts) / total) for part in parts if part.gate_activity is not None]
     return Collected(
         predicted=torch.cat([part.predicted for part in parts]),
@@ -151,6 +164,11 @@ def merge(parts: Sequence[Collected]) -> Collected:
         questions=[question for part in parts for question in part.questions],
         index=torch.cat([part.index for part in parts]),
         bad=[message for part in parts for message in part.bad],
+        wrong=[
+            replace(each, sample=start + each.sample)
+            for part, start in zip(parts, starts, strict=False)
+            for each in part.wrong
+        ],
         gate_activity=torch.stack(activity).sum(dim=0) if activity else None,
     )
 
@@ -195,6 +213,7 @@ def evaluate(
         n_samples=len(collected.texts),
         retrieval=retrieval(collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows]),
         answers=_answer(collected, answers, answer_embeddings, question_types),
+        swaps=swap_accuracy(collected.wrong, collected.questions),
         alignment=alignment(collected.predicted, collected.target),
         uniformity_predicted=uniformity(collected.predicted),
         uniformity_target=uniformity(text_embeddings),
