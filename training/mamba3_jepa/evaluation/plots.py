@@ -176,16 +176,21 @@ def _recall(direction: str, title: str) -> Panel:
     return panel
 
 
-def _answers(axes: Axes, metrics: Metrics) -> None:
-    _title(axes, "Answers by nearest embedding", "accuracy")
-    colors = [BLUE, GREEN, ORANGE, PURPLE, GREY]
-    keys = [key for key in metrics if re.fullmatch(_ANSWER_KEYS, key)]
-    for number, key in enumerate(keys):
-        name = key.removeprefix("val/answer_accuracy").strip("_") or "all questions"
-        color = colors[number % len(colors)]
-        _line(axes, metrics[key], color, f"{name}   {metrics[key].values[-1]:.3f}")
-    axes.set_ylim(-0.02, 1.02)
-    _legend(axes)
+def _accuracy(name: str, title: str, whole: str) -> Panel:
+    """The metric `name` and those that begin so, by kind; `whole` is what the former is of."""
+
+    def panel(axes: Axes, metrics: Metrics) -> None:
+        _title(axes, title, "accuracy")
+        colors = [BLUE, GREEN, ORANGE, PURPLE, GREY]
+        keys = [key for key in metrics if key.startswith(name)]
+        for number, key in enumerate(keys[:_MAX_CURVES]):
+            kind = key.removeprefix(name).strip("_") or whole
+            color = colors[number % len(colors)]
+            _line(axes, metrics[key], color, f"{kind}   {metrics[key].values[-1]:.3f}")
+        axes.set_ylim(-0.02, 1.02)
+        _legend(axes)
+
+    return panel
 
 
 def _generated(axes: Axes, metrics: Metrics) -> None:
@@ -300,6 +305,7 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 
 _LOSS_KEYS = r"(train|val)/(\w+_)?loss"
 _ANSWER_KEYS = r"val/answer_accuracy\w*"
+_SWAP_KEYS = r"val/swap_accuracy\w*"
 _GENERATED_KEYS = r"val/(caption_)?exact_match\w*"
 _MAX_CURVES = 10  # in one panel
 
@@ -318,7 +324,8 @@ _FIGURES: dict[str, list[tuple[str, Panel]]] = {
     "retrieval": [
         (r"val/image_to_text_r\d+", _recall("image_to_text", "Image to text")),
         (r"val/text_to_image_r\d+", _recall("text_to_image", "Text to image")),
-        (_ANSWER_KEYS, _answers),
+        (_ANSWER_KEYS, _accuracy("val/answer_accuracy", "Answers by nearest embedding", "all questions")),
+        (_SWAP_KEYS, _accuracy("val/swap_accuracy", "Right text before exchanged ones", "all")),
     ],
     "embeddings": [
         (r"val/(alignment|uniformity)", _plane),
