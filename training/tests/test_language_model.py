@@ -251,6 +251,7 @@ def broken(folder: Path, kind: str) -> None:
         ("config:ssm.d_state=\"x\"", r"config\.json: d_state: "),
         ("config:ssm_cfg={}", r"names no ssm_cfg\.layer"),
         ("config:d_model=0", r"config\.json: d_model: "),
+        ("config:tie_embeddings=\"false\"", r"tie_embeddings is 'false', expected true or false"),
         ("config:n_layer=1.5", r"n_layer is 1\.5, expected a whole number"),
         ("config:n_layer=3", r"missing: backbone\.layers\.2\.norm\.weight, .* and \d+ more"),
         ("config:vocab_size=70", r"backbone\.embedding\.weight: expected shape \(80, 48\), found \(64, 48\)"),

@@ -148,8 +148,13 @@ def test_a_run_that_is_continued_needs_the_folder_no_more(folder: Path, tmp_path
         found = load_checkpoint(path)
         assert found.config == expected.config
         torch.testing.assert_close(found.model, expected.model, rtol=0, atol=0)
-    with pytest.raises(UserError, match="`init_y_encoder`"):
+    with pytest.raises(UserError, match=r"`y_encoder_lr_scale` 0\.05 -> None"):
         phase1(tmp_path / "parts", None, **again)
+    for phase in (lambda **more: phase1(tmp_path / "parts", copy, **again, **more),
+                  lambda **more: phase2(tmp_path / "parts", start, copy, **again, **more)):  # fmt: skip
+        phase(a_activation="heavy_tail")
+        with pytest.raises(UserError, match="`a_activation` softplus: the run was started with heavy_tail"):
+            phase(a_activation="softplus")
 
 
 def test_the_export_carries_the_mlps(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -188,6 +193,9 @@ def test_a_tokenizer_of_the_run_may_stand_in_for_a_missing_one(folder: Path, tmp
         phase1(tmp_path, bare)
     assert not (tmp_path / "phase1").exists()
     start = phase1(tmp_path, bare, tokenizer=folder / "tokenizer.json")
+    with pytest.raises(UserError, match=r"bare: there is no tokenizer\.json: put the one there"):
+        phase2(tmp_path, start, bare)
+    shutil.copy(folder / "tokenizer.json", bare)
     assert load_checkpoint(phase2(tmp_path, start, bare)).config.y_decoder.mlp_dim == 100
     with pytest.raises(UserError, match=r"`tokenizer` .*has a tokenizer\.json of its own; leave `tokenizer` out"):
         phase1(tmp_path / "b", folder, tokenizer=folder / "tokenizer.json")
@@ -196,7 +204,7 @@ def test_a_tokenizer_of_the_run_may_stand_in_for_a_missing_one(folder: Path, tmp
 def test_tokens_that_the_model_has_no_rows_for(folder: Path, tmp_path: Path, scenes: SceneSource) -> None:
     small = write_language_model(tmp_path / "small", language_model(270))
     shutil.copy(folder / "tokenizer.json", small)
-    with pytest.raises(UserError, match=r"tokenizer\.json: has 300 tokens, but the model in .*small only 270"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: has 300 tokens, but the model in .*small only 272 rows"):
         phase1(tmp_path, small)
 
 

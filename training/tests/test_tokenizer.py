@@ -150,6 +150,8 @@ def test_what_a_tokenizer_without_unknown_token_cannot_encode_is_named(
         read.encode(["a", text], 8)
     with pytest.raises(UserError, match=message):
         read.unlearned(text)
+    with pytest.raises(UserError, match=message):
+        read.prompt(text)
 
 
 def test_names_of_other_projects_are_understood(tokenizer: TextTokenizer) -> None:

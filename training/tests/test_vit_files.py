@@ -20,7 +20,7 @@ from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.published_weights import read_torch_file
 from mamba3_jepa.models.vit import VisionEncoder
-from mamba3_jepa.models.vit_checkpoint import read_vision_checkpoint
+from mamba3_jepa.models.vit_checkpoint import _BLOCK_PARTS, _OUTER, read_vision_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 META_FILE = FIXTURES / "vjepa2_tiny.pt"
@@ -114,6 +114,15 @@ def test_numbers_of_numpy_do_no_harm(encoder: VisionEncoder, tmp_path: Path, zip
     assert_same(VisionEncoder.from_checkpoint(tmp_path / "file.pt"), encoder)
 
 
+@pytest.mark.parametrize("around", [lambda weights: {"target_encoder": weights}, dict], ids=["encoder", "bare"])
+def test_what_is_no_weight_does_no_harm_among_them(
+    encoder: VisionEncoder, tmp_path: Path, around: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    beside = {"epoch": torch.tensor(3), "loss": np.float64(0.5), "pos_embed": None, "note": "of a run"}
+    torch.save(around(to_meta_state_dict(encoder) | beside), tmp_path / "file.pt")
+    assert_same(VisionEncoder.from_checkpoint(tmp_path / "file.pt"), encoder)
+
+
 @pytest.mark.parametrize(("written", "read"), [(b"numpy._core.", b"numpy.core."), (b"numpy.core.", b"numpy._core.")])
 def test_numbers_of_an_older_and_a_newer_numpy(
     encoder: VisionEncoder, tmp_path: Path, written: bytes, read: bytes
@@ -149,6 +158,13 @@ def save_transformers_folder(encoder: VisionEncoder, folder: Path, shard_size: s
     model = VJEPA2Model(config)
     model.encoder.load_state_dict(encoder.encoder.state_dict())
     model.save_pretrained(folder, max_shard_size=shard_size)
+
+
+def test_transformers_goes_by_the_crop_size(encoder: VisionEncoder, tmp_path: Path) -> None:
+    save_transformers_folder(encoder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"crop_size": 64} | config | {"image_size": 256}))
+    assert VisionEncoder.from_checkpoint(tmp_path).config.image_size == 64
 
 
 def save_safetensors(encoder: VisionEncoder, path: Path) -> None:
@@ -191,7 +207,9 @@ def test_writes_the_names_meta_uses(encoder: VisionEncoder) -> None:
 )
 def test_heads_follow_from_the_size(tmp_path: Path, hidden_size: int, depth: int, heads: int) -> None:
     """Only the names and the two leading shapes decide; the rest of such a large file is left empty."""
-    weights = {f"module.backbone.blocks.{i}.norm1.weight": torch.zeros(1) for i in range(depth)}
+    parts = [f"{part}.{end}" for part in ("attn.qkv", *_BLOCK_PARTS) for end in ("weight", "bias")]
+    names = [*_OUTER["vjepa2"], *(f"blocks.{i}.{part}" for i in range(depth) for part in parts)]
+    weights = {f"module.backbone.{name}": torch.zeros(1) for name in names}
     weights["module.backbone.patch_embed.proj.weight"] = torch.zeros(hidden_size, 3, 2, 1, 1)
     weights["module.backbone.blocks.0.mlp.fc1.weight"] = torch.zeros(hidden_size * 4, 1)
     torch.save({"target_encoder": weights}, tmp_path / "sizes.pt")
@@ -202,18 +220,27 @@ def test_heads_follow_from_the_size(tmp_path: Path, hidden_size: int, depth: int
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (lambda: {"model": {}, "epoch": 3}, r"neither 'target_encoder' nor 'encoder'; found model, epoch"),
+        (
+            lambda: {"model": {}, "epoch": 3},
+            "no 'target_encoder', 'ema_encoder' or 'encoder', and no tensors; found model, epoch",
+        ),
         (
             lambda: {"classifiers": [{}], "opt": [], "epoch": 3},
-            r"neither 'target_encoder' nor 'encoder'; found classifiers",
+            "no tensors; found classifiers",
         ),
+        (lambda: {}, "no tensors; found nothing"),
         (lambda: [1, 2], "holds a list"),
         (lambda: {"encoder": {}}, "found no encoder weights"),
         (lambda: {"encoder": {"layer1.weight": torch.zeros(2)}}, "found layer1.weight"),
-        (lambda: {"encoder": {"norm.weight": 3}}, "norm.weight is not a floating-point tensor"),
+        (lambda: {"encoder": {"norm.weight": 3}}, "found no encoder weights"),
+        (
+            lambda: change(norm__bias=torch.ones(64, dtype=torch.int8)),
+            r"norm\.bias has whole numbers, of type torch\.int8",
+        ),
+        (lambda: change(norm__bias=torch.full((64,), torch.nan)), r"norm\.bias has values that are no finite numbers"),
         (lambda: change(cls_token=torch.zeros(1, 1, 64)), "found cls_token"),
-        (lambda: change(norm__bias=None), "missing: encoder.layernorm.bias"),
-        (lambda: change(blocks__1__attn__qkv__bias=None), "missing: encoder.layer.1.attention.query.bias"),
+        (lambda: change(norm__bias=None), r"the encoder is not whole: missing: norm\.bias"),
+        (lambda: change(blocks__1__attn__qkv__bias=None), r"missing: blocks\.1\.attn\.qkv\.bias"),
         (lambda: change(blocks__1__mlp__fc2__bias=torch.zeros(65)), r"expected shape \(64,\), found \(65,\)"),
         (lambda: change(blocks__1__attn__qkv__weight=torch.zeros(191, 64)), "expected shape"),
         (lambda: change(patch_embed__proj__weight=torch.zeros(64, 1, 2, 16, 16)), r"\(64, 1, 2, 16, 16\)"),
@@ -346,7 +373,9 @@ def save_table(places: int) -> Callable[[Path], None]:
         ("table.pt", save_table(24**2), 384, False),
         ("table.pt", save_table(8 * 16**2), 256, False),
         ("table.pt", save_table(3 * 16**2), 256, True),
-        ("table-384.pt", save_table(16**2), 384, False),
+        ("vit-table-384.pt", save_table(16**2), 384, False),
+        ("step-384.pt", save_table(16**2), 256, False),
+        ("checkpoint-384.pt", save_table(0), 256, True),
         ("unsaid.pt", save_21, 384, True),
     ],
 )

@@ -150,8 +150,11 @@ class TextTokenizer:
 
         As its own tokenizer.json begins a text: some put bos there (Llama), some nothing (GPT-NeoX). An end that it
         puts behind is left out; where nothing is left, there is bos, or what stands in for it.
+
+        Raises:
+            UserError: as `encode`.
         """
-        ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        ids = self._encoded(text, add_special_tokens=True).ids
         while len(ids) > 1 and ids[-1] == self.eos_id:
             ids.pop()
         return ids or [self.bos_id]
@@ -184,9 +187,9 @@ class TextTokenizer:
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return self._tokenizer.decode(values, skip_special_tokens=True)
 
-    def _encoded(self, text: str) -> Encoding:
+    def _encoded(self, text: str, add_special_tokens: bool = False) -> Encoding:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except Exception as error:  # the Rust library raises plain Exception
             if "unk" not in str(error).lower():
                 raise

@@ -83,7 +83,9 @@ def read_language_model_config(folder: Path, a_activation: AActivation) -> Langu
     layer.check(f"{path}: ssm_cfg")
     multiple = max(1, sizes["pad_vocab_size_multiple"])
     rows = -(-sizes["vocab_size"] // multiple) * multiple
-    tied = bool(values.get("tie_embeddings", True))
+    tied = values.get("tie_embeddings", True)
+    if not isinstance(tied, bool):
+        raise UserError(f"{path}: tie_embeddings is {tied!r}, expected true or false")
     return LanguageModelConfig(backbone=backbone, vocab_size=sizes["vocab_size"], rows=rows, tied=tied)
 
 
@@ -121,7 +123,7 @@ def read_language_model_weights(
 
 def _demand_tied(folder: Path, head: Tensor, weights: Mapping[str, Tensor]) -> None:
     embedding = weights.get("backbone.embedding.weight")
-    if embedding is not None and not torch.equal(head, embedding):
+    if embedding is not None and embedding.is_floating_point() and not torch.equal(head, embedding):
         raise UserError(f"{folder}: lm_head.weight differs from backbone.embedding.weight, but config.json ties them")
 
 
@@ -147,8 +149,8 @@ def read_language_model_tokenizer(folder: Path, config: LanguageModelConfig, fil
     tokenizer = TextTokenizer.from_file(path)
     if tokenizer.vocab_size > config.rows:
         raise UserError(
-            f"{path}: has {tokenizer.vocab_size} tokens, but the model in {folder} only {config.vocab_size}: it was "
-            "trained with another one"
+            f"{path}: has {tokenizer.vocab_size} tokens, but the model in {folder} only {config.rows} rows for "
+            "them: it was trained with another one"
         )
     return tokenizer
 

@@ -59,11 +59,13 @@ _OUTER: dict[VisionKind, dict[str, str]] = {
         "patch_embed_img.proj.bias": "encoder.embeddings.patch_embeddings_img.proj.bias",
         "img_mod_embed": "encoder.embeddings.img_mod_embed",
         "video_mod_embed": "encoder.embeddings.video_mod_embed",
+        "norms_block.3.weight": "encoder.layernorm.weight",
+        "norms_block.3.bias": "encoder.layernorm.bias",
     },
 }
 _META_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
-# V-JEPA 2.1 was also trained on what its inner layers give, each through a norm of its own; the last is the output's.
-_META_NORM_21 = re.compile(r"norms_block\.(\d+)\.(weight|bias)")
+# V-JEPA 2.1 was also trained on what three of its inner layers give, each through a norm of its own.
+_INNER_NORM = re.compile(r"norms_block\.[012]\.(weight|bias)")
 _LAYER_INDEX = re.compile(r"encoder\.layer\.(\d+)\.")
 # Parts of a published transformers checkpoint that come after the encoder and are not used here.
 _UNUSED = re.compile(r"(predictor|pooler|classifier)\.")
@@ -144,13 +146,12 @@ def _encoder_of(path: Path, values: Mapping[Any, Any]) -> Mapping[str, Any]:
     for name in _ENCODERS:
         if isinstance(values.get(name), Mapping):
             return values[name]
-    tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
-    if not tensors:
+    if not any(isinstance(value, Tensor) for value in values.values()):
         raise UserError(
-            f"{path} has neither 'target_encoder' nor 'encoder'; found {shorten([str(key) for key in values])}. "
-            f"{_EXPECTED}."
+            f"{path} has no 'target_encoder', 'ema_encoder' or 'encoder', and no tensors; found "
+            f"{shorten([str(key) for key in values]) or 'nothing'}. {_EXPECTED}."
         )
-    return tensors
+    return values
 
 
 def _settings(path: Path, text: str | bytes) -> dict[str, Any]:
@@ -159,18 +160,22 @@ def _settings(path: Path, text: str | bytes) -> dict[str, Any]:
     for name, expected in _FIXED.items():
         if values.get(name, expected) != expected:
             raise UserError(f"{path}: expected {name} {expected!r} (V-JEPA 2), found {values[name]!r}")
-    return {_SETTINGS[name]: value for name, value in values.items() if name in _SETTINGS}
+    found = {_SETTINGS[name]: value for name, value in values.items() if name in _SETTINGS}
+    if "crop_size" in values:  # what transformers goes by, whatever stands beside it
+        found["image_size"] = values["crop_size"]
+    return found
 
 
 def _unwrapped(path: Path, weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights without what wraps their names, and without those that are not the encoder's."""
+    """The weights without what wraps their names, and without what is not the encoder's, such as the number of an
+    epoch."""
     named: dict[str, Tensor] = {}
     for wrapped, tensor in weights.items():
         name = _WRAPPERS.sub("", str(wrapped))
-        if _UNUSED.match(name):
+        if _UNUSED.match(name) or not isinstance(tensor, Tensor) or not tensor.ndim:
             continue
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UserError(f"{path}: {wrapped} is not a floating-point tensor. {_EXPECTED}.")
+        if not tensor.is_floating_point():
+            raise UserError(f"{path}: {wrapped} has whole numbers, of type {tensor.dtype}. {_EXPECTED}.")
         if name in named:
             raise UserError(f"{path} has {name} twice, once as {wrapped}")
         named[name] = tensor
@@ -179,38 +184,40 @@ def _unwrapped(path: Path, weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _is_of_21(name: str) -> bool:
     """Whether V-JEPA 2.1 has such a tensor, under Meta's name or under ours, and V-JEPA 2 has not."""
-    return bool(_META_NORM_21.fullmatch(name)) or "_img.proj." in name or name.endswith("_mod_embed")
+    return name.startswith("norms_block.") or "_img.proj." in name or name.endswith("_mod_embed")
 
 
 def _to_transformers_names(path: Path, weights: Mapping[str, Tensor], kind: VisionKind) -> dict[str, Tensor]:
-    inner = _inner_norms(weights)
     state: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in weights.items():
-        if name in inner:
+        if _INNER_NORM.fullmatch(name):
             continue
         renamed = {name: tensor} if name.startswith("encoder.") else dict(_from_meta(name, tensor, kind))
-        state |= {ours: _own(part) for ours, part in renamed.items()}
+        state |= {ours: _own(path, name, part) for ours, part in renamed.items()}
         unknown += [] if renamed else [name]
     if unknown or not state:
         found = shorten(unknown) if unknown else "no encoder weights"
         raise UserError(f"{path} does not hold the weights of a V-JEPA 2 encoder: found {found}. {_EXPECTED}.")
+    if missing := _missing_of_meta(weights, kind):
+        raise UserError(f"{path}: the encoder is not whole: missing: {shorten(missing)}")
     return state
 
 
-def _inner_norms(weights: Mapping[str, Any]) -> set[str]:
-    """Names of the norms of V-JEPA 2.1 but for the last."""
-    numbers = {name: int(match[1]) for name in weights if (match := _META_NORM_21.fullmatch(name))}
-    return {name for name, number in numbers.items() if number < max(numbers.values())}
+def _missing_of_meta(weights: Mapping[str, Tensor], kind: VisionKind) -> list[str]:
+    """Meta's names that a file with names of Meta's lacks."""
+    blocks = [int(match[1]) for match in map(_META_BLOCK.fullmatch, weights) if match]
+    if not blocks:
+        return []
+    parts = [f"{part}.{end}" for part in ("attn.qkv", *_BLOCK_PARTS) for end in ("weight", "bias")]
+    expected = [*_OUTER[kind], *(f"blocks.{i}.{part}" for i in range(1 + max(blocks)) for part in parts)]
+    return [name for name in expected if name not in weights]
 
 
 def _from_meta(name: str, tensor: Tensor, kind: VisionKind) -> Iterator[tuple[str, Tensor]]:
     """What a tensor of Meta's becomes under transformers' names; nothing when the name is not Meta's."""
-    part, _, end = name.rpartition(".")
     if name in (outer := _OUTER[kind]):
         yield outer[name], tensor
-    elif kind == "vjepa2.1" and _META_NORM_21.fullmatch(name):
-        yield f"encoder.layernorm.{end}", tensor
     elif match := _META_BLOCK.fullmatch(name):
         layer, part, end = match.groups()
         if part == "attn.qkv":
@@ -245,7 +252,11 @@ def _sizes_in_shapes(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _image_size(path: Path, kind: VisionKind, positions: Tensor | None, patch_size: int) -> int:
     """Side in pixels of the images the encoder was trained on: as its name or its table says, else the usual one."""
-    found = _size_in_name(path) or (None if positions is None else _size_of_table(positions, patch_size))
+    named = _size_in_name(path)
+    if named is not None:
+        logger.info("%s: for images of %d pixels, as its name says; give `image_size` for others", path, named)
+        return named
+    found = None if positions is None else _size_of_table(positions, patch_size)
     if found is None:
         found = _USUAL_SIZE[kind]
         logger.info("%s does not say how large its images were; taken for %d pixels, give `image_size` for others",
@@ -255,7 +266,8 @@ def _image_size(path: Path, kind: VisionKind, positions: Tensor | None, patch_si
 
 def _size_in_name(path: Path) -> int | None:
     """The last number in vitg-384.pt, or in vjepa2-vitg-fpc64-384, a repository's copy that the file is in."""
-    sizes = _SIZE_IN_REPOSITORY.findall(str(path.absolute().parent)) + _SIZE_IN_NAME.findall(path.name)
+    of_name = _SIZE_IN_NAME.findall(path.name) if "vit" in path.name.lower() else []  # 384 may be a step, too
+    sizes = _SIZE_IN_REPOSITORY.findall(str(path.absolute().parent)) + of_name
     return int(sizes[-1]) if sizes else None
 
 
@@ -285,6 +297,8 @@ def _vision_config(path: Path, kind: VisionKind, shapes: dict[str, Any], setting
         raise UserError(f"{path}: {error}") from error
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _own(path: Path, name: str, tensor: Tensor) -> Tensor:
     """A float32 copy that does not hang on to the file."""
+    if not tensor.isfinite().all():
+        raise UserError(f"{path}: {name} has values that are no finite numbers: the file is damaged")
     return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -129,6 +129,8 @@ class TrainSettings(Checked):
             "phase2_checkpoint",
             "tokenizer",
             "vit_checkpoint",
+            "init_y_encoder",
+            "init_y_decoder",
             # what they decide is the model's configuration, which is compared itself
             "model",
             "model_config",
@@ -279,14 +281,8 @@ class Phase1Settings(TrainSettings):
             raise UserError(f"`image_size` {image_size}: must be a multiple of the patch, {patch_size} pixels")
         if self.image_shift >= image_size:
             raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
-        return dataclasses.replace(self.with_defaults(PHASE1_DEFAULTS[name]), preset=name, tiny=False)
-
-    @property
-    def y_encoder_lr_share(self) -> float:
-        """`y_encoder_lr_scale`, or what it is by default."""
-        if self.y_encoder_lr_scale is not None:
-            return self.y_encoder_lr_scale
-        return 1.0 if self.init_y_encoder is None else PRETRAINED_LR_SCALE
+        pretrained = {} if self.init_y_encoder is None else {"y_encoder_lr_scale": PRETRAINED_LR_SCALE}
+        return dataclasses.replace(self.with_defaults(PHASE1_DEFAULTS[name] | pretrained), preset=name, tiny=False)
 
     def build_config(self) -> ModelConfig:
         """The model configuration with this run's choices; what files decide is settled when they are read: vision,

@@ -39,7 +39,7 @@ from mamba3_jepa.settings.training import Phase1Settings
 from mamba3_jepa.training.distributed import all_gather, all_gather_object, from_rank_0, on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
-from mamba3_jepa.training.pretrained_text import PretrainedText, pretrained_text
+from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
@@ -86,6 +86,7 @@ def train_phase1(
     run = Run(settings, phase=1, accelerator=accelerator)
     if run.resumed is not None and settings.init_y_encoder is not None:  # whatever has become of the folder
         config = config.replace(y_encoder=run.resumed.config.y_encoder)
+        demand_activation(settings, config.y_encoder)
     tokenizer = _tokenizer(settings, config, data, run, pretrained)
     config = config.replace(vocab_size=tokenizer.vocab_size)
     demand_same(run, config, data)
@@ -267,8 +268,8 @@ class Phase1Task:
     def __init__(self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
         self.objective = self.objective_type(model, settings.temperature)
-        share = settings.y_encoder_lr_share
-        self.lr_scales: LrScales = [] if share == 1 else [(model.y_encoder, share)]
+        share = settings.y_encoder_lr_scale
+        self.lr_scales: LrScales = [] if share in (None, 1) else [(model.y_encoder, share)]
         self.loader = self._loader(data.train, data.train_indices, training=True)
         self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)

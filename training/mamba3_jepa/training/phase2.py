@@ -35,7 +35,7 @@ from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, r
 from mamba3_jepa.training.epoch_targets import EpochTargets
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.pretrained_text import pretrained_text
+from mamba3_jepa.training.pretrained_text import demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
@@ -81,6 +81,8 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
     data = open_data(settings, start.config)
     run = Run(settings, phase=2, accelerator=accelerator)
     demand_same(run, start.config, data)
+    if run.resumed is not None:
+        demand_activation(settings, start.config.y_decoder)
     model = model_type.from_loaded(start, str(start_path), accelerator.device)
     warn_of_seen_samples(start, data, settings, phase=2)
     model.requires_grad_(False)

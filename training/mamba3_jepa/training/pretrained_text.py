@@ -61,12 +61,9 @@ class PretrainedText:
         """Refuse a model that was trained with other tokens than the run has.
 
         Raises:
-            UserError: it was.
+            UserError: it was, or it has no tokenizer.json that would tell.
         """
-        own = self.folder / "tokenizer.json"
-        beside = read_language_model_tokenizer(self.folder, self.config) if own.exists() else None
-        fits = tokenizer.vocab_size <= self.config.rows if beside is None else tokenizer.has_same_tokens(beside)
-        if not fits:
+        if not tokenizer.has_same_tokens(read_language_model_tokenizer(self.folder, self.config)):
             raise UserError(
                 f"`init_y_decoder` {self.folder}: was trained with other tokens than phase 1, whose tokenizer decides: "
                 "train phase 1 with this model as its `init_y_encoder`, or with its tokenizer.json as `tokenizer`"
@@ -114,6 +111,19 @@ class PretrainedText:
         left = self.config.rows - rows
         dropped = f"; {left} rows that no token uses are left out" if left else ""
         logger.info("the %s starts from %s%s", part, self.folder, dropped)
+
+
+def demand_activation(settings: Phase1Settings | Phase2Settings, backbone: BackboneConfig) -> None:
+    """Refuse to continue with another A activation than a part, whose sizes are `backbone`, was started with.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if settings.a_activation not in (None, backbone.layer.a_activation):
+        raise UserError(
+            f"cannot resume with `a_activation` {settings.a_activation}: the run was started with "
+            f"{backbone.layer.a_activation}"
+        )
 
 
 def pretrained_text(

@@ -21,7 +21,7 @@ pub(crate) struct ModelArgs {
     /// Threads to compute with; default: one for each core. The results do not depend on it.
     #[arg(long, value_name = "INT", allow_negative_numbers = true)]
     pub(crate) threads: Option<i64>,
-    /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or a .safetensors file.
+    /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or an export's x_encoder.safetensors.
     #[arg(long, value_name = "PATH")]
     pub(crate) x_encoder: Option<PathBuf>,
 }

@@ -24,7 +24,7 @@ pub(crate) struct Verify {
     /// Threads to compute with; default: one for each core. The results do not depend on it.
     #[arg(long, value_name = "INT", allow_negative_numbers = true)]
     threads: Option<i64>,
-    /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or a .safetensors file.
+    /// The X-Encoder, where the export has none: a transformers folder with V-JEPA 2, or an export's x_encoder.safetensors.
     #[arg(long, value_name = "PATH")]
     x_encoder: Option<PathBuf>,
     /// Print JSON.
