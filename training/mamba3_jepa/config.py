@@ -7,7 +7,7 @@ config that works. `preset(name)` gives the three sizes the project ships.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,9 @@ from mamba3_jepa.errors import UserError
 PresetName = Literal["small", "mini", "tiny"]
 VisionKind = Literal["vjepa2", "vjepa2.1"]
 AActivation = Literal["heavy_tail", "softplus"]
+Order = Literal["visual_question", "question_visual", "question_visual_question", "visual_question_visual"]
+Part = Literal["visual", "question"]
+Pooling = Literal["all", "parts", "question", "last"]
 
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
@@ -27,6 +30,7 @@ LARGEST_SIZE, MOST_LAYERS = 10_000_000, 10_000
 
 MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
+_AS_BEFORE = {"mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False}
 
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 
@@ -84,6 +88,31 @@ class BackboneConfig:
     def mlp_width(self) -> int:
         """Hidden width of the MLPs as it is: `mlp_dim` rounded up to a multiple of 128, as mamba-ssm does."""
         return -(-self.mlp_dim // MLP_MULTIPLE) * MLP_MULTIPLE
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PredictorConfig(BackboneConfig):
+    """The predictor: its backbone, in which order it reads picture and question, and how their states are pooled.
+
+    The defaults are what there was before there was a choice, so that older files are read as what they are.
+    """
+
+    order: Order = "visual_question"
+    """What it reads, first to last. It reads causally: a state knows what stands before it."""
+    pooling: Pooling = "all"
+    """Of which positions the pooled state is the mean: of all, of all with every part (picture, question) weighing the
+    same, of the last question, or of the last position alone."""
+    bidirectional: bool = False
+    """A second scan, from the right, in every layer, with weights of its own. Such a predictor cannot stream."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """What it reads, first to last."""
+        return cast(list[Part], self.order.split("_"))
+
+    def __post_init__(self) -> None:
+        if self.pooling == "question" and self.order == "question_visual" and not self.bidirectional:
+            raise UserError("predictor: with order question_visual, pooling question would never see the picture")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -150,7 +179,7 @@ class ModelConfig:
 
     preset: PresetName
     vision: VisionConfig
-    predictor: BackboneConfig
+    predictor: PredictorConfig
     y_encoder: BackboneConfig
     y_decoder: BackboneConfig
     prefix_tokens: int = Field(default=8, gt=0, le=LARGEST_SIZE)
@@ -181,12 +210,11 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready dictionaries, as files hold them.
 
-        An `mlp_dim` of 0 is left out: of a model without MLPs every file, digest and reader stays as it was.
+        Choices that came later are left out where they change nothing: every file, digest and reader stays as it was.
         """
         values = dataclasses.asdict(self)
         for name in BACKBONES:
-            if not values[name]["mlp_dim"]:
-                del values[name]["mlp_dim"]
+            values[name] = {key: value for key, value in values[name].items() if _AS_BEFORE.get(key) != value}
         return values
 
     @staticmethod
@@ -228,13 +256,18 @@ def _backbone(n_layers: int, d_model: int, d_state: int, headdim: int) -> Backbo
     return BackboneConfig(n_layers=n_layers, layer=Mamba3Config(d_model=d_model, d_state=d_state, headdim=headdim))
 
 
+def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> PredictorConfig:
+    backbone = _backbone(n_layers, d_model, d_state, headdim)
+    return PredictorConfig(n_layers=n_layers, layer=backbone.layer)
+
+
 def preset(name: PresetName) -> ModelConfig:
     """The named size: `small` (full size), `mini` (learns on a laptop), `tiny` (seconds, for tests)."""
     if name == "small":
         return ModelConfig(
             preset="small",
             vision=VisionConfig(),
-            predictor=_backbone(12, 1024, 128, 64),
+            predictor=_predictor(12, 1024, 128, 64),
             y_encoder=_backbone(12, 768, 64, 32),
             y_decoder=_backbone(6, 512, 64, 32),
         )
@@ -242,7 +275,7 @@ def preset(name: PresetName) -> ModelConfig:
         return ModelConfig(
             preset="mini",
             vision=VisionConfig(hidden_size=384, depth=1, heads=6, image_size=64, patch_size=32, frames=2),
-            predictor=_backbone(4, 128, 32, 32),
+            predictor=_predictor(4, 128, 32, 32),
             y_encoder=_backbone(2, 128, 32, 32),
             y_decoder=_backbone(2, 128, 32, 32),
             prefix_tokens=2,
@@ -255,7 +288,7 @@ def preset(name: PresetName) -> ModelConfig:
         return ModelConfig(
             preset="tiny",
             vision=VisionConfig(hidden_size=64, depth=2, heads=1, image_size=32, patch_size=8, frames=2),
-            predictor=_backbone(2, 64, 16, 16),
+            predictor=_predictor(2, 64, 16, 16),
             y_encoder=_backbone(2, 64, 16, 16),
             y_decoder=_backbone(2, 64, 16, 16),
             prefix_tokens=4,

@@ -145,13 +145,13 @@ def _predictor(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     ids = add("query_ids", probe.query_ids, "(B, Nq) token ids of the questions, padded on the right")
     query_mask = add("query_mask", probe.query_mask, "(B, Nq)")
     query = add("query_tokens", model.y_encoder.embed_tokens(ids), "(B, Nq, .) rows of y_encoder.embedding.weight")
-    tokens, mask = predictor._sequence(visual, has_image, query, query_mask)
-    add("sequence", tokens, "(B, L, D) projected: [visual ; query] with an image, [query ; unused] without")
-    add("mask", mask, "(B, L) positions that are pooled")
+    tokens, mask, _ = predictor._sequence(visual, has_image, query, query_mask)
+    add("sequence", tokens, "(B, L, D) projected, in the predictor's order; what a sample lacks on the right")
+    add("mask", mask, "(B, L) positions that are no padding")
     with captured(predictor.backbone) as inner:
         embedding, pooled = model.predict(visual, has_image, ids, query_mask)
     _add_layers(golden, inner, predictor.backbone, "after its gate, if there is ANGN")
-    add("pooled", pooled, "(B, D) mean of hidden over mask")
+    add("pooled", pooled, "(B, D) mean of hidden over the positions that are pooled")
     add("embedding", embedding, "(B, E) pred_head(pooled) divided by its length")
 
 

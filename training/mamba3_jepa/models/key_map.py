@@ -59,7 +59,8 @@ def key_map(component: str, config: ModelConfig) -> dict[str, str]:
         "y_decoder": [*_linear("embed_to_prefix"), "embedding.weight", "lm_head.weight"],
     }[name]
     plain = {f"{name}.{key}": f"{name}.{key}" for key in own}
-    return plain | {f"{name}.{key}": f"{name}.backbone.{key}" for key in _backbone_keys(backbone)}
+    bidirectional = name == "predictor" and config.predictor.bidirectional
+    return plain | {f"{name}.{key}": f"{name}.backbone.{key}" for key in _backbone_keys(backbone, bidirectional)}
 
 
 def exported_tensors(
@@ -127,11 +128,12 @@ def layer_keys(config: Mamba3Config) -> list[str]:
     return keys + ["D"] + (["norm.weight"] if config.is_outproj_norm else []) + ["out_proj.weight"]
 
 
-def _backbone_keys(config: BackboneConfig) -> Iterator[str]:
+def _backbone_keys(config: BackboneConfig, bidirectional: bool) -> Iterator[str]:
     for i in range(config.n_layers):
         yield f"norms.{i}.weight"
-        for key in layer_keys(config.layer):
-            yield f"layers.{i}.{key}"
+        for layers in ("layers", "reverse_layers") if bidirectional else ("layers",):
+            for key in layer_keys(config.layer):
+                yield f"{layers}.{i}.{key}"
         if config.mlp_dim:
             yield f"mlp_norms.{i}.weight"
             yield f"mlps.{i}.fc1.weight"

@@ -257,19 +257,25 @@ def _initial_dt_bias(
 
 class Mamba3Backbone(nn.Module):
     """A pre-norm residual stack: for each layer, gate, RMSNorm, Mamba-3, add, and with `mlp_dim` RMSNorm, gated MLP,
-    add; then a final RMSNorm."""
+    add; then a final RMSNorm.
 
-    def __init__(self, config: BackboneConfig) -> None:
+    With `bidirectional`, each layer has a second Mamba-3 that reads the same from the right, and both are added. Every
+    state then knows the whole sequence, and nothing can go on from the last one.
+    """
+
+    def __init__(self, config: BackboneConfig, bidirectional: bool = False) -> None:
         super().__init__()
         arguments = dataclasses.asdict(config.layer)
         layers = [Mamba3(**arguments) for _ in range(config.n_layers)]
         n_mlps = config.n_layers if config.mlp_dim else 0
         mlps = [GatedMLP(config.d_model, config.mlp_width) for _ in range(n_mlps)]
+        reverse = [Mamba3(**arguments) for _ in layers] if bidirectional else []
         # As the reference language model starts: the sum of all that is added to the stream has the size of one.
         with torch.no_grad():
-            for last in [*(layer.out_proj for layer in layers), *(mlp.fc2 for mlp in mlps)]:
-                last.weight.div_(math.sqrt(config.n_layers + n_mlps))
+            for last in [*(layer.out_proj for layer in layers + reverse), *(mlp.fc2 for mlp in mlps)]:
+                last.weight.div_(math.sqrt(len(layers + reverse) + n_mlps))
         self.layers = nn.ModuleList(layers)
+        self.reverse_layers = nn.ModuleList(reverse)
         self.norms = nn.ModuleList(RMSNorm(config.d_model) for _ in range(config.n_layers))
         self.mlps = nn.ModuleList(mlps)
         self.mlp_norms = nn.ModuleList(RMSNorm(config.d_model) for _ in range(n_mlps))
@@ -281,6 +287,7 @@ class Mamba3Backbone(nn.Module):
         gate: Gate | None = None,
         state: BackboneState | None = None,
         return_state: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, BackboneState]:
         """(B, L, D) -> (B, L, D).
 
@@ -290,7 +297,10 @@ class Mamba3Backbone(nn.Module):
             gate: called as gate(layer index, residual stream (B, L, D)), returns the new residual stream.
             state: one state per layer to continue from.
             return_state: also return the states after the last token.
+            mask: (B, L) bool, the valid positions, which come first; None when all are. Only what reads from the right
+                needs it.
         """
+        self._demand_causal(state is not None or return_state)
         states: BackboneState = []
         for i, (norm, layer) in self._blocks():
             x = x if gate is None else gate(i, x)
@@ -299,12 +309,15 @@ class Mamba3Backbone(nn.Module):
                 states.append(layer_state)
             else:
                 y = layer(norm(x), None if state is None else state[i])
+            if self.reverse_layers:
+                y = y + _reversed(self.reverse_layers[i], norm(x), mask)
             x = self.add_mlp(i, x + y)
         x = self.final_norm(x)
         return (x, states) if return_state else x
 
     def step(self, x_t: Tensor, state: BackboneState, gate: Gate | None = None) -> tuple[Tensor, BackboneState]:
         """One token: (B, D) -> (B, D) and the next states. `gate` sees (B, 1, D)."""
+        self._demand_causal()
         states: BackboneState = []
         for i, (norm, layer) in self._blocks():
             x_t = x_t if gate is None else gate(i, x_t.unsqueeze(1)).squeeze(1)
@@ -317,9 +330,21 @@ class Mamba3Backbone(nn.Module):
         """The residual stream (..., D) after the MLP behind a layer; the same where there is none."""
         return x + self.mlps[layer](self.mlp_norms[layer](x)) if self.mlps else x
 
+    def _demand_causal(self, streams: bool = True) -> None:
+        if streams and self.reverse_layers:
+            raise ValueError("a bidirectional backbone reads whole sequences: it has no state to go on from")
+
     def _blocks(self) -> Iterator[tuple[int, tuple[RMSNorm, Mamba3]]]:
         return enumerate(zip(cast(list[RMSNorm], self.norms), cast(list[Mamba3], self.layers), strict=True))
 
     def initial_state(self, batch: int) -> BackboneState:
         """The states before the first token, one per layer."""
         return [layer.initial_state(batch) for _, (_, layer) in self._blocks()]
+
+
+def _reversed(layer: nn.Module, u: Tensor, mask: Tensor | None) -> Tensor:
+    """What a layer makes of u (B, L, D) read from the last valid position to the first, each output in its place."""
+    position = torch.arange(u.shape[1], device=u.device).expand(u.shape[:2])
+    length = u.shape[1] if mask is None else mask.sum(dim=1, keepdim=True)
+    mirrored = torch.where(position < length, length - 1 - position, position).unsqueeze(2)
+    return layer(u.take_along_dim(mirrored, dim=1)).take_along_dim(mirrored, dim=1)

@@ -1,6 +1,7 @@
 """The Mamba-3 predictor: visual tokens and a query in, the embedding of the answer out.
 
-Shape letters: B batch, Nv visual tokens, Nq query tokens, L = Nv + Nq, D model width, E embedding width.
+Shape letters: B batch, Nv visual tokens, Nq query tokens, L tokens of all parts together, D model width, E embedding
+width.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mamba3_jepa.config import BackboneConfig
+from mamba3_jepa.config import PredictorConfig
 from mamba3_jepa.models.mamba3 import Mamba3Backbone
 from mamba3_jepa.models.pooling import l2_normalize, masked_mean
 
@@ -28,14 +29,16 @@ class PredictorOutput(NamedTuple):
 
 
 class Predictor(nn.Module):
-    """[visual ; query] -> Mamba-3 backbone -> mean over valid positions -> linear head -> unit length."""
+    """Visual tokens and query in the order that `config` says -> Mamba-3 backbone -> mean over the positions that it
+    says -> linear head -> unit length."""
 
-    def __init__(self, config: BackboneConfig, vision_dim: int, query_dim: int, embed_dim: int) -> None:
+    def __init__(self, config: PredictorConfig, vision_dim: int, query_dim: int, embed_dim: int) -> None:
         super().__init__()
+        self.config = config
         self.vision_proj = nn.Linear(vision_dim, config.d_model)
         self.query_proj = nn.Linear(query_dim, config.d_model)
         nn.init.zeros_(self.query_proj.bias)
-        self.backbone = Mamba3Backbone(config)
+        self.backbone = Mamba3Backbone(config, config.bidirectional)
         self.pred_head = nn.Linear(config.d_model, embed_dim)
 
     def forward(
@@ -58,9 +61,9 @@ class Predictor(nn.Module):
         Returns:
             what each sample alone would give, whatever else is in the batch.
         """
-        tokens, mask = self._sequence(visual_tokens, has_image, query_tokens, query_mask)
-        h = self.backbone(tokens, gate=None if gate is None else partial(_masked, gate, mask))
-        pooled = masked_mean(h, mask)
+        tokens, mask, weight = self._sequence(visual_tokens, has_image, query_tokens, query_mask)
+        h = self.backbone(tokens, gate=None if gate is None else partial(_masked, gate, mask), mask=mask)
+        pooled = masked_mean(h, weight)
         return PredictorOutput(self.embed(pooled), pooled)
 
     @torch.no_grad()
@@ -95,22 +98,40 @@ class Predictor(nn.Module):
 
     def _sequence(
         self, visual_tokens: Tensor, has_image: Tensor, query_tokens: Tensor, query_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, D) and valid positions (B, L).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, L, D), valid positions (B, L), and the weight (B, L) that each has in the pooled state.
 
-        A sample without image has its query first and the unused visual positions behind it, where they are
-        padding on the right like any other. Every projection takes part in every batch, so each parameter has
-        a gradient (zero where nothing used it), as data-parallel training expects.
+        What a sample lacks (the picture, the end of a longer query) is padding on the right, wherever it would have
+        stood: that of the queries first, then that of the pictures. Every projection takes part in every batch, so each
+        parameter has a gradient (zero where nothing used it), as data-parallel training expects.
         """
         visual, query = self.vision_proj(visual_tokens), self.query_proj(query_tokens)
         visual_mask = has_image.unsqueeze(1).expand(visual.shape[:2])
-        first = has_image.unsqueeze(1)
-        mask = torch.where(
-            first, torch.cat([visual_mask, query_mask], dim=1), torch.cat([query_mask, visual_mask], dim=1)
-        )
-        tokens = torch.where(first.unsqueeze(2), torch.cat([visual, query], dim=1), torch.cat([query, visual], dim=1))
+        parts = self.config.parts
+        masks = [visual_mask if part == "visual" else query_mask for part in parts]
+        padding = [
+            (~mask).to(torch.uint8) * (2 if part == "visual" else 1) for part, mask in zip(parts, masks, strict=True)
+        ]
+        place = torch.cat(padding, dim=1).argsort(dim=1, stable=True)
+        tokens = torch.cat([visual if part == "visual" else query for part in parts], dim=1)
+        tokens = tokens.take_along_dim(place.unsqueeze(2), dim=1)
+        mask = torch.cat(masks, dim=1).take_along_dim(place, dim=1)
+        weight = torch.cat(self._weights(masks), dim=1).take_along_dim(place, dim=1)
+        if self.config.pooling == "last":
+            weight = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
         # Under autocast the projections give 16 bits; the residual stream keeps the parameters' precision.
-        return tokens.to(self.pred_head.weight.dtype), mask
+        return tokens.to(self.pred_head.weight.dtype), mask, weight
+
+    def _weights(self, masks: list[Tensor]) -> list[Tensor]:
+        """For each part, given its valid positions (B, N), the weight of each position in the pooled state."""
+        parts, pooling = self.config.parts, self.config.pooling
+        if pooling == "parts":
+            dtype = self.pred_head.weight.dtype
+            return [mask.to(dtype) / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]
+        if pooling == "question":
+            last = len(parts) - 1 - parts[::-1].index("question")
+            return [mask if i == last else torch.zeros_like(mask) for i, mask in enumerate(masks)]
+        return masks
 
 
 def _masked(gate: MaskedGate, mask: Tensor, layer: int, h: Tensor) -> Tensor:
