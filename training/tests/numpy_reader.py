@@ -123,19 +123,40 @@ class Backbone:
         self.has_mlps = config.get("mlp_dim", 0) > 0
         numbers = range(config["n_layers"])
         self.layers = [Layer(w, f"{name}.layers.{i}.", config["layer"], constants) for i in numbers]
+        names = [f"{name}.reverse_layers.{i}." for i in numbers if config.get("bidirectional")]
+        self.reverse_layers = [Layer(w, prefix, config["layer"], constants) for prefix in names]
         self.activity: list[list[float]] = [[] for _ in numbers]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        assert not self.reverse_layers
         for i, layer in enumerate(self.layers):
-            if self.gates is not None:
-                gate = sigmoid(self.gates[f"angn.gates.{i}.weight"] * x + self.gates[f"angn.gates.{i}.bias"])
-                self.activity[i].append(float(gate.mean()))
-                x = x * gate
-            x = x + layer(rms_norm(x, self.w[f"{self.name}.norms.{i}.weight"], self.eps))
-            if self.has_mlps:
-                normed = rms_norm(x, self.w[f"{self.name}.mlp_norms.{i}.weight"], self.eps)
-                x = x + gated_mlp(normed, *(self.w[f"{self.name}.mlps.{i}.{fc}.weight"] for fc in ("fc1", "fc2")))
+            x = self._gated(i, x)
+            x = self._with_mlp(i, x + layer(rms_norm(x, self.w[f"{self.name}.norms.{i}.weight"], self.eps)))
         return rms_norm(x, self.w[f"{self.name}.final_norm.weight"], self.eps)
+
+    def read(self, sequence: np.ndarray) -> np.ndarray:
+        """A whole sequence (L, D) -> (L, D), layer by layer, in both directions where there are two."""
+        for i, layer in enumerate(self.layers):
+            sequence = np.stack([self._gated(i, x) for x in sequence])
+            normed = rms_norm(sequence, self.w[f"{self.name}.norms.{i}.weight"], self.eps)
+            added = np.stack([layer(x) for x in normed])
+            if self.reverse_layers:
+                added = added + np.stack([self.reverse_layers[i](x) for x in normed[::-1]])[::-1]
+            sequence = np.stack([self._with_mlp(i, x) for x in sequence + added])
+        return rms_norm(sequence, self.w[f"{self.name}.final_norm.weight"], self.eps)
+
+    def _gated(self, i: int, x: np.ndarray) -> np.ndarray:
+        if self.gates is None:
+            return x
+        gate = sigmoid(self.gates[f"angn.gates.{i}.weight"] * x + self.gates[f"angn.gates.{i}.bias"])
+        self.activity[i].append(float(gate.mean()))
+        return x * gate
+
+    def _with_mlp(self, i: int, x: np.ndarray) -> np.ndarray:
+        if not self.has_mlps:
+            return x
+        normed = rms_norm(x, self.w[f"{self.name}.mlp_norms.{i}.weight"], self.eps)
+        return x + gated_mlp(normed, *(self.w[f"{self.name}.mlps.{i}.{fc}.weight"] for fc in ("fc1", "fc2")))
 
 
 @dataclass(eq=False)
@@ -206,12 +227,26 @@ class Reader:
         """Normalised pixels of an image (3, H, W) or a clip (T, 3, H, W) -> (N, D)."""
         return visual_tokens(self.w, self.model["vision"], self.constants["x_encoder_layer_norm_eps"], pixels)
 
-    def predicted(self, visual: np.ndarray | None, query_ids: list[int], backbone: Backbone) -> np.ndarray:
-        """The hidden states (L, D) of [visual ; query]."""
-        tokens = linear(self.w["y_encoder.embedding.weight"][query_ids], self.w, "predictor.query_proj")
+    def predicted(
+        self, visual: np.ndarray | None, query_ids: list[int], backbone: Backbone
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The hidden states (L, D) of picture and question in the predictor's order, and the pooled state (D)."""
+        tokens = {"question": linear(self.w["y_encoder.embedding.weight"][query_ids], self.w, "predictor.query_proj")}
         if visual is not None:
-            tokens = np.concatenate([linear(visual, self.w, "predictor.vision_proj"), tokens])
-        return np.stack([backbone(token) for token in tokens])
+            tokens["visual"] = linear(visual, self.w, "predictor.vision_proj")
+        order = self.model["predictor"].get("order", "visual_question").split("_")
+        parts = [part for part in order if part in tokens]
+        hidden = backbone.read(np.concatenate([tokens[part] for part in parts]))
+        states = np.split(hidden, np.cumsum([len(tokens[part]) for part in parts])[:-1])
+        pooling = self.model["predictor"].get("pooling", "all")
+        if pooling == "all":
+            return hidden, hidden.mean(0)
+        if pooling == "parts":
+            return hidden, np.mean([state.mean(0) for state in states], axis=0)
+        if pooling == "question":
+            last = max(i for i, part in enumerate(parts) if part == "question")
+            return hidden, states[last].mean(0)
+        return hidden, hidden[-1]
 
     def embedded(self, pooled: np.ndarray) -> np.ndarray:
         return self.normalized(linear(pooled, self.w, "predictor.pred_head"))
@@ -265,7 +300,7 @@ class Reader:
         visual = None if image_u8 is None else self.visual_tokens(self.pixels(image_u8))
         question = self.model["query_prompt"] if question is None else question
         query = self.ids(question, self.model["max_query_tokens"])
-        pooled = self.predicted(visual, query, self.backbone("predictor")).mean(axis=0)
+        _, pooled = self.predicted(visual, query, self.backbone("predictor"))
         embedding, (score, confused), used = self.embedded(pooled), self.confusion(pooled), None
         if confused and memory:
             text, cosine = self.nearest(embedding, memory)[0]
