@@ -1,25 +1,49 @@
 //! From token states to an embedding on the unit sphere.
 
+use std::ops::Range;
+
 use crate::config::NORMALIZE_EPS;
 use crate::error::Error;
 use crate::linalg::{Linear, norm};
 
 /// The mean of each sequence's rows: h (T, D) and the lengths of its B sequences give (B, D); zeros for an empty one.
-pub(crate) fn means(mut h: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
-    let mut pooled = vec![0.0; lengths.len() * width];
-    for (&length, mean) in lengths.iter().zip(pooled.chunks_exact_mut(width)) {
-        let (rows, others) = h.split_at(length * width);
-        h = others;
-        for row in rows.chunks_exact(width) {
-            for (mean, x) in mean.iter_mut().zip(row) {
-                *mean += x;
-            }
+pub(crate) fn means(h: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
+    let mut end = 0;
+    let spans = lengths.iter().map(|length| {
+        end += length;
+        end - length..end
+    });
+    spans.flat_map(|span| mean(h, &[span], width)).collect()
+}
+
+/// The mean (D) over some spans of rows of h (T, D), each of which weighs the same however long it is; zeros for an empty
+/// one.
+pub(crate) fn mean(h: &[f32], spans: &[Range<usize>], width: usize) -> Vec<f32> {
+    let mut pooled = vec![0.0; width];
+    let mut of_span = vec![0.0; width];
+    for span in spans {
+        of_span.fill(0.0);
+        for row in h[span.start * width..span.end * width].chunks_exact(width) {
+            add(&mut of_span, row);
         }
-        for mean in mean {
-            *mean /= length.max(1) as f32;
-        }
+        divide(&mut of_span, span.len());
+        add(&mut pooled, &of_span);
     }
+    divide(&mut pooled, spans.len());
     pooled
+}
+
+fn add(sum: &mut [f32], row: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(row) {
+        *sum += x;
+    }
+}
+
+/// By 1 at least.
+fn divide(sum: &mut [f32], count: usize) {
+    for sum in sum {
+        *sum /= count.max(1) as f32;
+    }
 }
 
 /// Pooled states (B, D) through a linear head, each divided by its length: B embeddings (E) of unit length.

@@ -21,8 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(&content);
     if let Ok(config) = Mamba3JepaConfig::from_json(&text, Path::new("config.json")) {
         // sizes that were accepted can be computed with
-        for backbone in [&config.predictor, &config.y_encoder, &config.y_decoder] {
-            let _ = (backbone.layer.projected(), backbone.layer.nheads(), backbone.layer.n_angles());
+        for layer in [&config.predictor.layer, &config.y_encoder.layer, &config.y_decoder.layer] {
+            let _ = (layer.projected(), layer.nheads(), layer.n_angles());
         }
         let _ = (config.vision.mlp_size(), config.knowledge_dim());
     }

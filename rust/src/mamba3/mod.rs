@@ -25,7 +25,7 @@ mod projection;
 mod rotation;
 #[cfg(test)]
 #[expect(clippy::needless_range_loop, reason = "the indices of the formulas")]
-mod sequential;
+pub(crate) mod sequential;
 mod state;
 mod step;
 #[cfg(test)]

@@ -10,14 +10,14 @@ use crate::loader::Weights;
 const EPS: f64 = 1e-5;
 
 /// One layer's weights under their names in the file, without the layer's prefix.
-pub(super) struct Reference {
+pub(crate) struct Reference {
     config: Mamba3Config,
     weights: BTreeMap<String, Vec<f64>>,
 }
 
 /// theta (H, S), h (H, P, N), k (H, R, N), v (H, P), with N in the order of the weights.
 #[derive(Clone, Default)]
-pub(super) struct ReferenceState {
+pub(crate) struct ReferenceState {
     pub(super) theta: Vec<f64>,
     pub(super) h: Vec<f64>,
     pub(super) k: Vec<f64>,
@@ -26,7 +26,7 @@ pub(super) struct ReferenceState {
 
 impl Reference {
     /// The layer whose keys start with `prefix`, which ends in a dot.
-    pub(super) fn new(config: &Mamba3Config, weights: &Weights, prefix: &str) -> Reference {
+    pub(crate) fn new(config: &Mamba3Config, weights: &Weights, prefix: &str) -> Reference {
         let named = weights.tensors().keys().filter_map(|key| Some((key, key.strip_prefix(prefix)?)));
         let numbers = |key| weights.to_f32(key).unwrap().into_iter().map(f64::from).collect();
         let weights = named.map(|(key, name)| (name.to_owned(), numbers(key))).collect();
@@ -34,7 +34,7 @@ impl Reference {
     }
 
     /// u (L, D) to the layer's output (L, D), from the zero state; and the state after the last token.
-    pub(super) fn run(&self, u: &[f32]) -> (Vec<f64>, ReferenceState) {
+    pub(crate) fn run(&self, u: &[f32]) -> (Vec<f64>, ReferenceState) {
         let config = &self.config;
         let mut state = ReferenceState {
             theta: vec![0.0; config.nheads() * config.n_angles()],
@@ -144,16 +144,16 @@ impl Reference {
     }
 }
 
-fn times(matrix: &[f64], x: &[f64]) -> Vec<f64> {
+pub(crate) fn times(matrix: &[f64], x: &[f64]) -> Vec<f64> {
     matrix.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
 }
 
-fn rms_norm(x: &[f64], weight: &[f64]) -> Vec<f64> {
+pub(crate) fn rms_norm(x: &[f64], weight: &[f64]) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     x.iter().zip(weight).map(|(x, weight)| x / (mean + EPS).sqrt() * weight).collect()
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub(crate) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 

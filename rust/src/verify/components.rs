@@ -17,7 +17,7 @@ use crate::y_encoder::Mamba3TextEncoder;
 use super::ComponentReport;
 use super::golden::Golden;
 use super::inputs;
-use super::samples::Samples;
+use super::samples::{Padded, Samples};
 
 /// Tokens of a sequence whose inside the files show.
 const TRACED: usize = 4;
@@ -68,16 +68,15 @@ impl Models<'_> {
     fn predictor(&self, golden: &mut Golden) -> Result<(), Error> {
         let samples = Samples::read(golden, self.y_encoder)?;
         golden.check("query_tokens", &samples.query_tokens)?;
-        let (sequence, mask) = samples.padded(self.predictor);
-        golden.check("sequence", &sequence)?;
-        golden.check_bytes("mask", &mask)?;
-        let length = samples.padded_length();
+        let sequences = samples.padded(self.predictor);
+        golden.check("sequence", &sequences.tokens)?;
+        golden.check_bytes("mask", &sequences.mask())?;
         let mut activity = GateActivity::new();
         match self.gates {
-            None => check_layers(golden, &self.predictor.backbone, sequence, length, &mut ())?,
+            None => check_layers(golden, &self.predictor.backbone, sequences, &mut ())?,
             Some(gates) => {
                 let mut hook = gates.hook(&mut activity);
-                check_layers(golden, &self.predictor.backbone, sequence, length, &mut hook)?;
+                check_layers(golden, &self.predictor.backbone, sequences, &mut hook)?;
             }
         }
         let gates = self.gates.map(|gates| (gates, &mut activity));
@@ -93,13 +92,17 @@ impl Models<'_> {
         let length = golden.size("ids", 1)?;
         let ids = golden.input_ids("ids")?;
         let mask = golden.input_mask("mask")?;
+        if ids.len() != mask.len() {
+            return Err(golden.mismatch("ids and mask do not fit together; export again with --golden").into());
+        }
         let tokens = encoder.embed_tokens(&ids)?;
         golden.check("tokens", &tokens)?;
         let first = &tokens[..tokens.len().min(length * encoder.config().y_encoder.d_model())];
         golden.check_traced("step", &encoder.backbone.trace_steps(first))?;
-        check_layers(golden, &encoder.backbone, tokens, length, &mut ())?;
         let texts = ids.chunks(length.max(1)).zip(mask.chunks(length.max(1)));
         let texts: Vec<Vec<u32>> = texts.map(|(ids, mask)| valid(ids, mask)).collect();
+        let sequences = Padded { tokens, length, valid: texts.iter().map(Vec::len).collect() };
+        check_layers(golden, &encoder.backbone, sequences, &mut ())?;
         golden.check("pooled", &encoder.pool(&texts)?)?;
         golden.check("embedding", &encoder.encode(&texts)?.concat())?;
         Ok(())
@@ -207,17 +210,15 @@ fn valid(ids: &[u32], mask: &[bool]) -> Vec<u32> {
     ids.iter().zip(mask).filter(|&(_, &valid)| valid).map(|(&id, _)| id).collect()
 }
 
-/// The inside of a pass over padded sequences (B, L, D), and of layer 0.
+/// The inside of a pass over padded sequences, and of layer 0.
 fn check_layers(
     golden: &mut Golden,
     backbone: &Mamba3Backbone,
-    mut x: Vec<f32>,
-    length: usize,
+    Padded { tokens: mut x, length, valid }: Padded,
     hook: &mut dyn LayerHook,
 ) -> Result<(), Error> {
-    let lengths = vec![length; x.len() / backbone.d_model() / length.max(1)];
     let mut recorder = Recorder::new(hook);
-    backbone.forward(&mut x, &lengths, None, &mut recorder);
+    backbone.forward_padded(&mut x, &vec![length; valid.len()], &valid, &mut recorder);
     for (layer, (input, mixed)) in recorder.inputs.iter().zip(&recorder.mixed).enumerate() {
         golden.check(&format!("layers.{layer}.input"), input)?;
         golden.check(&format!("layers.{layer}.mixer_output"), mixed)?;

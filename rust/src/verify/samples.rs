@@ -1,5 +1,6 @@
 //! The samples that the golden files of the predictor and its gates are about.
 
+use crate::config::Part;
 use crate::error::Error;
 use crate::predictor::{Mamba3Predictor, PredictorInput};
 use crate::y_encoder::Mamba3TextEncoder;
@@ -20,6 +21,23 @@ pub(super) struct Samples {
     query_count: usize,
     visual_width: usize,
     query_width: usize,
+}
+
+/// Sequences of one length, padded on the right.
+pub(super) struct Padded {
+    /// (B, L, D).
+    pub(super) tokens: Vec<f32>,
+    /// L.
+    pub(super) length: usize,
+    /// (B) tokens of each that are no padding.
+    pub(super) valid: Vec<usize>,
+}
+
+impl Padded {
+    /// (B, L) which tokens are no padding.
+    pub(super) fn mask(&self) -> Vec<u8> {
+        self.valid.iter().flat_map(|&valid| (0..self.length).map(move |i| u8::from(i < valid))).collect()
+    }
 }
 
 impl Samples {
@@ -47,49 +65,52 @@ impl Samples {
         }
     }
 
-    pub(super) fn padded_length(&self) -> usize {
-        self.visual_count + self.query_count
-    }
-
-    /// For each sample: whether it has a picture, its visual tokens, its query tokens and which of them count.
-    fn iter(&self) -> impl Iterator<Item = (bool, &[f32], &[f32], &[bool])> {
+    /// For each sample: whether it has a picture, its visual tokens, its query tokens and how many of them count.
+    fn iter(&self) -> impl Iterator<Item = (bool, &[f32], &[f32], usize)> {
         let queries = self.query_tokens.chunks_exact(self.query_count * self.query_width);
+        let masks = self.query_mask.chunks_exact(self.query_count);
         (self.has_image.iter().copied())
             .zip(self.visual_tokens.chunks_exact(self.visual_count * self.visual_width))
-            .zip(queries.zip(self.query_mask.chunks_exact(self.query_count)))
-            .map(|((has_image, visual), (query, mask))| (has_image, visual, query, mask))
+            .zip(queries.zip(masks.map(|mask| mask.iter().filter(|&&valid| valid).count())))
+            .map(|((has_image, visual), (query, valid))| (has_image, visual, query, valid))
     }
 
     /// The samples without padding.
     pub(super) fn inputs(&self) -> Vec<PredictorInput<'_>> {
         self.iter()
-            .map(|(has_image, visual, query, mask)| PredictorInput {
+            .map(|(has_image, visual, query, valid)| PredictorInput {
                 visual: has_image.then_some(visual),
-                query: &query[..mask.iter().filter(|&&valid| valid).count() * self.query_width],
+                query: &query[..valid * self.query_width],
             })
             .collect()
     }
 
-    /// The projected tokens (B, Nv + Nq, D), [visual ; query] with a picture, [query ; unused] without, and which count.
-    pub(super) fn padded(&self, predictor: &Mamba3Predictor) -> (Vec<f32>, Vec<u8>) {
-        let width = predictor.config().predictor.d_model();
-        let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-        for (has_image, visual, query, query_mask) in self.iter() {
-            let mut visual_rows = vec![0.0; self.visual_count * width];
-            let mut query_rows = vec![0.0; self.query_count * width];
+    /// The projected tokens in the predictor's order. What a sample lacks is padding on the right, wherever it would have
+    /// stood: that of the queries first, then that of the pictures.
+    pub(super) fn padded(&self, predictor: &Mamba3Predictor) -> Padded {
+        let config = &predictor.config().predictor;
+        let (order, width) = (config.order, config.d_model());
+        let length = order.count(Part::Visual) * self.visual_count + order.count(Part::Question) * self.query_count;
+        let mut padded = Padded { tokens: Vec::new(), length, valid: Vec::new() };
+        let mut visual_rows = vec![0.0; self.visual_count * width];
+        let mut query_rows = vec![0.0; self.query_count * width];
+        for (has_image, visual, query, valid) in self.iter() {
             predictor.vision_proj.apply(visual, &mut visual_rows);
             predictor.query_proj.apply(query, &mut query_rows);
-            let visual_mask = vec![u8::from(has_image); self.visual_count];
-            let query_mask = query_mask.iter().copied().map(u8::from).collect();
-            let (first, second) = match has_image {
-                true => ((visual_rows, visual_mask), (query_rows, query_mask)),
-                false => ((query_rows, query_mask), (visual_rows, visual_mask)),
-            };
-            for (rows, counts) in [first, second] {
-                tokens.extend(rows);
-                mask.extend(counts);
+            let (question, question_padding) = query_rows.split_at(valid * width);
+            let (picture, picture_padding) = visual_rows.split_at(if has_image { visual_rows.len() } else { 0 });
+            let start = padded.tokens.len();
+            for part in order.parts() {
+                padded.tokens.extend_from_slice(match part {
+                    Part::Visual => picture,
+                    Part::Question => question,
+                });
+            }
+            padded.valid.push((padded.tokens.len() - start) / width);
+            for (part, padding) in [(Part::Question, question_padding), (Part::Visual, picture_padding)] {
+                padded.tokens.extend(padding.repeat(order.count(part)));
             }
         }
-        (tokens, mask)
+        padded
     }
 }

@@ -67,6 +67,12 @@ impl TinyModel {
         self
     }
 
+    /// Sets `key` of the predictor, which files may leave out.
+    pub(crate) fn predictor(mut self, key: &str, value: impl Into<Value>) -> TinyModel {
+        self.config["predictor"][key] = value.into();
+        self
+    }
+
     /// Sets the value at `pointer`, such as `/vision/depth`, which must exist.
     pub(crate) fn set(mut self, pointer: &str, value: impl Into<Value>) -> TinyModel {
         *self.config.pointer_mut(pointer).expect("a key of the configuration") = value.into();
@@ -100,6 +106,13 @@ impl TinyModel {
                     .layer("ngroups", 2),
             ),
             ("knowledge of its own length", new().set("/recursion/knowledge_dim", 7)),
+            (
+                "read from both sides, question first and last",
+                new()
+                    .predictor("order", "question_visual_question")
+                    .predictor("pooling", "parts")
+                    .predictor("bidirectional", true),
+            ),
         ]
     }
 
@@ -311,9 +324,16 @@ impl TinyModel {
         let angles = if layer["rope_fraction"] == json!(1.0) { state / 2 } else { state / 4 };
         let projected = 2 * inner + 2 * rank * size("ngroups") * state + 3 * heads + angles;
         let mut add = |key: String, shape: &[usize]| shapes.push((format!("{component}.{key}"), shape.to_vec()));
-        for i in 0..self.size(&format!("/{component}/n_layers")) {
+        let n_layers = self.size(&format!("/{component}/n_layers"));
+        for i in 0..n_layers {
             add(format!("norms.{i}.weight"), &[width]);
-            let mut add = |key: &str, shape: &[usize]| add(format!("layers.{i}.{key}"), shape);
+        }
+        let directions: &[&str] = match self.config[component]["bidirectional"] == json!(true) {
+            true => &["layers", "reverse_layers"],
+            false => &["layers"],
+        };
+        for (layers, i) in directions.iter().flat_map(|layers| (0..n_layers).map(move |i| (layers, i))) {
+            let mut add = |key: &str, shape: &[usize]| add(format!("{layers}.{i}.{key}"), shape);
             add("in_proj.weight", &[projected, width]);
             add("dt_bias", &[heads]);
             add("B_bias", &[heads, rank, state]);
