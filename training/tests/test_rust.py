@@ -49,7 +49,17 @@ CASES = [(layer, "float32", True) for layer in LAYERS] + [
     ("siso", "float16", True), ("siso", "bfloat16", True), ("mimo", "bfloat16", False),
     ("softplus_groups", "float32", False), ("mlp", "bfloat16", True),
 ]  # fmt: skip
-
+# layer, order, pooling, bidirectional, ANGN: every order and pooling, from one side and from both
+PREDICTORS = [
+    ("siso", "question_visual", "all", False, True),
+    ("mlp", "question_visual_question", "question", False, True),
+    ("siso", "visual_question_visual", "parts", False, False),
+    ("mimo", "visual_question", "last", False, True),
+    ("mlp", "visual_question", "all", True, True),
+    ("softplus_groups", "question_visual", "question", True, True),
+    ("mimo_mlp", "question_visual_question", "parts", True, False),
+    ("full_rope_outnorm", "visual_question_visual", "last", True, True),
+]
 
 # what a golden file gives to a component; every other tensor is computed again
 INPUTS = {
@@ -69,13 +79,16 @@ def rust(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
 
 
-def exported(folder: Path, layer: str = "siso", dtype: str = "float32", angn: bool = True, phase: int = 3) -> Path:
+def exported(
+    folder: Path, layer: str = "siso", dtype: str = "float32", angn: bool = True, phase: int = 3, **predictor: Any
+) -> Path:
     """A tiny model with that kind of layer in every backbone, exported with all there is; beside it its checkpoint."""
     changes: dict[str, Any] = {}
     for name in ("predictor", "y_encoder", "y_decoder"):
         backbone = getattr(preset("tiny"), name)
         kind = Mamba3Config(**(dataclasses.asdict(backbone.layer) | LAYERS[layer]))
-        changes[name] = dataclasses.replace(backbone, layer=kind, mlp_dim=MLP_DIMS.get(layer, 0))
+        own = predictor if name == "predictor" else {}
+        changes[name] = dataclasses.replace(backbone, layer=kind, mlp_dim=MLP_DIMS.get(layer, 0), **own)
     if not angn:
         changes["recursion"] = RecursionConfig(knowledge_dim=11)
     checkpoint = save(build(angn=angn, **changes), folder / "checkpoint.pt", phase)
@@ -85,7 +98,18 @@ def exported(folder: Path, layer: str = "siso", dtype: str = "float32", angn: bo
 
 @pytest.mark.parametrize(("layer", "dtype", "angn"), CASES)
 def test_every_golden_tensor_of_every_variant(tmp_path: Path, layer: str, dtype: str, angn: bool) -> None:
-    weights = exported(tmp_path, layer, dtype, angn)
+    _assert_every_golden_tensor(exported(tmp_path, layer, dtype, angn), angn)
+
+
+@pytest.mark.parametrize(("layer", "order", "pooling", "bidirectional", "angn"), PREDICTORS)
+def test_every_golden_tensor_of_every_predictor(
+    tmp_path: Path, layer: str, order: str, pooling: str, bidirectional: bool, angn: bool
+) -> None:
+    weights = exported(tmp_path, layer, angn=angn, order=order, pooling=pooling, bidirectional=bidirectional)
+    _assert_every_golden_tensor(weights, angn)
+
+
+def _assert_every_golden_tensor(weights: Path, angn: bool) -> None:
     done = rust("verify", weights, "--json")
     assert done.returncode == 0, done.stderr or done.stdout
     found = {row["component"]: row for row in json.loads(done.stdout)["components"]}

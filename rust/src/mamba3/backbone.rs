@@ -107,7 +107,8 @@ impl Mamba3Backbone {
     /// others are padding. Padding changes nothing before it: what reads from the right begins at the last valid token.
     ///
     /// # Panics
-    /// If x is not (T, D) with T the sum of `lengths`, or there is not one number of valid tokens for each sequence.
+    /// If x is not (T, D) with T the sum of `lengths`, or there is not one number of valid tokens, within the length, for each
+    /// sequence.
     pub(crate) fn forward_padded(&self, x: &mut [f32], lengths: &[usize], valid: &[usize], hook: &mut dyn LayerHook) {
         assert_eq!(valid.len(), lengths.len(), "valid tokens and lengths differ");
         self.pass(x, lengths, valid, None, hook);
