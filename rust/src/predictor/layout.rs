@@ -72,15 +72,18 @@ mod tests {
 
     #[test]
     fn what_is_pooled_is_what_the_name_says() {
-        let pooled = |order, visual, pooling| Layout::new(order, 5, visual, 3).pooled(pooling);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::All), [5..12]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Parts), [5..8, 8..12]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Question), [5..8]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Last), [11..12]);
-        assert_eq!(pooled(Order::QuestionVisualQuestion, 4, Pooling::Question), [12..15]);
-        assert_eq!(pooled(Order::QuestionVisualQuestion, 0, Pooling::Parts), [5..8, 8..11]);
-        assert_eq!(pooled(Order::VisualQuestionVisual, 4, Pooling::Question), [9..12]);
-        assert_eq!(pooled(Order::VisualQuestionVisual, 0, Pooling::Parts), [5..8]);
+        let pooled = |order, visual, pooling| -> Vec<(usize, usize)> {
+            let spans = Layout::new(order, 5, visual, 3).pooled(pooling);
+            spans.into_iter().map(|span| (span.start, span.end)).collect()
+        };
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::All), [(5, 12)]);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Parts), [(5, 8), (8, 12)]);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Question), [(5, 8)]);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Last), [(11, 12)]);
+        assert_eq!(pooled(Order::QuestionVisualQuestion, 4, Pooling::Question), [(12, 15)]);
+        assert_eq!(pooled(Order::QuestionVisualQuestion, 0, Pooling::Parts), [(5, 8), (8, 11)]);
+        assert_eq!(pooled(Order::VisualQuestionVisual, 4, Pooling::Question), [(9, 12)]);
+        assert_eq!(pooled(Order::VisualQuestionVisual, 0, Pooling::Parts), [(5, 8)]);
         assert!(Layout::new(Order::VisualQuestion, 5, 4, 0).pooled(Pooling::Question).is_empty());
         for pooling in [Pooling::All, Pooling::Parts, Pooling::Question, Pooling::Last] {
             assert!(Layout::new(Order::QuestionVisualQuestion, 5, 0, 0).pooled(pooling).is_empty());
