@@ -1,12 +1,16 @@
 """Retrieval against hand-computed ranks and a brute-force formula; ties, repeated texts, NaN, chunking."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from torchmetrics.retrieval import RetrievalHitRate
 
 from mamba3_jepa.evaluation import retrieval as module
 from mamba3_jepa.evaluation.retrieval import (
     answer_accuracy,
+    caption_retrieval,
     distinct,
     nearest_answer,
     retrieval,
@@ -129,3 +133,69 @@ def test_answer_accuracy_by_type():
     assert answer_accuracy(["a"], ["b"]).by_type == {}
     with pytest.raises(ValueError, match="0 answers"):
         answer_accuracy([], [])
+
+
+def test_captions_by_hand():
+    """Two images with two captions each; the first one's second caption is nearest to the second image."""
+    predicted = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    captions = torch.tensor([[0.8, 0.6], [0.1, 0.9], [0.0, 1.0], [0.9, 0.1]])
+    report = caption_retrieval(predicted, captions, list("abcd"), [0, 0, 1, 1])
+    assert report.image_to_text == {1: 0.5, 5: 1.0, 10: 1.0}  # image 0 finds d, image 1 finds c
+    assert report.text_to_image == {1: 0.5, 5: 1.0, 10: 1.0}  # a and c find their images, b and d the other one
+    assert (report.gallery_texts, report.gallery_images) == (4, 2)
+
+
+@pytest.mark.parametrize("chunk_scores", [1, 300, 1 << 24])
+def test_captions_as_torchmetrics_measures_them(monkeypatch, chunk_scores):
+    """Any of an image's captions is a hit: RetrievalHitRate with all of them relevant."""
+    monkeypatch.setattr(module, "_CHUNK_SCORES", chunk_scores)
+    torch.manual_seed(0)
+    image_of = [image for image in range(37) for _ in range(3 + image % 4)]
+    random.Random(0).shuffle(image_of)
+    predicted = torch.randn(37, 6)
+    captions = predicted[image_of] + 1.5 * torch.randn(len(image_of), 6)
+    report = caption_retrieval(predicted, captions, [str(i) for i in range(len(image_of))], image_of)
+    scores = torch.nn.functional.normalize(predicted, dim=1) @ torch.nn.functional.normalize(captions, dim=1).T
+    own = torch.arange(37)[:, None] == torch.tensor(image_of)[None]
+    for direction, values, right in (
+        (report.image_to_text, scores, own),
+        (report.text_to_image, scores.T, own.T),
+    ):
+        queries = torch.arange(len(values))[:, None].expand_as(values)
+        for k, recall in direction.items():
+            expected = RetrievalHitRate(top_k=k)(values.flatten(), right.flatten(), indexes=queries.flatten())
+            assert recall == pytest.approx(float(expected))
+            assert 0 < recall < 1
+
+
+def test_one_caption_each_is_ordinary_retrieval():
+    torch.manual_seed(1)
+    predicted, target = torch.randn(30, 5), torch.randn(30, 5)
+    texts = [str(i) for i in range(30)]
+    assert caption_retrieval(predicted, target, texts, range(30)) == retrieval(predicted, target, texts)
+
+
+def test_equal_captions_of_two_images_are_right_for_both():
+    predicted = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
+    captions = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    report = caption_retrieval(predicted, captions, ["a dog", "a dog", "grass", "sea"], [0, 1, 1, 2])
+    assert report.image_to_text[1] == report.text_to_image[1] == 1.0
+    assert report.gallery_texts == 4
+    assert report.text_to_image == {1: 1.0, 5: 1.0, 10: 1.0}  # of four queries, not of three texts
+    # Image 2 is nearer to both dogs than to its own text: two wrong captions stand above it, not one.
+    crowd = caption_retrieval(
+        torch.tensor([[1.0, 0.0], [0.8, 0.2], [0.9, 0.1]]),
+        torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]]),
+        ["a dog"] * 5 + ["sea"],
+        [0, 0, 1, 1, 1, 2],
+    )
+    assert crowd.image_to_text == {1: pytest.approx(2 / 3), 5: pytest.approx(2 / 3), 10: 1.0}
+
+
+def test_captions_of_no_image_and_images_without_captions_are_errors():
+    with pytest.raises(ValueError, match="captions of"):
+        caption_retrieval(torch.ones(2, 2), torch.ones(2, 2), ["a", "b"], [0, 0])
+    with pytest.raises(ValueError, match="captions of"):
+        caption_retrieval(torch.ones(2, 2), torch.ones(3, 2), ["a", "b", "c"], [0, 1, 2])
+    with pytest.raises(ValueError, match="captions of"):
+        caption_retrieval(torch.ones(2, 2), torch.ones(3, 2), ["a", "b", "c"], [0, 1])

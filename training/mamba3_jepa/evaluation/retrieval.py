@@ -60,13 +60,47 @@ def retrieval(predicted: Tensor, target: Tensor, texts: Sequence[str]) -> Retrie
     """
     _check_pairs(predicted, target, texts)
     labels, first = distinct(texts)
-    label_of_sample = torch.tensor(labels, device=predicted.device)
-    images, gallery = _unit(predicted), _unit(target[first])
+    images, gallery, own = _unit(predicted), _unit(target[first]), _pairs(range(len(texts)), labels, predicted)
     return RetrievalReport(
-        image_to_text=_recall(_image_to_text_ranks(images, gallery, label_of_sample)),
-        text_to_image=_recall(_text_to_image_ranks(gallery, images, label_of_sample)),
+        image_to_text=_recall(_ranks(images, gallery, own)),
+        text_to_image=_recall(_ranks(gallery, images, own.flip(0))),
         gallery_texts=len(first),
         gallery_images=len(texts),
+    )
+
+
+def caption_retrieval(
+    predicted: Tensor, captions: Tensor, texts: Sequence[str], image_of: Sequence[int]
+) -> RetrievalReport:
+    """Recall at 1, 5 and 10 where images have several captions each, as COCO and Flickr30K are measured.
+
+    Image to text: each of the N images ranks all T captions; the hit is any of its own. Text to image: each of the T
+    captions ranks the N images; the hit is the image it belongs to. A caption that two images have in the same words
+    is right for both.
+
+    Args:
+        predicted: (N, E) predicted embeddings of the images, N > 0; each has a caption.
+        captions: (T, E) embeddings of all captions.
+        texts: the T captions.
+        image_of: for each of them the number of its image.
+
+    Raises:
+        ValueError: lengths differ, an image has no caption, or a caption belongs to none of the images.
+    """
+    _check_gallery(predicted, captions, texts)
+    if len(image_of) != len(texts) or set(image_of) != set(range(len(predicted))):
+        raise ValueError(
+            f"expected images for {len(texts)} captions and captions for {len(predicted)} images, "
+            f"found {len(image_of)} captions of {len(set(image_of))} images"
+        )
+    labels, first = distinct(texts)
+    images, gallery, own = _unit(predicted), _unit(captions[first]), _pairs(image_of, labels, predicted)
+    copies = torch.bincount(own.new_tensor(labels)).float()
+    return RetrievalReport(
+        image_to_text=_recall(_ranks(images, gallery, own, copies)),
+        text_to_image=_recall(_ranks(gallery, images, own.flip(0))[labels]),
+        gallery_texts=len(texts),
+        gallery_images=len(predicted),
     )
 
 
@@ -121,8 +155,8 @@ def label_recall(predicted: Tensor, label_embeddings: Tensor, right: Sequence[in
         label_embeddings: (G, E), one row for each of the G labels.
         right: for each of the Q predictions the number of its label.
     """
-    labels = torch.tensor(right, device=predicted.device)
-    return _recall(_image_to_text_ranks(_unit(predicted), _unit(label_embeddings), labels))
+    own = _pairs(range(len(right)), right, predicted)
+    return _recall(_ranks(_unit(predicted), _unit(label_embeddings), own))
 
 
 def answer_accuracy(
@@ -147,31 +181,35 @@ def answer_accuracy(
     )
 
 
-def _image_to_text_ranks(images: Tensor, gallery: Tensor, label_of_sample: Tensor) -> Tensor:
-    """(N,) number of wrong texts that are not clearly below the right one."""
-    ranks = []
-    for block in _blocks(len(images), len(gallery)):
-        scores = images[block] @ gallery.T
-        right = scores.gather(1, label_of_sample[block, None])
-        ranks.append(_count_not_below(scores, right) - 1)  # the right text itself
-    return torch.cat(ranks)
+def _pairs(images: Sequence[int], texts: Sequence[int], like: Tensor) -> Tensor:
+    """(2, P) the images with their texts, on the device of `like`."""
+    return torch.tensor([list(images), list(texts)], device=like.device)
 
 
-def _text_to_image_ranks(gallery: Tensor, images: Tensor, label_of_sample: Tensor) -> Tensor:
-    """(T,) number of wrong samples that are not clearly below the best right one."""
+def _ranks(queries: Tensor, gallery: Tensor, right: Tensor, copies: Tensor | None = None) -> Tensor:
+    """(Q,) number of wrong entries of the gallery (G, E) that are not clearly below the best right one.
+
+    Args:
+        right: (2, P), the queries with the entries that are right for them; each query has one at least.
+        copies: (G,) how many entries each one stands for, in float32; one each unless given.
+    """
     ranks = []
-    for block in _blocks(len(gallery), len(images)):
-        scores = gallery[block] @ images.T
-        numbers = torch.arange(block.start, block.stop, device=images.device)
-        is_right = label_of_sample[None, :] == numbers[:, None]
+    right = right[:, right[0].argsort()]
+    query, entry = right[0].contiguous(), right[1]
+    for block in _blocks(len(queries), len(gallery)):
+        scores = queries[block] @ gallery.T
+        first, last = torch.searchsorted(query, query.new_tensor([block.start, block.stop])).tolist()
+        is_right = torch.zeros_like(scores, dtype=torch.bool)
+        is_right[query[first:last] - block.start, entry[first:last]] = True
         best_right = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(_count_not_below(scores.masked_fill(is_right, -torch.inf), best_right))
+        ranks.append(_count_not_below(scores.masked_fill_(is_right, -torch.inf), best_right, copies))
     return torch.cat(ranks)
 
 
-def _count_not_below(scores: Tensor, right: Tensor) -> Tensor:
+def _count_not_below(scores: Tensor, right: Tensor, copies: Tensor | None) -> Tensor:
     """(Q, G), (Q, 1) -> (Q,). NaN is below nothing; a right score that is NaN is a miss at every k."""
-    count = (~(scores < right - _TIE)).sum(dim=1)
+    not_below = ~(scores < right - _TIE)
+    count = not_below.sum(dim=1) if copies is None else (not_below.float() @ copies).long()
     return torch.where(right[:, 0].isnan(), torch.iinfo(torch.int64).max, count)
 
 
