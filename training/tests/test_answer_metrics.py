@@ -80,13 +80,13 @@ def test_the_log_gets_the_frequent_types_only() -> None:
 
 
 def test_bleu_is_sacrebleu_from_0_to_100() -> None:
-    assert bleu(["red", "blue"], ["red", "blue"]) == pytest.approx(100)
-    assert bleu(["a red circle on the left"], ["a red circle on the left"]) == pytest.approx(100)
-    assert bleu(["red"], [""]) == 0
+    assert bleu([["red"], ["blue"]], ["red", "blue"]) == pytest.approx(100)
+    assert bleu([["a red circle on the left"]], ["a red circle on the left"]) == pytest.approx(100)
+    assert bleu([["red"]], [""]) == 0
     # By hand: precisions 5/6, 3/5, 1/4 and 0/3, the last smoothed to half of 1/3; no brevity penalty.
-    found = bleu(["a red circle on the left"], ["a red star on the left"])
+    found = bleu([["a red circle on the left"]], ["a red star on the left"])
     assert found == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / (2 * 3)) ** 0.25, rel=1e-6)
-    short = bleu(["the red circle is large"], ["the red circle is"])
+    short = bleu([["the red circle is large"]], ["the red circle is"])
     assert short == pytest.approx(100 * math.exp(1 - 5 / 4), rel=1e-6)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mamba3_jepa.cli.output import show, table, write_out
+from mamba3_jepa.evaluation.zero_shot import class_templates
+from mamba3_jepa.files.lines import texts_or_file
 from mamba3_jepa.files.path_text import path_text
-from mamba3_jepa.inference.embeddings import embed_images, find_images, texts_or_file
+from mamba3_jepa.inference.embeddings import embed_images, find_images
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.inference.zero_shot import classify
 from mamba3_jepa.settings.inference import ClassifySettings
@@ -18,12 +20,13 @@ def run_classify(settings: ClassifySettings) -> None:
     """
     settings.check()
     labels = texts_or_file(settings.labels, "label")
+    templates = class_templates(settings.template, "template")
     paths = find_images(settings.images, settings.image_dir)
     model, _ = open_model(settings)
     images = embed_images(
         model, paths, settings.question, batch_size=settings.batch_size, on_bad_sample=settings.on_bad_sample
     )
-    chosen = classify(model, images, labels, template=settings.template, temperature=settings.temperature)
+    chosen = classify(model, images, labels, templates=templates, temperature=settings.temperature)
     best = [ranked[: settings.top] for ranked in chosen]
     if settings.json:
         write_out(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from mamba3_jepa.cli.output import say
+from mamba3_jepa.files.lines import texts_or_file
 from mamba3_jepa.inference.embeddings import (
     NamedEmbeddings,
     embed_images,
     embed_texts,
     find_images,
-    texts_or_file,
     write_embeddings,
 )
 from mamba3_jepa.inference.opening import open_model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mamba3_jepa.cli.output import say, show, table
+from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, Scores
 from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint
 from mamba3_jepa.evaluation.swaps import SwapReport
 from mamba3_jepa.settings.inference import EvaluateSettings
@@ -18,14 +21,17 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     """
     report = evaluate_checkpoint(settings)
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
-    by_type = [name for name in numbers if name.startswith(("exact_match_", "swap_"))]  # they have tables of their own
-    rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in by_type]
+    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "swap_"))}
+    in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}
+    rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables]
     say(report.data)
     show(table(("metric", "value"), rows))
     if report.nearest.by_type:
         show(table(*_types(report)))
     if report.validation.swaps is not None:
         show(table(*_swaps(report.validation.swaps)))
+    for benchmark in report.benchmarks:
+        show(table(*_benchmark(benchmark)))
 
 
 def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
@@ -52,3 +58,24 @@ def _swaps(report: SwapReport) -> tuple[list[str], list[list[str]]]:
     if len(shown) > _MAX_TYPES:
         rows.append([f"{len(shown) - _MAX_TYPES} rarer kinds", "", "", ""])
     return ["exchanged", "samples", "chance", "swap accuracy"], rows
+
+
+def _benchmark(report: BenchmarkReport) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: each measure of all questions of a benchmark, then of their groups."""
+    ways = list(report.scores.by_way)
+    rows = list(_measures(report.benchmark, report.scores))
+    for name, group in report.groups.items():
+        for value, scores in list(group.items())[:_MAX_TYPES]:
+            rows += _measures(f"{name}: {value}", scores)
+        if len(group) > _MAX_TYPES:
+            rest = sum(scores.questions for scores in list(group.values())[_MAX_TYPES:])
+            rows.append([f"{name}: {len(group) - _MAX_TYPES} rarer ones", "", f"{rest:,}", *("" for _ in ways)])
+    return ["benchmark", "measure", "questions", *ways], rows
+
+
+def _measures(label: str, scores: Scores) -> Iterator[list[str]]:
+    """A row for each measure."""
+    first = next(iter(scores.by_way.values()))
+    for number, measure in enumerate(first):
+        shares = [f"{measures[measure]:.4f}" for measures in scores.by_way.values()]
+        yield [label if number == 0 else "", measure, f"{scores.questions:,}" if number == 0 else "", *shares]

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.question_type import question_type
@@ -49,8 +50,16 @@ class AnswerMetrics:
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def answer_metrics(expected: Sequence[str], generated: Sequence[str], questions: Sequence[str | None]) -> AnswerMetrics:
+def answer_metrics(
+    expected: Sequence[str],
+    generated: Sequence[str],
+    questions: Sequence[str | None],
+    also_right: Sequence[Sequence[str]] | None = None,
+) -> AnswerMetrics:
     """Compare N generated texts with the N expected ones; a question of None marks a caption.
+
+    Args:
+        also_right: for each of the N the further texts that are right: a match of any counts, and BLEU takes all.
 
     Raises:
         ValueError: no texts, or lengths that differ.
@@ -59,7 +68,8 @@ def answer_metrics(expected: Sequence[str], generated: Sequence[str], questions:
         raise ValueError(
             f"{len(generated)} generated texts for {len(expected)} expected and {len(questions)} questions"
         )
-    right = [same_text(*pair) for pair in zip(expected, generated, strict=True)]
+    references = [[text, *more] for text, more in zip(expected, also_right or [()] * len(expected), strict=True)]
+    right = [any(same_text(text, said) for text in texts) for texts, said in zip(references, generated, strict=True)]
     of_questions: dict[str, list[bool]] = defaultdict(list)
     of_captions: list[bool] = []
     for question, is_right in zip(questions, right, strict=True):
@@ -72,7 +82,7 @@ def answer_metrics(expected: Sequence[str], generated: Sequence[str], questions:
         exact_match=sum(right) / len(right),
         question_exact_match=_share([is_right for _, group in by_frequency for is_right in group]),
         caption_exact_match=_share(of_captions),
-        bleu=bleu(expected, generated),
+        bleu=bleu(references, generated),
         by_type={kind: (sum(group) / len(group), len(group)) for kind, group in by_frequency},
         n_samples=len(right),
         n_questions=len(right) - len(of_captions),
@@ -84,14 +94,16 @@ def same_text(expected: str, generated: str) -> bool:
     return plain_text(expected) == plain_text(generated)
 
 
-def bleu(expected: Sequence[str], generated: Sequence[str]) -> float:
-    """Corpus BLEU, 0 to 100, as sacrebleu computes it, with one reference each.
+def bleu(references: Sequence[Sequence[str]], generated: Sequence[str]) -> float:
+    """Corpus BLEU, 0 to 100, as sacrebleu computes it, with one reference each or more.
 
     n-grams longer than every text do not count, so that one-word answers can be right.
     """
     from sacrebleu.metrics import BLEU
 
-    return float(BLEU(effective_order=True).corpus_score(list(generated), [list(expected)]).score)
+    most = max(map(len, references))
+    streams: list[Any] = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
+    return float(BLEU(effective_order=True).corpus_score(list(generated), streams).score)
 
 
 def _share(right: Sequence[bool]) -> float | None:

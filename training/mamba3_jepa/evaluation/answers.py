@@ -25,7 +25,8 @@ class Answers:
     """Validation samples answered by generation.
 
     index: their numbers in the source; questions: None for captions; nearest: for questions, the answer whose
-    embedding is nearest to the predicted one, which is what the decoder is given.
+    embedding is nearest to the predicted one, which is what the decoder is given; also_right: for each sample the
+    further texts that are right, such as other captions of its image; None where there are none.
     """
 
     index: list[int]
@@ -33,32 +34,50 @@ class Answers:
     expected: list[str]
     generated: list[str]
     nearest: list[str]
+    also_right: list[tuple[str, ...]] | None = None
 
     def metrics(self) -> AnswerMetrics:
         """Of the generated texts."""
-        return answer_metrics(self.expected, self.generated, self.questions)
+        return answer_metrics(self.expected, self.generated, self.questions, self.also_right)
 
     def nearest_metrics(self) -> AnswerMetrics:
         """Of the nearest answers, for comparison."""
-        return answer_metrics(self.expected, self.nearest, self.questions)
+        return answer_metrics(self.expected, self.nearest, self.questions, self.also_right)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownAnswers:
+    """What questions may be answered with: G different texts and their (G, E) embeddings, on the CPU."""
+
+    texts: list[str]
+    embeddings: Tensor
 
 
 def nearest_texts(
-    predicted: Tensor, target: Tensor, expected: Sequence[str], questions: Sequence[str | None]
+    predicted: Tensor,
+    target: Tensor,
+    expected: Sequence[str],
+    questions: Sequence[str | None],
+    known: KnownAnswers | None = None,
 ) -> list[str]:
     """For each of N samples the nearest of all answers to questions, or, for a caption, of all captions.
 
     Args:
         predicted, target: (N, E), the targets those of the N texts `expected`.
+        known: for questions, the nearest of these instead.
     """
     nearest = [""] * len(expected)
     for is_question in (True, False):
         chosen = [i for i, question in enumerate(questions) if (question is not None) == is_question]
         if not chosen:
             continue
-        _, first = distinct([expected[i] for i in chosen])
-        gallery = [chosen[i] for i in first]
-        found = nearest_answer(predicted[chosen], target[gallery], [expected[i] for i in gallery])
+        if is_question and known is not None:
+            texts, embeddings = known.texts, known.embeddings
+        else:
+            _, first = distinct([expected[i] for i in chosen])
+            gallery = [chosen[i] for i in first]
+            texts, embeddings = [expected[i] for i in gallery], target[gallery]
+        found = nearest_answer(predicted[chosen], embeddings, texts)
         for i, text in zip(chosen, found, strict=True):
             nearest[i] = text
     return nearest

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mamba3_jepa.data.content import content_of
 from mamba3_jepa.data.left_out import LeftOut
@@ -21,13 +21,16 @@ from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usab
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.annotations import Annotation, read_annotations, repeated_ids
 from mamba3_jepa.evaluation.answer_metrics import AnswerMetrics
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
-from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_sheet
+from mamba3_jepa.evaluation.answers import Answers, KnownAnswers, nearest_texts, write_answer_sheet
+from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, benchmark_reports
 from mamba3_jepa.evaluation.decoding import generate_texts
-from mamba3_jepa.evaluation.retrieval import label_recall
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
-from mamba3_jepa.evaluation.validate import Collected, ValidationReport, collect, evaluate
+from mamba3_jepa.evaluation.validate import Captions, Collected, ValidationReport, collect, evaluate
+from mamba3_jepa.evaluation.vqa_accuracy import N_ANSWERS
+from mamba3_jepa.evaluation.zero_shot import ZeroShotReport, class_embeddings, class_templates, zero_shot
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.files.json_file import finite_or_null, write_json
 from mamba3_jepa.files.lines import read_lines
@@ -41,21 +44,13 @@ SCENES = 256  # as many distinct scenes as the gallery of the README's numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotReport:
-    """Samples whose text is one of the labels; recall: the share with the right label among the nearest k."""
-
-    recall: dict[int, float]
-    n_samples: int
-    n_labels: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """Everything one evaluation measured.
 
     n_skipped: bad samples that were left out.
     generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
-    ending. nearest: of the nearest texts instead.
+    ending; empty: the share that says nothing. nearest: of the nearest texts instead; answers_known: where the answers
+    to choose from were given, the share of questions of which a right one is among them.
     """
 
     data: str
@@ -64,21 +59,31 @@ class EvaluationReport:
     nearest: AnswerMetrics
     generated: AnswerMetrics | None
     unfinished: float | None
+    empty: float | None
+    answers_known: float | None
     zero_shot: ZeroShotReport | None
+    benchmarks: list[BenchmarkReport]
 
     def metrics(self, prefix: str = "test") -> dict[str, float]:
         """Flat numbers: those of `ValidationReport` and `AnswerMetrics`, and with the prefix `test`:
 
-        - `test/unfinished`, where there are generated answers;
-        - with labels `test/zero_shot_top{1,5,10}`, `test/zero_shot_samples`, `test/zero_shot_labels`.
+        - `test/unfinished` and `test/empty`, where there are generated answers; with `answers`, `test/answers_known`;
+        - with labels `test/zero_shot_top{1,5,10}`, `test/zero_shot_{samples,labels,templates}`;
+        - of benchmarks `test/{benchmark}_{measure}_{nearest,generated}`, `test/{benchmark}_questions`.
         """
         values = self.validation.metrics(prefix)
         if self.generated is not None and self.unfinished is not None:
             values |= self.generated.metrics(prefix) | {f"{prefix}/unfinished": self.unfinished}
+        for name, share in (("empty", self.empty), ("answers_known", self.answers_known)):
+            if share is not None:
+                values[f"{prefix}/{name}"] = share
         if self.zero_shot is not None:
             values |= {f"{prefix}/zero_shot_top{k}": share for k, share in self.zero_shot.recall.items()}
             values[f"{prefix}/zero_shot_samples"] = self.zero_shot.n_samples
             values[f"{prefix}/zero_shot_labels"] = self.zero_shot.n_labels
+            values[f"{prefix}/zero_shot_templates"] = self.zero_shot.n_templates
+        for report in self.benchmarks:
+            values |= {f"{prefix}/{name}": value for name, value in report.metrics().items()}
         return values
 
     def by_type(self) -> dict[str, dict[str, float]]:
@@ -99,6 +104,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     """
     settings.check()
     labels = None if settings.labels is None else read_lines(settings.labels, "label")
+    templates = class_templates(settings.label_template, "label_template")
     device = checked_device(settings.device)
     checkpoint = load_checkpoint(settings.checkpoint)
     model = Mamba3Jepa.from_loaded(checkpoint, str(settings.checkpoint), device)
@@ -107,6 +113,9 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
             f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
     source, indices, fingerprint = _open(settings, checkpoint)
+    if len(indices) > settings.samples:
+        logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
+                       len(indices))  # fmt: skip
     indices = spread(indices, settings.samples)
     if not source.synthetic:
         phases = checkpoint.data.of_phases(checkpoint.phase)
@@ -130,45 +139,49 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(f"{source.name}: not one of {len(collected.bad)} samples could be read")
     for what, embeddings in (("predicted", collected.predicted), ("target", collected.target)):
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
-    answers, unfinished = _answers(model, collected, settings)
-    report = EvaluationReport(
-        data=source.name,
-        n_skipped=len(collected.bad),
-        validation=evaluate(collected),
-        nearest=answers.nearest_metrics(),
-        generated=None if unfinished is None else answers.metrics(),
-        unfinished=unfinished,
-        zero_shot=None if labels is None else _zero_shot(model, collected, labels, settings),
-    )
+    report, answers = _measure(model, collected, source, settings, labels, templates)
     for warning in report.validation.warnings:
         logger.warning(warning)
     _write(settings, report, collected, answers, source)
     return report
 
 
-def zero_shot(
-    predicted: Tensor, texts: Sequence[str], labels: Sequence[str], label_embeddings: Tensor
-) -> ZeroShotReport | None:
-    """Classify the samples whose text is one of the labels, but for case and white space; None if there are none.
-
-    Args:
-        predicted: (N, E), of the N samples with these texts.
-        label_embeddings: (G, E), of the G labels.
-    """
-    number = {plain_text(label): i for i, label in enumerate(labels)}
-    rows = [i for i, text in enumerate(texts) if plain_text(text) in number]
-    if not rows:
-        return None
-    recall = label_recall(predicted[rows], label_embeddings, [number[plain_text(texts[i])] for i in rows])
-    return ZeroShotReport(recall=recall, n_samples=len(rows), n_labels=len(labels))
+def _measure(
+    model: Mamba3Jepa,
+    collected: Collected,
+    source: Source,
+    settings: EvaluateSettings,
+    labels: Sequence[str] | None,
+    templates: Sequence[str],
+) -> tuple[EvaluationReport, Answers]:
+    found = read_annotations(source, collected.index.tolist())
+    known = None if settings.answers is None else _known_answers(model, settings.answers)
+    answers, unfinished = _answers(model, collected, found, known, settings)
+    report = EvaluationReport(
+        data=source.name,
+        n_skipped=len(collected.bad),
+        validation=evaluate(
+            collected,
+            None if known is None else known.texts,
+            None if known is None else known.embeddings,
+            captions=_captions(model, found),
+        ),
+        nearest=answers.nearest_metrics(),
+        generated=None if unfinished is None else answers.metrics(),
+        unfinished=unfinished,
+        empty=None if unfinished is None else sum(not text.strip() for text in answers.generated) / len(found),
+        answers_known=None if known is None else _share_known(found, known),
+        zero_shot=None if labels is None else _zero_shot(model, collected, labels, templates, settings),
+        benchmarks=_benchmarks(answers, found, source, settings.benchmark),
+    )
+    return report, answers
 
 
 def _zero_shot(
-    model: Mamba3Jepa, collected: Collected, labels: Sequence[str], settings: EvaluateSettings
+    model: Mamba3Jepa, collected: Collected, labels: Sequence[str], templates: Sequence[str], settings: EvaluateSettings
 ) -> ZeroShotReport:
-    embeddings = model.embed_text([settings.label_template.replace("{}", label) for label in labels]).cpu()
-    demand_finite(embeddings, model, "the embedding of the label", labels)
-    report = zero_shot(collected.predicted, collected.texts, labels, embeddings)
+    embeddings = class_embeddings(model, labels, templates)
+    report = zero_shot(collected.predicted, collected.texts, labels, embeddings, len(templates))
     if report is None:
         raise UserError(
             f"{settings.labels}: none of the {len(collected.texts)} samples has one of these {len(labels)} labels "
@@ -177,7 +190,61 @@ def _zero_shot(
     return report
 
 
-def _answers(model: Mamba3Jepa, collected: Collected, settings: EvaluateSettings) -> tuple[Answers, float | None]:
+def _captions(model: Mamba3Jepa, found: Sequence[Annotation]) -> Captions | None:
+    """All captions, embedded; None where no image has more than one."""
+    if not any(len(each.captions) > 1 for each in found):
+        return None
+    sample = [row for row, each in enumerate(found) for _ in each.captions]
+    texts = [caption for each in found for caption in each.captions]
+    embeddings = model.embed_text(texts).cpu()
+    return Captions(texts=texts, embeddings=demand_finite(embeddings, model, "the embedding of", texts), sample=sample)
+
+
+def _known_answers(model: Mamba3Jepa, path: Path) -> KnownAnswers:
+    texts = read_lines(path, "answer")
+    embeddings = model.embed_text(texts).cpu()
+    return KnownAnswers(texts=texts, embeddings=demand_finite(embeddings, model, "the embedding of", texts))
+
+
+def _share_known(found: Sequence[Annotation], known: KnownAnswers) -> float | None:
+    """The share of questions of which a right answer is among the known ones; None without questions."""
+    plain = {plain_text(text) for text in known.texts}
+    asked = [each.question for each in found if each.question is not None]
+    reachable = sum(any(plain_text(answer) in plain for answer in question.answers) for question in asked)
+    return reachable / len(asked) if asked else None
+
+
+def _benchmarks(
+    answers: Answers, found: Sequence[Annotation], source: Source, benchmark: str | None
+) -> list[BenchmarkReport]:
+    """The benchmarks that the questions belong to; says what is odd about the questions."""
+    rows = [row for row, each in enumerate(found) if each.question is not None]
+    given = {"nearest": answers.nearest} | ({"generated": answers.generated} if answers.generated else {})
+    reports = benchmark_reports(
+        [question for each in found if (question := each.question) is not None],
+        {way: [texts[row] for row in rows] for way, texts in given.items()},
+        benchmark,
+    )
+    for report in reports:
+        if report.odd_counts:
+            logger.warning(
+                "%s: %d of %d questions do not have %d answers; of fewer than 4, all others must say the same",
+                source.name, report.odd_counts, report.scores.questions, N_ANSWERS,
+            )  # fmt: skip
+        if report.left_out:
+            logger.warning("%s: %d questions do not count in %s", source.name, report.left_out, report.benchmark)
+    if reports and (repeated := repeated_ids(found)):
+        logger.warning("%s: %d questions have the id of an earlier one; each counts", source.name, repeated)
+    return reports
+
+
+def _answers(
+    model: Mamba3Jepa,
+    collected: Collected,
+    found: Sequence[Annotation],
+    known: KnownAnswers | None,
+    settings: EvaluateSettings,
+) -> tuple[Answers, float | None]:
     """What is nearest and what is generated, and the share of the latter that met the limit; None if none are."""
     said: list[tuple[str, bool]] = []
     if model.y_decoder is not None and not settings.skip_generation and collected.texts:
@@ -196,7 +263,8 @@ def _answers(model: Mamba3Jepa, collected: Collected, settings: EvaluateSettings
         questions=collected.questions,
         expected=collected.texts,
         generated=[text for text, _ in said],
-        nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions),
+        nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions, known),
+        also_right=[each.captions[1:] for each in found],
     )
     return answers, sum(not finished for _, finished in said) / len(said) if said else None
 
@@ -214,6 +282,7 @@ def _write(
         values |= report.metrics() | {"by_type": report.by_type()}
         if report.validation.swaps is not None:
             values["swaps"] = report.validation.swaps.rows()
+        values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
         write_json(settings.output, finite_or_null(values))  # the uniformity of a single text is NaN
     if settings.contact_sheet is not None:
         write_contact_sheet(collected, source, settings.contact_sheet)

@@ -26,6 +26,7 @@ from mamba3_jepa.evaluation.retrieval import (
     AnswerReport,
     RetrievalReport,
     answer_accuracy,
+    caption_retrieval,
     distinct,
     nearest_answer,
     retrieval,
@@ -47,6 +48,15 @@ class Collected:
     gate_activity: Tensor | None  # (n_layers,) mean over the samples; None without ANGN
     bad: list[str] = field(default_factory=list)  # what was wrong with each sample that was left out
     wrong: list[WrongText] = field(default_factory=list)  # texts that are wrong for a sample, beside its right one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Every caption of some samples: T texts, their (T, E) embeddings, and for each the position of its sample."""
+
+    texts: list[str]
+    embeddings: Tensor
+    sample: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +188,7 @@ def evaluate(
     answers: Sequence[str] | None = None,
     answer_embeddings: Tensor | None = None,
     question_types: Sequence[str] | None = None,
+    captions: Captions | None = None,
 ) -> ValidationReport:
     """Retrieval, answers, and the state of the embeddings.
 
@@ -189,6 +200,7 @@ def evaluate(
             distinct answers of the collected questions with their target embeddings.
         question_types: N types, one per sample, to report the accuracy of each (ignored where there is no
             question).
+        captions: where images have several, all of them, which retrieval is then computed on.
 
     Raises:
         UserError: nothing was collected.
@@ -198,10 +210,6 @@ def evaluate(
         raise ValueError("give both answers and answer_embeddings, or neither")
     if not collected.texts:
         raise UserError("validation: there is no sample to evaluate; is the held-out split empty?")
-    captions = [i for i, question in enumerate(collected.questions) if question is None]
-    caption_texts = {collected.texts[i] for i in captions}
-    rows = captions if len(caption_texts) >= 2 else list(range(len(collected.texts)))
-
     _, first = distinct(collected.texts)
     text_embeddings = collected.target[first]  # (T, E): a text that occurs often is still one point
     warnings = (
@@ -211,7 +219,7 @@ def evaluate(
     activity = () if collected.gate_activity is None else tuple(collected.gate_activity.tolist())
     return ValidationReport(
         n_samples=len(collected.texts),
-        retrieval=retrieval(collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows]),
+        retrieval=_retrieval(collected, captions),
         answers=_answer(collected, answers, answer_embeddings, question_types),
         swaps=swap_accuracy(collected.wrong, collected.questions),
         alignment=alignment(collected.predicted, collected.target),
@@ -222,6 +230,18 @@ def evaluate(
         gate_activity=activity,
         warnings=tuple(warning for warning in warnings if warning is not None),
     )
+
+
+def _retrieval(collected: Collected, captions: Captions | None) -> RetrievalReport:
+    if captions is not None:
+        rows = sorted(set(captions.sample))
+        number = {row: i for i, row in enumerate(rows)}
+        image_of = [number[row] for row in captions.sample]
+        return caption_retrieval(collected.predicted[rows], captions.embeddings, captions.texts, image_of)
+    rows = [i for i, question in enumerate(collected.questions) if question is None]
+    if len({collected.texts[i] for i in rows}) < 2:
+        rows = list(range(len(collected.texts)))
+    return retrieval(collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows])
 
 
 def _answer(

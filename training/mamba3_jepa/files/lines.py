@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mamba3_jepa.errors import UserError
@@ -30,3 +32,10 @@ def read_lines(path: str | Path, what: str) -> list[str]:
     if not lines:
         raise UserError(f"{path}: the file has no text; expected one {what} a line")
     return lines
+
+
+def texts_or_file(values: Sequence[str], what: str) -> list[str]:
+    """The different texts given, or the lines of the file that the only one of them names."""
+    if len(values) == 1 and os.path.isfile(values[0]):
+        return read_lines(values[0], what)
+    return list(dict.fromkeys(values))

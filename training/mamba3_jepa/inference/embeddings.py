@@ -22,7 +22,6 @@ from mamba3_jepa.data.sample import OnBadSample
 from mamba3_jepa.data.survey import Survey, described, nameless_data, suffix_of, walk_visible
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import write_json
-from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.files.safetensors_file import write_safetensors
 from mamba3_jepa.files.special import is_special
@@ -83,13 +82,6 @@ def _of_no_use_here(survey: Survey, n_special: int) -> str:
 def _bytes(path: Path) -> list[bytes]:
     """What paths are sorted by: a name that is not UTF-8 has its place too."""
     return [os.fsencode(part) for part in path.parts]
-
-
-def texts_or_file(values: Sequence[str], what: str) -> list[str]:
-    """The different texts given, or the lines of the file that the only one of them names."""
-    if len(values) == 1 and os.path.isfile(values[0]):
-        return read_lines(values[0], what)
-    return list(dict.fromkeys(values))
 
 
 def embed_images(

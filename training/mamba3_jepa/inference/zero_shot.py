@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mamba3_jepa.contract import CLASS_TEMPLATE
 from mamba3_jepa.data.images import load_image
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.cards import draw_cards, text_rows
 from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.evaluation.zero_shot import class_embeddings
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import NamedEmbeddings, embed_texts
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -42,10 +44,12 @@ def classify(
     images: NamedEmbeddings,
     labels: Sequence[str],
     *,
-    template: str = "{}",
+    templates: Sequence[str] = (CLASS_TEMPLATE,),
     temperature: float,
 ) -> list[list[tuple[str, float]]]:
     """For each image every label with its probability, most probable first.
+
+    A label stands where the mean of its texts does, one for each template (`class_embeddings`).
 
     Raises:
         UserError: fewer than two different labels, or an empty one.
@@ -53,7 +57,7 @@ def classify(
     labels = list(dict.fromkeys(label.strip() for label in labels))
     if len(labels) < 2 or "" in labels:
         raise UserError(f"expected at least two different labels, none of them empty, found {labels}")
-    embedded = embed_texts(model, [template.replace("{}", label) for label in labels]).embeddings
+    embedded = class_embeddings(model, labels, templates)
     probabilities = class_probabilities(images.embeddings, embedded, temperature)
     probabilities, order = probabilities.sort(descending=True, stable=True)
     return [

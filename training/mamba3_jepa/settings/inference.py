@@ -183,8 +183,9 @@ class ClassifySettings(ImageSettings):
 
     labels: _Texts
     """Labels, or one text file with a label a line."""
-    template: str = CLASS_TEMPLATE
-    """The text that stands for a label, such as "a photo of a {}"."""
+    template: _Texts = (CLASS_TEMPLATE,)
+    """The text that stands for a label, such as "a photo of a {}"; of several, or of the lines of one text file, the
+    mean of their embeddings."""
     question: _Text = None
     """The question that the labels answer; default: the prompt for describing an image."""
     temperature: Positive = CLASS_TEMPERATURE
@@ -198,8 +199,6 @@ class ClassifySettings(ImageSettings):
         """Raise UserError for impossible settings."""
         if not 0 < c_float(self.temperature).value < float("inf"):
             raise UserError(f"`temperature` {self.temperature}: must be finite and greater than 0, in float32")
-        if self.template.count("{}") != 1:
-            raise UserError(f"`template` {self.template!r}: must contain {{}} once, where the label goes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +226,15 @@ class EvaluateSettings(Checked):
     """Where to compute: cpu, cuda, cuda:1, mps."""
     labels: _Path = None
     """Zero-shot classification among the lines of this text file, of the samples whose answer or caption is one."""
-    label_template: str = "{}"
-    """The text that stands for a label, such as "a photo of a {}"."""
+    label_template: _Texts = (CLASS_TEMPLATE,)
+    """The text that stands for a label, such as "a photo of a {}"; of several, or of the lines of one text file, the
+    mean of their embeddings."""
+    benchmark: Literal["vqav2", "gqa", "tallyqa", "pope"] | None = None
+    """Measure all questions as this benchmark does; default: the one that their lines name, and VQA accuracy where a
+    question has several answers."""
+    answers: _Path = None
+    """What questions may be answered with by nearest embedding, one a line in a text file; default: the different right
+    answers of the measured questions."""
     skip_generation: bool = False
     """Leave out the generated answers, which take the most time."""
     output: _Path = None
@@ -243,8 +249,6 @@ class EvaluateSettings(Checked):
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
-        if self.label_template.count("{}") != 1:
-            raise UserError(f"`label_template` {self.label_template!r}: must contain {{}} once, where the label goes")
         demand_data_dir(self.manifest, self.data_dir)
         if self.skip_generation and self.answer_sheet is not None:
             raise UserError("`answer_sheet` shows generated answers; it cannot go with `skip_generation`")
