@@ -60,7 +60,8 @@ def test_vqa_accuracy_of_both_ways_of_answering(
         vqa("blue.png", COLOUR, ["blue"] * 10, "other", 2),
         vqa("green.png", THERE, ["no"] * 8 + [said] * 2, "yes/no", 3),
     ]
-    numbers = evaluate(checkpoint, data, records)
+    written = data / "answers.jsonl"
+    numbers = evaluate(checkpoint, data, records, "--predictions", str(written))
     expected = ["red", "blue", "no"]  # the most frequent of each; of equally frequent ones the first
     predicted = model.embed([data / record["image"] for record in records], [record["question"] for record in records])
     nearest = (predicted @ model.embed_text(expected).T).argmax(dim=1).tolist()
@@ -75,6 +76,10 @@ def test_vqa_accuracy_of_both_ways_of_answering(
         "nearest": {"accuracy": pytest.approx(shares[2])},
         "generated": {"accuracy": pytest.approx(0.6)},
     }
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [1, 2, 3]
+    assert [line["nearest"] for line in lines] == [expected[i] for i in nearest]
+    assert lines[2] == lines[2] | {"question": THERE, "right": records[2]["answers"], "generated": said}
     shown = capsys.readouterr().out
     assert "answer type: yes/no" in shown
     assert "0.2000" in shown

@@ -27,6 +27,7 @@ from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answers import Answers, KnownAnswers, nearest_texts, write_answer_sheet
 from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, benchmark_reports
 from mamba3_jepa.evaluation.decoding import generate_texts
+from mamba3_jepa.evaluation.predictions import write_predictions
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Captions, Collected, ValidationReport, collect, evaluate
 from mamba3_jepa.evaluation.vqa_accuracy import N_ANSWERS
@@ -139,22 +140,26 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(f"{source.name}: not one of {len(collected.bad)} samples could be read")
     for what, embeddings in (("predicted", collected.predicted), ("target", collected.target)):
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
-    report, answers = _measure(model, collected, source, settings, labels, templates)
+    found = read_annotations(source, collected.index.tolist())
+    report, answers = _measure(model, collected, found, source, settings, labels, templates)
     for warning in report.validation.warnings:
         logger.warning(warning)
     _write(settings, report, collected, answers, source)
+    if settings.predictions is not None:
+        write_predictions(answers, found, settings.predictions)
     return report
 
 
 def _measure(
     model: Mamba3Jepa,
     collected: Collected,
+    found: Sequence[Annotation],
     source: Source,
     settings: EvaluateSettings,
     labels: Sequence[str] | None,
     templates: Sequence[str],
 ) -> tuple[EvaluationReport, Answers]:
-    found = read_annotations(source, collected.index.tolist())
+    """All measures of what the model made of some samples, and the answers themselves."""
     known = None if settings.answers is None else _known_answers(model, settings.answers)
     answers, unfinished = _answers(model, collected, found, known, settings)
     report = EvaluationReport(
@@ -228,7 +233,7 @@ def _benchmarks(
     for report in reports:
         if report.odd_counts:
             logger.warning(
-                "%s: %d of %d questions do not have %d answers; of fewer than 4, all others must say the same",
+                "%s: %d of %d questions do not have %d answers; published VQA accuracies are of so many",
                 source.name, report.odd_counts, report.scores.questions, N_ANSWERS,
             )  # fmt: skip
         if report.left_out:

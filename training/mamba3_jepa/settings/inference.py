@@ -239,6 +239,9 @@ class EvaluateSettings(Checked):
     """Leave out the generated answers, which take the most time."""
     output: _Path = None
     """Write the numbers to this JSON file."""
+    predictions: _Path = None
+    """Write the answers to all samples to this file, a JSON object a line: id, question, what is right, nearest,
+    generated."""
     contact_sheet: _Path = None
     """Write a picture of some images with their nearest texts to this PNG file."""
     answer_sheet: _Path = None
