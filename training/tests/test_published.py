@@ -218,7 +218,8 @@ def test_vqav2_keeps_ten_answers_types_and_numbers(tmp_path: Path, capfd: pytest
     assert sample.meta["image"] == f"train2014/COCO_train2014_{8 + N:012}.jpg"
     assert sample.meta["id"] == (8 + N) * 1000 + 1
     assert sample.meta["meta"] == {
-        "image_id": 8 + N, "question_type": "what is in", "answer_type": "other", "split": "train2014"
+        "dataset": "vqav2", "image_id": 8 + N, "question_type": "what is in", "answer_type": "other",
+        "split": "train2014",
     }  # fmt: skip
     assert f"some.jsonl: {2 * N} lines about {N} images\n" in capfd.readouterr().out
     assert not list((tmp_path / "out").glob(".*"))
@@ -231,7 +232,11 @@ def test_coco_captions_are_one_line_an_image(tmp_path: Path) -> None:
     assert sample.captions == tuple(f"Caption {k} of the image {N - 2}." for k in range(5))
     assert (sample.question, sample.target) == (None, sample.captions[0])
     assert (sample.meta["image"], sample.meta["id"]) == (f"val2014/COCO_val2014_{N - 2:012}.jpg", N - 2)
-    assert sample.meta["meta"] == {"caption_ids": [100 * k + N - 2 for k in range(5)], "split": "val2014"}
+    assert sample.meta["meta"] == {
+        "dataset": "coco-captions",
+        "caption_ids": [100 * k + N - 2 for k in range(5)],
+        "split": "val2014",
+    }
 
 
 def test_karpathys_splits_are_chosen_from(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -241,7 +246,13 @@ def test_karpathys_splits_are_chosen_from(tmp_path: Path, capfd: pytest.CaptureF
     sample = source.sample(3)
     assert sample.captions == tuple(f"A {k} of 3." for k in range(5))
     assert sample.meta["id"] == 503
-    assert sample.meta["meta"] == {"cocoid": 503, "imgid": 3, "split": "test", "sentids": [30, 31, 32, 33, 34]}
+    assert sample.meta["meta"] == {
+        "dataset": "coco-captions",
+        "cocoid": 503,
+        "imgid": 3,
+        "split": "test",
+        "sentids": [30, 31, 32, 33, 34],
+    }
     elsewhere = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "other.jsonl")]
     assert main(["prepare", *command, "train", *elsewhere]) == 2
     assert "no image is of the --splits train; there are test, val" in capfd.readouterr().err
@@ -259,6 +270,7 @@ def test_gqa_keeps_what_its_evaluation_reads(tmp_path: Path) -> None:
     assert (sample.question, sample.target, sample.meta["id"]) == ("Is it overcast in 1?", "yes", "07736951")
     assert sample.meta["image"] == "images/2354781.jpg"
     assert sample.meta["meta"] == {
+        "dataset": "gqa",
         "imageId": "2354781",
         "types": {"detailed": "weatherVerifyC", "semantic": "global", "structural": "verify"},
         "groups": {"global": None, "local": "13-cloudy_overcast"},
@@ -275,7 +287,7 @@ def test_tallyqa_counts_in_words_of_digits(tmp_path: Path) -> None:
     sample = source.sample(3)
     assert (sample.target, sample.meta["image"], sample.meta["id"]) == ("3", "VG_100K_2/3.jpg", 30095773)
     assert sample.meta["meta"] == {
-        "image_id": 92410403, "data_source": "imported_genome", "issimple": False, "split": "test"
+        "dataset": "tallyqa", "image_id": 92410403, "data_source": "imported_genome", "issimple": False, "split": "test"
     }  # fmt: skip
 
 
@@ -284,7 +296,7 @@ def test_pope_keeps_how_the_objects_were_chosen(tmp_path: Path) -> None:
     assert len(source) == 2 * N
     first, last = source.sample(0), source.sample(2 * N - 1)
     assert (first.question, first.target, first.meta["id"]) == ("Is there a random 0 in it?", "yes", 1)
-    assert first.meta["meta"] == {"category": "random", "file": "coco_pope_random.json"}
+    assert first.meta["meta"] == {"dataset": "pope", "category": "random", "file": "coco_pope_random.json"}
     assert (last.target, last.meta["meta"]["category"]) == ("no", "adversarial")
     assert last.meta["image"] == f"val2014/COCO_val2014_{N - 1:012}.jpg"
 
@@ -299,7 +311,7 @@ def test_llava_is_a_line_for_each_answer(tmp_path: Path) -> None:
     assert [sample.target for sample in samples] == [
         "They are 0.", "There are 0 of them.", "They are 1.", "Hi.", "a caption, not note.txt"
     ]  # fmt: skip
-    assert [sample.meta["meta"] for sample in samples[:2]] == [{"turn": 1}, {"turn": 2}]
+    assert [sample.meta["meta"] for sample in samples[:2]] == [{"dataset": "llava", "turn": turn} for turn in (1, 2)]
     assert [sample.meta["id"] for sample in samples] == ["000000000000"] * 2 + ["000000000001", "talk", "cap"]
     assert samples[3].image is None
     assert samples[4].meta["image"] == "coco/train2017/000000000000.jpg"

@@ -54,7 +54,7 @@ def prepare_vqav2(settings: Annotated[VqaV2Settings, tyro.conf.arg(name="")]) ->
     """Write a manifest of VQA v2 from its questions and annotations, with all ten answers of each question."""
     from mamba3_jepa.data.published.vqav2 import vqav2_lines
 
-    _write(settings, lambda left_out: vqav2_lines(settings.questions, settings.annotations, left_out))
+    _write(settings, "vqav2", lambda left_out: vqav2_lines(settings.questions, settings.annotations, left_out))
 
 
 @prepare.command(name="coco-captions")
@@ -62,7 +62,7 @@ def prepare_coco_captions(settings: Annotated[CocoCaptionsSettings, tyro.conf.ar
     """Write a manifest of COCO captions, all five of each image: COCO's own files, or Karpathy's splits."""
     from mamba3_jepa.data.published.coco_captions import coco_lines
 
-    _write(settings, lambda left_out: coco_lines(settings.captions, settings.splits, left_out))
+    _write(settings, "coco-captions", lambda left_out: coco_lines(settings.captions, settings.splits, left_out))
 
 
 @prepare.command(name="gqa")
@@ -70,7 +70,7 @@ def prepare_gqa(settings: Annotated[GqaSettings, tyro.conf.arg(name="")]) -> Non
     """Write a manifest of GQA from its files of questions."""
     from mamba3_jepa.data.published.gqa import gqa_lines
 
-    _write(settings, lambda left_out: gqa_lines(settings.questions))
+    _write(settings, "gqa", lambda left_out: gqa_lines(settings.questions))
 
 
 @prepare.command(name="tallyqa")
@@ -78,7 +78,7 @@ def prepare_tallyqa(settings: Annotated[TallyQaSettings, tyro.conf.arg(name="")]
     """Write a manifest of TallyQA, questions that count."""
     from mamba3_jepa.data.published.tallyqa import tallyqa_lines
 
-    _write(settings, lambda left_out: tallyqa_lines(settings.questions))
+    _write(settings, "tallyqa", lambda left_out: tallyqa_lines(settings.questions))
 
 
 @prepare.command(name="pope")
@@ -86,7 +86,7 @@ def prepare_pope(settings: Annotated[PopeSettings, tyro.conf.arg(name="")]) -> N
     """Write a manifest of POPE, which asks whether objects are there that are not."""
     from mamba3_jepa.data.published.pope import pope_lines
 
-    _write(settings, lambda left_out: pope_lines(settings.questions))
+    _write(settings, "pope", lambda left_out: pope_lines(settings.questions))
 
 
 @prepare.command(name="llava")
@@ -94,7 +94,7 @@ def prepare_llava(settings: Annotated[LlavaSettings, tyro.conf.arg(name="")]) ->
     """Write a manifest of LLaVA's conversations, a line for each question in them."""
     from mamba3_jepa.data.published.llava import llava_lines
 
-    _write(settings, lambda left_out: llava_lines(settings.conversations, left_out))
+    _write(settings, "llava", lambda left_out: llava_lines(settings.conversations, left_out))
 
 
 @prepare.command(name="parquet")
@@ -113,11 +113,11 @@ def prepare_parquet(settings: Annotated[ParquetSettings, tyro.conf.arg(name="")]
     _say(write(settings.files, settings.output, columns))
 
 
-def _write(settings: PublishedSettings, lines: Callable[[LeftOut], Iterable[Line]]) -> None:
+def _write(settings: PublishedSettings, dataset: str, lines: Callable[[LeftOut], Iterable[Line]]) -> None:
     from mamba3_jepa.data.published.manifest import LeftOut, write_manifest
 
     left_out = LeftOut()
-    _say(write_manifest(settings.output, settings.data_dir, lines(left_out), left_out))
+    _say(write_manifest(settings.output, settings.data_dir, lines(left_out), left_out, dataset))
 
 
 def _say(written: Written) -> None:

@@ -11,7 +11,8 @@ else is the text itself. `captions`, a list, stands in place of `text` where sev
 the texts themselves. A question without answer needs `confused`. Paths are relative to the data directory
 and may not leave it, neither by ".." nor through a symbolic link; those of Windows are read too (`with_slashes`).
 A line with a text or an answer may have `negatives`, texts that are wrong in its place: a list, or a list for each kind
-of wrong. Every form may carry `id` and `meta`, any JSON, which is kept and used for nothing.
+of wrong. Every form may carry `id` and `meta`, any JSON, which is kept; evaluation alone looks at
+them.
 """
 
 from __future__ import annotations

@@ -53,10 +53,15 @@ class Written:
     left_out: LeftOut
 
 
-def write_manifest(output: str | Path, data_dir: str | Path, lines: Iterable[Line], left_out: LeftOut) -> Written:
+def write_manifest(
+    output: str | Path, data_dir: str | Path, lines: Iterable[Line], left_out: LeftOut, dataset: str | None = None
+) -> Written:
     """Write the lines whose images are there; of the others the number is kept in `left_out`.
 
     Each is checked as when it is read. The file appears when it is complete.
+
+    Args:
+        dataset: its name, for the `meta` of each line, by which evaluation knows the measure.
 
     Raises:
         UserError: `output` is there already or cannot be written, `data_dir` is no directory, a line is malformed, or
@@ -77,7 +82,10 @@ def write_manifest(output: str | Path, data_dir: str | Path, lines: Iterable[Lin
                 missing.add(stable_hash(line.images[0]))
                 first_missing = first_missing or " nor ".join(str(root / name) for name in line.images)
                 continue
-            content = json.dumps({"image": image} | line.fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            fields = {"image": image} | line.fields
+            if dataset is not None:
+                fields["meta"] = {"dataset": dataset} | fields.get("meta", {})
+            content = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
             parse_record(content, line.where)
             file.write(content + b"\n")
             n_lines += 1
