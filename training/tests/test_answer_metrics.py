@@ -90,6 +90,17 @@ def test_bleu_is_sacrebleu_from_0_to_100() -> None:
     assert short == pytest.approx(100 * math.exp(1 - 5 / 4), rel=1e-6)
 
 
+def test_any_of_several_right_texts_counts() -> None:
+    report = answer_metrics(["a dog", "a cat", "two"], ["the  Hound", "a hound", "2"], [None, None, "How many?"],
+                            [("a hound", "the hound"), (), ("2",)])  # fmt: skip
+    assert (report.caption_exact_match, report.question_exact_match) == (0.5, 1)
+    references = [["x y", "the red dog sat"], ["a red cat sat"]]
+    assert bleu(references, ["the red dog sat", "a red cat sat"]) == pytest.approx(100)
+    # By hand: two of three words are right, and the only pair; no brevity penalty.
+    unequal = bleu([["a", "b c"], ["d"]], ["b c", "e"])
+    assert unequal == pytest.approx(100 * math.sqrt(2 / 3 * 1), rel=1e-6)
+
+
 def test_lengths_that_differ() -> None:
     for texts in (([], [], []), (["a"], ["a", "b"], [None])):
         with pytest.raises(ValueError, match="generated texts"):

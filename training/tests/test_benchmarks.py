@@ -105,12 +105,15 @@ def test_gqa() -> None:
     assert report.odd_counts == report.left_out == 0
 
 
-def test_gqa_is_measured_on_its_balanced_questions() -> None:
+def test_gqa_is_measured_on_its_balanced_questions(caplog: pytest.LogCaptureFixture) -> None:
     asked = [question("yes", dataset="gqa", isBalanced=balanced) for balanced in (True, False, False)]
     (report,) = benchmark_reports(asked, {"nearest": ["yes", "no", "yes"]})
     assert (report.scores.questions, report.left_out) == (1, 2)
     assert report.scores.by_way["nearest"]["accuracy"] == 1
     assert benchmark_reports(asked[1:], {"nearest": ["no", "yes"]}) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        f"gqa: 2 of {number} questions do not count in its measure" for number in (3, 2)
+    ]
 
 
 def test_tallyqa_counts_in_digits_or_words() -> None:

@@ -6,6 +6,7 @@ is known here and several people have answered it, its measure is VQA accuracy. 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.evaluation.vqa_accuracy import N_ANSWERS, normalised_answer, vqa_accuracy
 from mamba3_jepa.evaluation.yes_no import YesNoScores, says_yes
+
+logger = logging.getLogger(__name__)
 
 SEVERAL_ANSWERS = "several answers"  # the benchmark of questions that name none
 
@@ -79,7 +82,8 @@ class BenchmarkReport:
 def benchmark_reports(
     questions: Sequence[Question], given: Mapping[str, Sequence[str]], benchmark: str | None = None
 ) -> list[BenchmarkReport]:
-    """A report for each benchmark that some of N questions belong to, in the order in which they occur.
+    """A report for each benchmark that some of N questions belong to, in the order in which they occur; says of how
+    many questions there is none because they do not count.
 
     Args:
         given: for each way of answering, such as "nearest", the N answers; an empty text is one, too.
@@ -98,8 +102,11 @@ def benchmark_reports(
     reports = []
     for name, chosen in rows.items():
         counted = [row for row in chosen if BENCHMARKS[name].counts(questions[row].meta)]
+        left_out = len(chosen) - len(counted)
+        if left_out:
+            logger.warning("%s: %d of %d questions do not count in its measure", name, left_out, len(chosen))
         if counted:
-            reports.append(_report(name, counted, questions, given, left_out=len(chosen) - len(counted)))
+            reports.append(_report(name, counted, questions, given, left_out))
     return reports
 
 

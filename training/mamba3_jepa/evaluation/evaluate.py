@@ -236,8 +236,6 @@ def _benchmarks(
                 "%s: %d of %d questions do not have %d answers; published VQA accuracies are of so many",
                 source.name, report.odd_counts, report.scores.questions, N_ANSWERS,
             )  # fmt: skip
-        if report.left_out:
-            logger.warning("%s: %d questions do not count in %s", source.name, report.left_out, report.benchmark)
     if reports and (repeated := repeated_ids(found)):
         logger.warning("%s: %d questions have the id of an earlier one; each counts", source.name, repeated)
     return reports
