@@ -108,40 +108,16 @@ class TrainSettings(Checked):
     """Log to TensorBoard files in --output-dir (needs: pip install tensorboard)."""
 
     # Settings that may differ between a run and its continuation.
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
-        [
-            "output_dir",
-            "workers",
-            "log_every",
-            "save_every",
-            "resume",
-            "wandb",
-            "tensorboard",
-            "cpu",
-            "epochs",
-            "max_steps",
-            "cache_dir",
-            "on_bad_sample",
-            # places: what lies there is compared itself, or stands in the checkpoint
-            "data_dir",
-            "manifest",
-            "phase1_checkpoint",
-            "phase2_checkpoint",
-            "tokenizer",
-            "vit_checkpoint",
-            "init_y_encoder",
-            "init_y_decoder",
-            # what they decide is the model's configuration, which is compared itself
-            "model",
-            "model_config",
-            "a_activation",
-            "angn_enabled",
-            "angn_sparsity_weight",
-            "angn_reset_threshold",
-            "patch_size",
-            "knowledge_dim",
-        ]
-    )
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset([
+        "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
+        "max_steps", "cache_dir", "on_bad_sample",
+        # places: what lies there is compared itself, or stands in the checkpoint
+        "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
+        "init_y_encoder", "init_y_decoder",
+        # what they decide is the model's configuration, which is compared itself
+        "model", "model_config", "a_activation", "angn_enabled", "angn_sparsity_weight", "angn_reset_threshold",
+        "patch_size", "knowledge_dim",
+    ])  # fmt: skip
 
     # What newer settings were before they were settings, where that is not their default.
     BEFORE: ClassVar[dict[str, Any]] = {}
