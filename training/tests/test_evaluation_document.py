@@ -19,6 +19,7 @@ from mamba3_jepa.cli.main import main
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 IMAGES = {
     "coco": ("val2014/COCO_val2014_000000000001.jpg", "val2014/COCO_val2014_000000000002.jpg"),
+    "coco/val2017": ("1.jpg",),
     "gqa": ("images/n1.jpg", "images/n2.jpg"),
     "tally": ("val2014/COCO_val2014_000000000001.jpg", "VG_100K_2/2.jpg"),
 }
@@ -164,3 +165,18 @@ def test_zero_shot() -> None:
     assert (numbers["test/zero_shot_samples"], numbers["test/zero_shot_labels"]) == (2, 3)
     assert numbers["test/zero_shot_templates"] == 2
     assert numbers["test/zero_shot_top5"] == 1
+
+
+def test_sugarcrepe() -> None:
+    Path("sugar-crepe").mkdir()
+    for kind, wrong in (("swap_att", ["a blue cat on red grass", "an owl"]), ("add_obj", ["a cat and a dog"])):
+        pairs = [{"filename": "1.jpg", "caption": "a red cat", "negative_caption": text} for text in wrong]
+        write(f"sugar-crepe/{kind}.json", dict(enumerate(pairs)))
+    section = DOCUMENT.partition("### SugarCrepe\n")[2].partition("\n## ")[0]
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {})
+    ((program, *arguments),) = commands("SugarCrepe")
+    assert program == "mamba3-jepa"
+    assert main(["2.pt" if word == "$CKPT" else word for word in arguments]) == 0
+    swaps = json.loads(Path("sugarcrepe.json").read_text())["swaps"]
+    assert {kind: row["samples"] for kind, row in swaps.items()} == {"all": 3, "swap_att": 2, "add_obj": 1}
+    assert {row["chance"] for row in swaps.values()} == {0.5}
