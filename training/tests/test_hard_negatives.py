@@ -262,7 +262,7 @@ def test_a_run_from_before_there_were_hard_negatives_goes_on_without_them(
     del content["run"]["hard_negatives"]
     torch.save(content, output / "phase1_last.pt")
     train(output, "--warmup-steps", "1", "--resume", status=2)
-    assert "--hard-negatives 0 -> 1" in capsys.readouterr().err
+    assert "--hard-negatives 0 -> 2" in capsys.readouterr().err
     train(output, "--hard-negatives", "0", "--warmup-steps", "1", "--resume")
     assert len(logged(output, "train/loss")) == 12
 

@@ -195,7 +195,7 @@ class Phase1Settings(TrainSettings):
     image_shift: Annotated[int, FROM_ZERO] = 0
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
-    hard_negatives: Annotated[int, FROM_ZERO] = 1
+    hard_negatives: Annotated[int, FROM_ZERO] = 2
     """How many of a sample's wrong texts (a manifest's negatives; synthetic scenes have them) are further negatives of
     its batch, drawn anew in each epoch; 0: none."""
     tokenizer: _Path = None
