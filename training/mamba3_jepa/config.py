@@ -19,7 +19,7 @@ VisionKind = Literal["vjepa2", "vjepa2.1"]
 AActivation = Literal["heavy_tail", "softplus"]
 Order = Literal["visual_question", "question_visual", "question_visual_question", "visual_question_visual"]
 Part = Literal["visual", "question"]
-Pooling = Literal["all", "parts", "question", "last"]
+Pooling = Literal["all", "parts", "attention", "question", "last"]
 
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
@@ -101,7 +101,7 @@ class PredictorConfig(BackboneConfig):
     """What it reads, first to last. It reads causally: a state knows what stands before it."""
     pooling: Pooling = "all"
     """Of which positions the pooled state is the mean: of all, of all with every part (picture, question) weighing the
-    same, of the last question, or of the last position alone."""
+    same, of all with learned weights, of the last question, or of the last position alone."""
     bidirectional: bool = False
     """A second scan, from the right, in every layer, with weights of its own. Such a predictor cannot stream."""
 

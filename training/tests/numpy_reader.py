@@ -243,6 +243,8 @@ class Reader:
             return hidden, hidden.mean(0)
         if pooling == "parts":
             return hidden, np.mean([state.mean(0) for state in states], axis=0)
+        if pooling == "attention":
+            return hidden, softmax(hidden @ self.w["predictor.pool_score.weight"][0]) @ hidden
         if pooling == "question":
             last = max(i for i, part in enumerate(parts) if part == "question")
             return hidden, states[last].mean(0)

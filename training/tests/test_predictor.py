@@ -67,6 +67,9 @@ def plain(predictor: Predictor, gates: Angn | None, visual: Tensor | None, query
         pooled = h.mean(0)
     elif settings.pooling == "parts":
         pooled = torch.stack([state.mean(0) for state in states]).mean(0)
+    elif settings.pooling == "attention":
+        scores = (h @ predictor.pool_score.weight[0]).exp()
+        pooled = (scores[:, None] * h).sum(0) / scores.sum()
     elif settings.pooling == "question":
         questions = [part for part in settings.order.split("_") if part == "question" or visual is not None]
         pooled = states[len(questions) - 1 - questions[::-1].index("question")].mean(0)

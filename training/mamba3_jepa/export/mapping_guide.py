@@ -230,7 +230,8 @@ of `y_encoder.embedding.weight` for bos, question, eos. `model.predictor.order` 
 to last: `visual_question` (also where there is no such key), `question_visual`, `question_visual_question`,
 `visual_question_visual`. Without an image the visual parts are not there. Through the backbone; then the pooled state,
 by `model.predictor.pooling`: the mean over the sequence (`all`, also where there is no such key), the mean of the means
-of the parts that are there (`parts`), the mean over the last question part (`question`), or the last state (`last`).
+of the parts that are there (`parts`), the mean over the sequence weighted by the softmax of the final states' products
+with `pool_score.weight` (`attention`), the mean over the last question part (`question`), or the last state (`last`).
 Predicted embedding = unit(pred_head(pooled)). An image without a question is asked `model.query_prompt`; so are the
 images of `search`, and those of `classify` and `embed` unless a question is given.
 

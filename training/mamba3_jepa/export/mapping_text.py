@@ -56,6 +56,7 @@ MEANINGS = {
     "mlps.{i}.fc1.weight": "values a, then gates g, from the normed stream",
     "mlps.{i}.fc2.weight": "a * silu(g) to model width",
     "final_norm.weight": "RMSNorm after the last layer",
+    "predictor:pool_score.weight": "score of each position's weight in the pooled state",
     "y_encoder:embedding.weight": "token embedding, also of the predictor's questions",
     "y_decoder:embedding.weight": "token embedding of the decoder",
     "lm_head.weight": "final state to logits",

@@ -54,7 +54,7 @@ def key_map(component: str, config: ModelConfig) -> dict[str, str]:
         return {f"recursion.{key}": f"recursion.{key}" for key in _recursion_keys()}
     backbone = {"predictor": config.predictor, "y_encoder": config.y_encoder, "y_decoder": config.y_decoder}[name]
     own = {
-        "predictor": [*_linear("vision_proj"), *_linear("query_proj"), *_linear("pred_head")],
+        "predictor": [*_linear("vision_proj"), *_linear("query_proj"), *_pooling(config), *_linear("pred_head")],
         "y_encoder": ["embedding.weight", *_linear("projection")],
         "y_decoder": [*_linear("embed_to_prefix"), "embedding.weight", "lm_head.weight"],
     }[name]
@@ -119,6 +119,10 @@ def _demand_none(what: str, names: list[str], component: str, source: str) -> No
 
 def _linear(name: str) -> tuple[str, str]:
     return f"{name}.weight", f"{name}.bias"
+
+
+def _pooling(config: ModelConfig) -> list[str]:
+    return ["pool_score.weight"] if config.predictor.pooling == "attention" else []
 
 
 def layer_keys(config: Mamba3Config) -> list[str]:

@@ -18,6 +18,16 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
     return (h * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
+def attention_mean(h: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """Mean of h (B, L, D) where mask (B, L) is True, weighted by the softmax of scores (B, L, 1) over these: (B, D).
+
+    Attention pooling (Ilse et al. 2018, arXiv 1802.04712), its scores linear in h.
+    """
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weight = scores.to(wide).masked_fill(~mask.unsqueeze(-1), float("-inf")).softmax(dim=1)
+    return (h * weight.to(h.dtype)).sum(dim=1)
+
+
 def l2_normalize(x: Tensor) -> Tensor:
     """x (..., D) divided by its length (by `NORMALIZE_EPS` if that is longer), in float32 at least: zero stays zero."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=NORMALIZE_EPS)

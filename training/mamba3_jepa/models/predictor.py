@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.config import PredictorConfig
 from mamba3_jepa.models.mamba3 import Mamba3Backbone
-from mamba3_jepa.models.pooling import l2_normalize, masked_mean
+from mamba3_jepa.models.pooling import attention_mean, l2_normalize, masked_mean
 
 # (layer index, residual stream (B, L, D), valid positions (B, L)) -> residual stream, as `Angn` is called
 MaskedGate = Callable[[int, Tensor, Tensor], Tensor]
@@ -39,6 +39,10 @@ class Predictor(nn.Module):
         self.query_proj = nn.Linear(query_dim, config.d_model)
         nn.init.zeros_(self.query_proj.bias)
         self.backbone = Mamba3Backbone(config, config.bidirectional)
+        self.pool_score: nn.Linear | None = None
+        if config.pooling == "attention":
+            self.pool_score = nn.Linear(config.d_model, 1, bias=False)
+            nn.init.zeros_(self.pool_score.weight)  # it starts as the mean over all
         self.pred_head = nn.Linear(config.d_model, embed_dim)
 
     def forward(
@@ -63,7 +67,7 @@ class Predictor(nn.Module):
         """
         tokens, mask, weight = self._sequence(visual_tokens, has_image, query_tokens, query_mask)
         h = self.backbone(tokens, gate=None if gate is None else partial(_masked, gate, mask), mask=mask)
-        pooled = masked_mean(h, weight)
+        pooled = masked_mean(h, weight) if self.pool_score is None else attention_mean(h, self.pool_score(h), mask)
         return PredictorOutput(self.embed(pooled), pooled)
 
     @torch.no_grad()
