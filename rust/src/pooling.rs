@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::config::NORMALIZE_EPS;
 use crate::error::Error;
-use crate::linalg::{Linear, norm};
+use crate::linalg::{Linear, Matrix, norm};
 
 /// The mean of each sequence's rows: h (T, D) and the lengths of its B sequences give (B, D); zeros for an empty one.
 pub(crate) fn means(h: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
@@ -30,6 +30,27 @@ pub(crate) fn mean(h: &[f32], spans: &[Range<usize>], width: usize) -> Vec<f32> 
         add(&mut pooled, &of_span);
     }
     divide(&mut pooled, spans.len());
+    pooled
+}
+
+/// The mean (D) of the rows of h (T, D), weighted by the softmax of their products with the row of `score` (1, D).
+///
+/// Attention pooling: Ilse et al. 2018, arXiv 1802.04712.
+pub(crate) fn attention_mean(h: &[f32], score: &Matrix) -> Vec<f32> {
+    let width = score.cols();
+    let mut weights = vec![0.0; h.len() / width];
+    score.apply(h, &mut weights);
+    let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for weight in &mut weights {
+        *weight = (*weight - largest).exp();
+    }
+    let total: f32 = weights.iter().sum();
+    let mut pooled = vec![0.0; width];
+    for (row, weight) in h.chunks_exact(width).zip(&weights) {
+        for (sum, x) in pooled.iter_mut().zip(row) {
+            *sum += weight / total * x;
+        }
+    }
     pooled
 }
 

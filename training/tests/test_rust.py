@@ -54,6 +54,8 @@ PREDICTORS = [
     ("siso", "question_visual", "all", False, True),
     ("mlp", "question_visual_question", "question", False, True),
     ("siso", "visual_question_visual", "parts", False, False),
+    ("siso", "question_visual_question", "attention", False, True),
+    ("mimo_mlp", "question_visual", "attention", True, False),
     ("mimo", "visual_question", "last", False, True),
     ("mlp", "visual_question", "all", True, True),
     ("softplus_groups", "question_visual", "question", True, True),

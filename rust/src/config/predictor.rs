@@ -54,6 +54,8 @@ pub enum Pooling {
     All,
     /// Of all, every part that a sample has weighing the same.
     Parts,
+    /// Of all, with learned weights.
+    Attention,
     /// Of the last question.
     Question,
     /// Of the last position alone.
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn every_choice_is_read_and_written() {
         for order in ["visual_question", "question_visual", "question_visual_question", "visual_question_visual"] {
-            for pooling in ["all", "parts", "question", "last"] {
+            for pooling in ["all", "parts", "attention", "question", "last"] {
                 let chosen = [("order", json!(order)), ("pooling", json!(pooling)), ("bidirectional", json!(true))];
                 let config = read(&chosen).unwrap();
                 let names: Vec<_> = (config.order.parts().iter())

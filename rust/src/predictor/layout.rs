@@ -38,11 +38,12 @@ impl Layout {
         &self.parts
     }
 
-    /// The spans of rows whose means are averaged to the pooled state; none if the sample has no such rows.
+    /// The spans of rows whose means, weighted ones with [`Pooling::Attention`], are averaged to the pooled state; none if
+    /// the sample has no such rows.
     pub(crate) fn pooled(&self, pooling: Pooling) -> Vec<Range<usize>> {
         let Range { start, end } = self.rows;
         match pooling {
-            Pooling::All => Vec::from_iter((start < end).then_some(start..end)),
+            Pooling::All | Pooling::Attention => Vec::from_iter((start < end).then_some(start..end)),
             Pooling::Parts => self.parts.iter().map(|(_, rows)| rows.clone()).collect(),
             Pooling::Question => {
                 let last = self.parts.iter().rfind(|(part, _)| *part == Part::Question);
@@ -77,6 +78,7 @@ mod tests {
             spans.into_iter().map(|span| (span.start, span.end)).collect()
         };
         assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::All), [(5, 12)]);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Attention), [(5, 12)]);
         assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Parts), [(5, 8), (8, 12)]);
         assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Question), [(5, 8)]);
         assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Last), [(11, 12)]);
@@ -85,7 +87,7 @@ mod tests {
         assert_eq!(pooled(Order::VisualQuestionVisual, 4, Pooling::Question), [(9, 12)]);
         assert_eq!(pooled(Order::VisualQuestionVisual, 0, Pooling::Parts), [(5, 8)]);
         assert!(Layout::new(Order::VisualQuestion, 5, 4, 0).pooled(Pooling::Question).is_empty());
-        for pooling in [Pooling::All, Pooling::Parts, Pooling::Question, Pooling::Last] {
+        for pooling in [Pooling::All, Pooling::Parts, Pooling::Attention, Pooling::Question, Pooling::Last] {
             assert!(Layout::new(Order::QuestionVisualQuestion, 5, 0, 0).pooled(pooling).is_empty());
         }
     }

@@ -10,9 +10,9 @@ mod tests;
 
 use self::layout::Layout;
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
-use crate::config::{Mamba3JepaConfig, Part};
+use crate::config::{Mamba3JepaConfig, Part, Pooling};
 use crate::error::{Error, LoadError};
-use crate::linalg::Linear;
+use crate::linalg::{Linear, Matrix};
 use crate::loader::{Fields, Weights};
 use crate::mamba3::Mamba3Backbone;
 use crate::pooling;
@@ -24,6 +24,8 @@ pub struct Mamba3Predictor {
     pub(crate) vision_proj: Linear,
     pub(crate) query_proj: Linear,
     pub(crate) backbone: Mamba3Backbone,
+    /// (1, D), with [`Pooling::Attention`].
+    pool_score: Option<Matrix>,
     pred_head: Linear,
 }
 
@@ -61,6 +63,9 @@ impl Mamba3Predictor {
             vision_proj: fields.linear("vision_proj", width, config.vision.hidden_size)?,
             query_proj: fields.linear("query_proj", width, config.y_encoder.d_model())?,
             backbone,
+            pool_score: (config.predictor.pooling == Pooling::Attention)
+                .then(|| fields.matrix("pool_score.weight", 1, width))
+                .transpose()?,
             pred_head: fields.linear("pred_head", config.embed_dim, width)?,
             config,
         };
@@ -97,8 +102,7 @@ impl Mamba3Predictor {
             }
         }
         let width = self.config.predictor.d_model();
-        let spans = layouts.iter().map(|layout| layout.pooled(self.config.predictor.pooling));
-        let pooled: Vec<f32> = spans.flat_map(|spans| pooling::mean(&x, &spans, width)).collect();
+        let pooled: Vec<f32> = layouts.iter().flat_map(|layout| self.pool(&x, layout)).collect();
         let embeddings = pooling::embed(&self.pred_head, &pooled)?;
         let pooled = pooled.chunks_exact(width).map(<[f32]>::to_vec);
         Ok(embeddings.into_iter().zip(pooled).map(|(embedding, pooled)| Prediction { embedding, pooled }).collect())
@@ -114,6 +118,16 @@ impl Mamba3Predictor {
             return Err(Error::Input(format!("a pooled state of length {}: expected {width}", pooled.len())));
         }
         Ok(pooling::embed(&self.pred_head, pooled)?.concat())
+    }
+
+    /// The pooled state (D) of a sample whose final states are among h (T, D).
+    fn pool(&self, h: &[f32], layout: &Layout) -> Vec<f32> {
+        let config = &self.config.predictor;
+        let width = config.d_model();
+        match &self.pool_score {
+            None => pooling::mean(h, &layout.pooled(config.pooling), width),
+            Some(score) => pooling::attention_mean(&h[layout.rows().start * width..layout.rows().end * width], score),
+        }
     }
 
     /// Where each sample's parts stand, the samples one after the other.

@@ -101,6 +101,14 @@ impl Reference {
                 let means: Vec<Vec<f64>> = parts.iter().map(of_part).collect();
                 mean(&means.iter().map(Vec::as_slice).collect::<Vec<_>>())
             }
+            "attention" => {
+                let score = &self.weights["predictor.pool_score.weight"];
+                let weights: Vec<f64> = all.iter().map(|row| times(score, row)[0].exp()).collect();
+                let weighted = |(row, weight): (&&[f64], &f64)| row.iter().map(|x| x * weight).collect::<Vec<_>>();
+                let rows: Vec<Vec<f64>> = all.iter().zip(&weights).map(weighted).collect();
+                let sums = rows.iter().skip(1).fold(rows[0].clone(), |total, row| sum(&total, row));
+                sums.iter().map(|x| x / weights.iter().sum::<f64>()).collect()
+            }
             "question" => of_part(parts.iter().rfind(|part| part.is_question).unwrap()),
             _ => mean(&all[all.len() - 1..]),
         }

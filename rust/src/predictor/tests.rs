@@ -47,7 +47,7 @@ fn a_sample_is_the_same_alone_and_beside_others() {
 fn kinds() -> Vec<(String, TinyModel)> {
     let mut kinds = Vec::new();
     for order in ["visual_question", "question_visual", "question_visual_question", "visual_question_visual"] {
-        for pooling in ["all", "parts", "question", "last"] {
+        for pooling in ["all", "parts", "attention", "question", "last"] {
             for bidirectional in [false, true] {
                 let name = format!("{order}, {pooling}, bidirectional {bidirectional}");
                 let model = TinyModel::new().predictor("order", order).predictor("pooling", pooling);

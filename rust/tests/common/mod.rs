@@ -113,6 +113,10 @@ impl TinyModel {
                     .predictor("pooling", "parts")
                     .predictor("bidirectional", true),
             ),
+            (
+                "attention over question, picture, question",
+                new().predictor("order", "question_visual_question").predictor("pooling", "attention"),
+            ),
         ]
     }
 
@@ -236,6 +240,9 @@ impl TinyModel {
                 linear("vision_proj", width("predictor"), size("/vision/hidden_size"));
                 linear("query_proj", width("predictor"), width("y_encoder"));
                 linear("pred_head", embed, width("predictor"));
+                if self.config["predictor"]["pooling"] == json!("attention") {
+                    add("pool_score.weight", &[1, width("predictor")]);
+                }
             }
             "y_encoder" => {
                 linear("projection", embed, width("y_encoder"));
