@@ -199,3 +199,18 @@ def test_collapse_is_a_warning_and_scores_nothing():
     report = evaluate(made_up(torch.ones(20, 6), torch.ones(20, 6), texts, [None] * 20))
     assert len(report.warnings) == 2
     assert report.retrieval.image_to_text[10] == report.retrieval.text_to_image[10] == 0.0
+
+
+def test_frequent_answers_on_one_point_are_named():
+    texts = [["red", "yes", "no", "blue"][i % 4] for i in range(40)]
+    points = {text: torch.nn.functional.normalize(torch.randn(6), dim=0) for text in ("red", "yes", "blue", "rare")}
+    points["no"] = torch.nn.functional.normalize(points["yes"] + 1e-3 * torch.randn(6), dim=0)
+    target = torch.stack([points[text] for text in texts])
+    report = evaluate(made_up(target, target, texts, ["?"] * 40))
+    assert [warning.split(" (")[0] for warning in report.warnings] == ["the answers 'yes' and 'no' lie on one point"]
+    assert evaluate(made_up(target, target, texts, [None] * 40)).warnings == ()
+    apart = torch.stack([points[text] for text in ("red", "yes", "blue", "rare") * 10])
+    assert evaluate(made_up(apart, apart, ["red", "yes", "blue", "no"] * 10, ["?"] * 40)).warnings == ()
+    often = torch.stack([points["red"], points["blue"]] * 150 + [points["yes"], points["no"]])
+    rare = evaluate(made_up(often, often, ["red", "blue"] * 150 + ["yes", "no"], ["?"] * 302))
+    assert rare.warnings == ()  # one question in three hundred each

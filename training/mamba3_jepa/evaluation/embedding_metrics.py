@@ -1,4 +1,4 @@
-"""How well embeddings use their space: alignment, uniformity, effective rank, and a collapse warning.
+"""How well embeddings use their space: alignment, uniformity, effective rank, and warnings of collapse.
 
 Shapes: N embeddings, E their size. All of it is computed in float64.
 """
@@ -6,6 +6,7 @@ Shapes: N embeddings, E their size. All of it is computed in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ RANK_COLLAPSE_SHARE = 0.02
 LINE_RANK = 1.5
 # A few embeddings cannot tell: their rank is small anyway.
 MIN_ATTAINABLE_RANK = 4
+# Above this cosine two texts are one to whoever asks for the nearest.
+SAME_POINT_COSINE = 0.999
 
 
 def alignment(predicted: Tensor, target: Tensor) -> float:
@@ -117,3 +120,23 @@ def _centred(embeddings: Tensor) -> Tensor:
         raise ValueError(f"expected (N, E) with N > 0, found {tuple(embeddings.shape)}")
     embeddings = embeddings.double()
     return embeddings - embeddings.mean(dim=0)
+
+
+def same_point_warning(embeddings: Tensor, texts: Sequence[str]) -> str | None:
+    """A sentence that names texts whose embeddings have fallen on one point, so that none is nearer than the other; or
+    None.
+
+    Args:
+        embeddings: (N, E) unit vectors of different texts, of which the first is named first.
+        texts: the N texts.
+    """
+    cosine = (embeddings.double() @ embeddings.double().T).triu(diagonal=1)
+    pairs = (cosine > SAME_POINT_COSINE).nonzero().tolist()
+    if not pairs:
+        return None
+    i, j = max(pairs, key=lambda pair: cosine[pair[0], pair[1]].item())
+    others = f", and {len(pairs) - 1} more pairs of frequent answers" if len(pairs) > 1 else ""
+    return (
+        f"the answers {texts[i]!r} and {texts[j]!r} lie on one point (cosine {cosine[i, j]:.5f}){others}: which of "
+        "them is nearest says nothing"
+    )

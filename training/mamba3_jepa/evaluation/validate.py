@@ -7,6 +7,7 @@ Shapes: N samples, E embedding size, T distinct texts, G answers.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from mamba3_jepa.evaluation.embedding_metrics import (
     alignment,
     collapse_warning,
     effective_rank,
+    same_point_warning,
     uniformity,
 )
 from mamba3_jepa.evaluation.retrieval import (
@@ -34,6 +36,9 @@ from mamba3_jepa.evaluation.retrieval import (
 from mamba3_jepa.evaluation.swaps import SwapReport, WrongText, swap_accuracy, wrong_texts
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+# Answers that are compared with each other: so many at most, and none that is rarer among the questions.
+_FREQUENT_ANSWERS, _FREQUENT_SHARE = 100, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +219,7 @@ def evaluate(
     text_embeddings = collected.target[first]  # (T, E): a text that occurs often is still one point
     warnings = (
         collapse_warning(collected.predicted, "predicted", n_distinct=len(first)),
-        collapse_warning(text_embeddings, "target"),
+        collapse_warning(text_embeddings, "target") or _same_point(collected),
     )
     activity = () if collected.gate_activity is None else tuple(collected.gate_activity.tolist())
     return ValidationReport(
@@ -230,6 +235,15 @@ def evaluate(
         gate_activity=activity,
         warnings=tuple(warning for warning in warnings if warning is not None),
     )
+
+
+def _same_point(collected: Collected) -> str | None:
+    """A warning if frequent answers have fallen on one point, as "yes" and "no" may."""
+    rows = [i for i, question in enumerate(collected.questions) if question is not None]
+    counts = Counter(collected.texts[i] for i in rows)
+    frequent = [text for text, count in counts.most_common(_FREQUENT_ANSWERS) if count >= _FREQUENT_SHARE * len(rows)]
+    first = {text: i for i, text in reversed(list(enumerate(collected.texts)))}
+    return same_point_warning(collected.target[[first[text] for text in frequent]], frequent) if frequent else None
 
 
 def _retrieval(collected: Collected, captions: Captions | None) -> RetrievalReport:
