@@ -34,13 +34,12 @@ from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.strings import Strings
 from mamba3_jepa.data.survey import Tally, walk_visible
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of, lines_of
+from mamba3_jepa.files.encodings import GZIP_MARK, LONGEST_MARK, encoding_of, lines_of
 from mamba3_jepa.files.special import is_special
 
 logger = logging.getLogger(__name__)
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
-_GZIP = b"\x1f\x8b"  # what such a file begins with
 
 _TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS, _CAPTIONS = 1, 2, 4, 8, 16, 32, 64
 
@@ -196,7 +195,7 @@ class ManifestSource:
         try:
             with self.path.open("rb") as file:
                 start = file.read(LONGEST_MARK)
-                if start.startswith(_GZIP):
+                if start.startswith(GZIP_MARK):
                     raise UserError(f"{self.name}: compressed with gzip; a manifest is plain text: unpack it first")
                 self._encoding, mark = encoding_of(start)
                 file.seek(mark)

@@ -19,6 +19,7 @@ _MARKS = (
 # What JSON begins with: UTF-16 without a mark is still no UTF-8.
 _BRACES = {b"{\0": "utf-16-le", b"\0{": "utf-16-be", b"[\0": "utf-16-le", b"\0[": "utf-16-be"}
 LONGEST_MARK = 4
+GZIP_MARK = b"\x1f\x8b"  # what a file begins with that is no text yet
 
 
 def encoding_of(start: bytes) -> tuple[str, int]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.encodings import LONGEST_MARK, encoding_of
+from mamba3_jepa.files.encodings import GZIP_MARK, LONGEST_MARK, encoding_of
 from mamba3_jepa.files.special import is_special
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 26  # characters of one entry; the whole file, where it is not what it should be
 _BLANKS, _IN_NUMBERS = " \t\n\r", ".eE+-"
-_GZIP = b"\x1f\x8b"
 
 
 class Entry(NamedTuple):
@@ -80,7 +79,7 @@ def _opened(path: Path) -> Iterator[_Reader]:
     try:
         with path.open("rb") as file:
             start = file.read(LONGEST_MARK)
-            if start.startswith(_GZIP):
+            if start.startswith(GZIP_MARK):
                 raise UserError(f"{path}: compressed with gzip: unpack it first")
             encoding, mark = encoding_of(start)
             file.seek(mark)
