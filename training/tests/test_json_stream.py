@@ -22,18 +22,11 @@ AWKWARD: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
-def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window that ends anywhere."""
-    monkeypatch.setattr(json_stream, "_CHUNK", request.param)
-
-
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     path.write_bytes(text.encode(encoding))
     return path
 
 
-@pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_list_is_its_entries(tmp_path: Path, indent: int | None, encoding: str) -> None:
@@ -43,7 +36,6 @@ def test_a_list_is_its_entries(tmp_path: Path, indent: int | None, encoding: str
     assert [entry.where for entry in found] == [f"{path}: entry {i + 1}" for i in range(len(AWKWARD))]
 
 
-@pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_object_is_its_members_and_the_entries_of_its_lists(tmp_path: Path, indent: int | None) -> None:
     whole = {"info": {"year": 2014}, "empty": [], "a": AWKWARD, "number": 7, "b": [{"x": 1}, 5]}
@@ -56,25 +48,25 @@ def test_an_object_is_its_members_and_the_entries_of_its_lists(tmp_path: Path, i
     assert list(json_members(write(tmp_path / "b.json", " { } "))) == []
 
 
-@pytest.mark.usefixtures("_chunks")
 def test_values_one_a_line_are_entries_too(tmp_path: Path) -> None:
     records = [{"i": i, "text": "x" * i} for i in range(9)]
     path = write(tmp_path / "a.json", "\n".join(map(json.dumps, records)) + "\n\n")
     assert [entry.value for entry in json_entries(path)] == records
 
 
-@pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"a": 1}, {"b": ]', "not valid JSON at character 18: Expecting value"),
-        ('[{"a": 1}, {"b": 2}', "not valid JSON at character 20: expected a comma or a closing bracket"),
-        ('[{"a": 1} {"b": 2}]', "not valid JSON at character 11: expected a comma or a closing bracket"),
-        ('[{"a": "never closed', "not valid JSON at character 8: Unterminated string"),
-        ("[" + "[" * 100_000, "nested too deeply|Expecting value"),
-        ("17", "expected a JSON list, .*found '17'"),
-        ("", "expected a JSON list, .*found nothing"),
-        ('{"a": 1}\n{"b"', "not valid JSON at character 1[34]"),
+        ('[{"a": 1}, {"b": ]', r"not valid JSON after entry 1: .*unallowed token .*, in '\[{\"a\": 1}, {\"b\": \]'"),
+        ('[{"a": 1}, {"b": 2}', "not valid JSON after entry 2: .*premature EOF"),
+        ('[{"a": 1} {"b": 2}]', "not valid JSON after entry 1: .*I expect ',' or ']'"),
+        ('[{"a": "never closed', "not valid JSON after the start: .*premature EOF"),
+        ("[1] [2]", "there is more behind the end, after entry 1"),
+        ("[1] x", "not valid JSON after entry 1: .*invalid char"),
+        ("[" + "[" * 100_000, "more than 200 lists in each other after the start"),
+        ("17", "expected a JSON list, .*found a number"),
+        ("", "not valid JSON after the start: .*premature EOF"),
+        ('{"a": 1}\n{"b"', "not valid JSON after entry 1: .*premature EOF"),
     ],
 )
 def test_what_is_no_list_names_the_place(tmp_path: Path, text: str, message: str) -> None:
@@ -86,11 +78,12 @@ def test_what_is_no_list_names_the_place(tmp_path: Path, text: str, message: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", r"expected a JSON object, .* found '\[1\]'"),
-        ('{"a" 1}', "character 6: expected a name in quotes and a colon"),
-        ("{1: 2}", "character 3: expected a name in quotes and a colon"),
-        ('{"a": 1 "b": 2}', "character 9: expected a comma or a closing brace"),
-        ('{"a": [1, 2', "character 12: expected a comma or a closing bracket"),
+        ("[1]", "expected a JSON object, .* found a list"),
+        ('{"a" 1}', "after the start: .*separated by a colon"),
+        ("{1: 2}", "after the start: .*must be a string"),
+        ('{"a": 1 "b": 2}', "after \"a\": .*I expect ',' or '}'"),
+        ('{"a": [1, 2', 'after "a" entry 2: .*premature EOF'),
+        ('{"a": 1} {"b": 2}', 'more behind the end, after "a"'),
     ],
 )
 def test_what_is_no_object_names_the_place(tmp_path: Path, text: str, message: str) -> None:
@@ -109,10 +102,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_an_entry_that_never_ends_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_stream, "_CHUNK", 1000)
     monkeypatch.setattr(json_stream, "_LONGEST", 5000)
-    path = write(tmp_path / "a.json", '["' + "x" * 100_000)
-    with pytest.raises(UserError, match="character 2: Unterminated string"):
+    path = write(tmp_path / "a.json", '[1, "' + "x" * 1_000_000)
+    with pytest.raises(UserError, match="more than 5,000 characters without an end after entry 1"):
         list(json_entries(path))
 
 

@@ -443,7 +443,7 @@ def test_what_is_no_json_names_the_place(tmp_path: Path, capfd: pytest.CaptureFi
     Path(command[-1]).write_text('[{"answer": 1, "image"]')
     rest = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.jsonl")]
     assert main(["prepare", *command, *rest]) == 2
-    assert f"{command[-1]}: not valid JSON at character" in capfd.readouterr().err
+    assert f"{command[-1]}: not valid JSON after the start: " in capfd.readouterr().err
 
 
 def test_turns_of_llava_that_are_no_exchange_are_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

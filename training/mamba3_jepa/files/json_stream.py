@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
+import ijson
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import GZIP_MARK, LONGEST_MARK, encoding_of
 from mamba3_jepa.files.special import is_special
 
-_CHUNK = 1 << 20
-_LONGEST = 1 << 26  # characters of one entry; the whole file, where it is not what it should be
-_BLANKS, _IN_NUMBERS = " \t\n\r", ".eE+-"
+_LONGEST = 1 << 26  # characters of one entry
+_DEEPEST = 200  # lists and objects around a value
+_Events = Iterator[tuple[str, Any]]
 
 
 class Entry(NamedTuple):
@@ -34,23 +37,16 @@ def json_members(path: Path) -> Iterator[Entry]:
             names the file and the place.
     """
     with _opened(path) as reader:
-        if not reader.accept("{"):
-            raise UserError(f"{path}: expected a JSON object, {{...}}, found {reader.found()}")
-        if reader.accept("}"):
-            return
-        while True:
-            key = reader.value()
-            if not isinstance(key, str) or not reader.accept(":"):
-                raise reader.error("expected a name in quotes and a colon")
-            if reader.accept("["):
-                for number, value in enumerate(reader.entries(), start=1):
-                    yield Entry(key, value, f'{path}: "{key}" entry {number}')
+        if (found := reader.first()) != "start_map":
+            raise UserError(f"{path}: expected a JSON object, {{...}}, found {_named(found)}")
+        for _, key in takewhile(lambda event: event[0] == "map_key", reader.events):
+            kind, value = next(reader.events)
+            if kind == "start_array":
+                yield from reader.entries(key)
             else:
-                yield Entry(key, reader.value(), f'{path}: "{key}"')
-            if reader.accept("}"):
-                return
-            if not reader.accept(","):
-                raise reader.error("expected a comma or a closing brace")
+                yield Entry(key, reader.value(kind, value), f'{path}: "{key}"')
+            reader.place = f'"{key}"'
+        reader.demand_end()
 
 
 def json_entries(path: Path) -> Iterator[Entry]:
@@ -60,22 +56,25 @@ def json_entries(path: Path) -> Iterator[Entry]:
         UserError: as `json_members`, or there is neither.
     """
     with _opened(path) as reader:
-        if reader.accept("["):
-            for number, value in enumerate(reader.entries(), start=1):
-                yield Entry("", value, f"{path}: entry {number}")
-            return
-        if reader.peek() != "{":
-            raise UserError(f"{path}: expected a JSON list, [...], or one JSON object a line, found {reader.found()}")
-        number = 0
-        while reader.peek():
-            number += 1
-            yield Entry("", reader.value(), f"{path}: entry {number}")
+        found = reader.first()
+        if found == "start_array":
+            yield from reader.entries()
+            reader.demand_end()
+        elif found == "start_map":
+            yield from reader.entries(start=found)
+        else:
+            raise UserError(f"{path}: expected a JSON list, [...], or one JSON object a line, found {_named(found)}")
+
+
+def _named(event: str) -> str:
+    return {"start_array": "a list", "start_map": "an object"}.get(event, f"a {event}")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Reader]:
     if is_special(path):
         raise UserError(f"{path}: a pipe, socket or device, not a file")
+    reader: _Reader | None = None
     try:
         with path.open("rb") as file:
             start = file.read(LONGEST_MARK)
@@ -83,7 +82,14 @@ def _opened(path: Path) -> Iterator[_Reader]:
                 raise UserError(f"{path}: compressed with gzip: unpack it first")
             encoding, mark = encoding_of(start)
             file.seek(mark)
-            yield _Reader(io.TextIOWrapper(file, encoding), path)
+            reader = _Reader(io.TextIOWrapper(file, encoding, newline=""), path)
+            yield reader
+    except ijson.JSONError as error:
+        # what the parser says, the text there, and a line that points at it
+        what, *there = str(error).split("\n")
+        text = f", in {there[0].strip()!r}" if there and there[0].strip() else ""
+        place = "the start" if reader is None else reader.place
+        raise UserError(f"{path}: not valid JSON after {place}: {what}{text}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not {error.encoding.upper()} text ({error.reason})") from error
     except OSError as error:
@@ -91,75 +97,48 @@ def _opened(path: Path) -> Iterator[_Reader]:
 
 
 class _Reader:
-    """A window onto the text, moved along it."""
+    """What a parser finds in a file, and how far it is."""
 
     def __init__(self, file: TextIO, path: Path) -> None:
         self._file, self._path = file, path
-        self._text, self._at = "", 0
-        self._before = 0  # characters that came before the window
-        self._decode = json.JSONDecoder().raw_decode
+        self._since = 0  # characters read since the last entry
+        self.place = "the start"
+        self.events: _Events = iter(ijson.basic_parse(self, multiple_values=True))
 
-    def peek(self) -> str:
-        """The next character that is not blank; empty at the end."""
-        while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in _BLANKS:
-                    return self._text[self._at]
-                self._at += 1
-            if not self._more(_CHUNK):
-                return ""
+    def read(self, size: int) -> bytes:
+        """For the parser, which takes UTF-8."""
+        if self._since > _LONGEST:
+            raise UserError(f"{self._path}: more than {_LONGEST:,} characters without an end after {self.place}")
+        text = self._file.read(size)
+        self._since += len(text)
+        return text.encode()
 
-    def accept(self, character: str) -> bool:
-        """Whether this comes next; it is passed over then."""
-        found = self.peek() == character
-        self._at += found
-        return found
+    def first(self) -> str:
+        """The kind of the first event."""
+        return next(self.events)[0]
 
-    def value(self) -> Any:
-        """The JSON value that comes next."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                # it may only be cut off; twice as much each time, so that a long one is not read too often
-                if len(self._text) - self._at < _LONGEST and self._more(max(_CHUNK, len(self._text) - self._at)):
-                    continue
-                raise self.error(error.msg, error.pos) from error
-            except RecursionError as error:
-                raise self.error("nested too deeply") from error
-            # a number that is cut off is another number
-            if (end < len(self._text) and self._text[end] not in _IN_NUMBERS) or not self._more(_CHUNK):
-                self._at = end
-                return value
+    def demand_end(self) -> None:
+        if next(self.events, None) is not None:
+            raise UserError(f"{self._path}: not valid JSON: there is more behind the end, after {self.place}")
 
-    def entries(self) -> Iterator[Any]:
-        """The values of a list, behind its opening bracket."""
-        if self.accept("]"):
-            return
-        while True:
-            yield self.value()
-            if self.accept("]"):
+    def entries(self, key: str = "", start: str | None = None) -> Iterator[Entry]:
+        """The values of a list behind its opening bracket, or, given the event that it starts with, of a file."""
+        events = self.events if start is None else chain([(start, None)], self.events)
+        for number, (kind, value) in enumerate(events, start=1):
+            if kind == "end_array":
                 return
-            if not self.accept(","):
-                raise self.error("expected a comma or a closing bracket")
+            place = f'"{key}" entry {number}' if key else f"entry {number}"
+            yield Entry(key, self.value(kind, value), f"{self._path}: {place}")
+            self.place, self._since = place, 0
 
-    def found(self) -> str:
-        """What comes next, in words."""
-        self.peek()
-        while len(self._text) - self._at < 20 and self._more(_CHUNK):
-            pass
-        return repr(self._text[self._at : self._at + 20]) if self._at < len(self._text) else "nothing"
-
-    def error(self, what: str, at: int | None = None) -> UserError:
-        """What is wrong there, or here."""
-        place = self._before + (self._at if at is None else at) + 1
-        return UserError(f"{self._path}: not valid JSON at character {place:,}: {what}")
-
-    def _more(self, size: int) -> bool:
-        """Read on, and forget what has been passed over; False at the end."""
-        further = self._file.read(size)
-        if further:
-            self._before += self._at
-            self._text, self._at = self._text[self._at :] + further, 0
-        return bool(further)
+    def value(self, kind: str, value: Any) -> Any:
+        """The value that starts with this event."""
+        builder, depth = ijson.ObjectBuilder(), 0
+        for event, scalar in chain([(kind, value)], self.events):
+            depth += event.startswith("start") - event.startswith("end")
+            if depth > _DEEPEST:
+                raise UserError(f"{self._path}: more than {_DEEPEST} lists in each other after {self.place}")
+            builder.event(event, float(scalar) if isinstance(scalar, Decimal) else scalar)
+            if depth == 0:
+                break
+        return builder.value
