@@ -258,7 +258,7 @@ def _backbone(n_layers: int, d_model: int, d_state: int, headdim: int) -> Backbo
 
 def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> PredictorConfig:
     backbone = _backbone(n_layers, d_model, d_state, headdim)
-    return PredictorConfig(n_layers=n_layers, layer=backbone.layer)
+    return PredictorConfig(n_layers=n_layers, layer=backbone.layer, order="question_visual", pooling="attention")
 
 
 def preset(name: PresetName) -> ModelConfig:

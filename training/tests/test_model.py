@@ -34,7 +34,10 @@ def tokenizer() -> TextTokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: TextTokenizer) -> Mamba3Jepa:
-    return tiny_model(2, tokenizer, angn=GATES)
+    model = tiny_model(2, tokenizer, angn=GATES)
+    assert model.predictor.pool_score is not None
+    torch.nn.init.normal_(model.predictor.pool_score.weight)  # it starts at zero, where all weights are the same
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,8 @@ def test_prediction_written_out_step_by_step(model: Mamba3Jepa, images: list[Pat
         ids = model.tokenizer.encode([TEXTS[1]], 32).ids
         h = torch.cat(
             [
-                predictor.vision_proj(model.x_encoder(pixels)),
                 predictor.query_proj(model.y_encoder.embedding(ids)),
+                predictor.vision_proj(model.x_encoder(pixels)),
             ],
             dim=1,
         )
@@ -74,7 +77,8 @@ def test_prediction_written_out_step_by_step(model: Mamba3Jepa, images: list[Pat
             normed = h / torch.sqrt((h * h).mean(dim=-1, keepdim=True) + 1e-5) * norm.weight
             h = h + layer(normed)
         h = h / torch.sqrt((h * h).mean(dim=-1, keepdim=True) + 1e-5) * predictor.backbone.final_norm.weight
-        embedding = predictor.pred_head(h[0].mean(dim=0))
+        weight = torch.exp(h[0] @ predictor.pool_score.weight[0])
+        embedding = predictor.pred_head((h[0] * weight[:, None]).sum(dim=0) / weight.sum())
         expected = embedding / embedding.square().sum().sqrt()
     actual = model.embed([images[1]], [TEXTS[1]])
     torch.testing.assert_close(actual[0], expected, atol=1e-5, rtol=0)

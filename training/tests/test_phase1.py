@@ -80,6 +80,15 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_the_best_is_right_most_often(finished: Path) -> None:
+    validations = [line for line in read_metrics(finished / "metrics.jsonl") if "val/loss" in line]
+    assert len(validations) == 2
+    shares = ("val/image_to_text_r1", "val/answer_accuracy", "val/swap_accuracy")
+    best = max(validations, key=lambda line: sum(line[name] for name in shares))
+    saved = load_checkpoint(finished / "phase1_best.pt").metrics
+    assert {name: best[name] for name in saved} == saved
+
+
 def test_only_what_should_train_has_moved(finished: Path) -> None:
     checkpoint = load_checkpoint(finished / "phase1_last.pt")
     torch.manual_seed(0)

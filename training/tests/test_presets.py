@@ -23,7 +23,7 @@ def test_names_of_the_weights(tokenizer: TextTokenizer) -> None:
     model = tiny_model(2, tokenizer)
     outside = {
         "predictor": {"vision_proj.weight", "vision_proj.bias", "query_proj.weight", "query_proj.bias"}
-        | {"pred_head.weight", "pred_head.bias", "backbone.final_norm.weight"},
+        | {"pool_score.weight", "pred_head.weight", "pred_head.bias", "backbone.final_norm.weight"},
         "y_encoder": {
             "embedding.weight",
             "projection.weight",
@@ -74,7 +74,7 @@ def test_parameter_counts_of_the_presets(tokenizer: TextTokenizer, name: PresetN
     x_encoder = vision.depth * (12 * D * D + 13 * D) + D * (3 * 2 * vision.patch_size**2 + 1) + 2 * D
     expected = {
         "x_encoder": x_encoder,
-        "predictor": backbone_parameters(config.predictor) + (D + 1) * d + (t + 1) * d + (d + 1) * e,
+        "predictor": backbone_parameters(config.predictor) + (D + 1) * d + (t + 1) * d + d + (d + 1) * e,
         "y_encoder": backbone_parameters(config.y_encoder) + V * t + (t + 1) * e,
         "angn": config.predictor.n_layers * 2 * d,
         "y_decoder": backbone_parameters(config.y_decoder) + 2 * V * y + (e + 1) * P * y,

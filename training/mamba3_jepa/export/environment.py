@@ -17,7 +17,7 @@ from mamba3_jepa.models import kernels
 
 PACKAGES = (  # those that pyproject.toml asks for
     "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pillow", "pydantic", "tyro", "rich",
-    "torchmetrics", "sacrebleu", "matplotlib",
+    "torchmetrics", "sacrebleu", "matplotlib", "ijson",
 )  # fmt: skip
 OPTIONAL = ("mamba-ssm", "triton", "tilelang", "easy-vqa", "pyarrow", "tensorboard", "wandb")
 _GIB = 2**30

@@ -358,7 +358,8 @@ class Phase1Task:
         metrics = report.metrics()
         metrics["val/loss"] = self._loss(everyone)
         # How often the model is right, whatever it was asked: what "best" means.
-        right = [metrics[name] for name in ("val/image_to_text_r1", "val/answer_accuracy") if name in metrics]
+        shares = ("val/image_to_text_r1", "val/answer_accuracy", "val/swap_accuracy")
+        right = [metrics[name] for name in shares if name in metrics]
         return Validation(metrics=metrics, score=sum(right) / len(right), warnings=list(report.warnings))
 
     def _loss(self, collected: Collected) -> float:
