@@ -1,35 +1,32 @@
 //! From token states to an embedding on the unit sphere.
 
-use std::ops::Range;
-
 use crate::config::NORMALIZE_EPS;
 use crate::error::Error;
 use crate::linalg::{Linear, Matrix, norm};
 
 /// The mean of each sequence's rows: h (T, D) and the lengths of its B sequences give (B, D); zeros for an empty one.
 pub(crate) fn means(h: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
-    let mut end = 0;
-    let spans = lengths.iter().map(|length| {
-        end += length;
-        end - length..end
+    let mut rest = h;
+    let sequences = lengths.iter().map(|length| {
+        let (sequence, others) = rest.split_at(length * width);
+        rest = others;
+        sequence
     });
-    spans.flat_map(|span| mean(h, &[span], width)).collect()
+    sequences.flat_map(|sequence| mean(sequence, width)).collect()
 }
 
-/// The mean (D) over some spans of rows of h (T, D), each of which weighs the same however long it is; zeros for an empty
-/// one.
-pub(crate) fn mean(h: &[f32], spans: &[Range<usize>], width: usize) -> Vec<f32> {
+/// The mean (D) of the rows of h (T, D); zeros where there is none.
+pub(crate) fn mean(h: &[f32], width: usize) -> Vec<f32> {
     let mut pooled = vec![0.0; width];
-    let mut of_span = vec![0.0; width];
-    for span in spans {
-        of_span.fill(0.0);
-        for row in h[span.start * width..span.end * width].chunks_exact(width) {
-            add(&mut of_span, row);
+    for row in h.chunks_exact(width) {
+        for (sum, x) in pooled.iter_mut().zip(row) {
+            *sum += x;
         }
-        divide(&mut of_span, span.len());
-        add(&mut pooled, &of_span);
     }
-    divide(&mut pooled, spans.len());
+    let count = (h.len() / width).max(1) as f32;
+    for sum in &mut pooled {
+        *sum /= count;
+    }
     pooled
 }
 
@@ -52,19 +49,6 @@ pub(crate) fn attention_mean(h: &[f32], score: &Matrix) -> Vec<f32> {
         }
     }
     pooled
-}
-
-fn add(sum: &mut [f32], row: &[f32]) {
-    for (sum, x) in sum.iter_mut().zip(row) {
-        *sum += x;
-    }
-}
-
-/// By 1 at least.
-fn divide(sum: &mut [f32], count: usize) {
-    for sum in sum {
-        *sum /= count.max(1) as f32;
-    }
 }
 
 /// Pooled states (B, D) through a linear head, each divided by its length: B embeddings (E) of unit length.

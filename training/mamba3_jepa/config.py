@@ -17,9 +17,9 @@ from mamba3_jepa.errors import UserError
 PresetName = Literal["small", "mini", "tiny"]
 VisionKind = Literal["vjepa2", "vjepa2.1"]
 AActivation = Literal["heavy_tail", "softplus"]
-Order = Literal["visual_question", "question_visual", "question_visual_question", "visual_question_visual"]
+Order = Literal["visual_question", "question_visual", "question_visual_question"]
 Part = Literal["visual", "question"]
-Pooling = Literal["all", "parts", "attention", "question", "last"]
+Pooling = Literal["all", "attention", "question", "last"]
 
 QUERY_PROMPT = "Describe the image."  # what an image without a question is asked, unless the configuration says else
 
@@ -100,8 +100,8 @@ class PredictorConfig(BackboneConfig):
     order: Order = "visual_question"
     """What it reads, first to last. It reads causally: a state knows what stands before it."""
     pooling: Pooling = "all"
-    """Of which positions the pooled state is the mean: of all, of all with every part (picture, question) weighing the
-    same, of all with learned weights, of the last question, or of the last position alone."""
+    """Of which positions the pooled state is the mean: of all, of all with learned weights, of the last question, or of
+    the last position alone."""
     bidirectional: bool = False
     """A second scan, from the right, in every layer, with weights of its own. Such a predictor cannot stream."""
 

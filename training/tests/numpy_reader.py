@@ -241,8 +241,6 @@ class Reader:
         pooling = self.model["predictor"].get("pooling", "all")
         if pooling == "all":
             return hidden, hidden.mean(0)
-        if pooling == "parts":
-            return hidden, np.mean([state.mean(0) for state in states], axis=0)
         if pooling == "attention":
             return hidden, softmax(hidden @ self.w["predictor.pool_score.weight"][0]) @ hidden
         if pooling == "question":

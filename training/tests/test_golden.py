@@ -23,10 +23,10 @@ from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.key_map import COMPONENTS
 
 _PREDICTORS: dict[str, dict[str, Any]] = {
+    "picture first": {"order": "visual_question", "pooling": "all"},
     "question first": {"order": "question_visual", "pooling": "last"},
     "question twice": {"order": "question_visual_question", "pooling": "question"},
     "attention": {"order": "question_visual_question", "pooling": "attention"},
-    "picture twice": {"order": "visual_question_visual", "pooling": "parts"},
     "bidirectional": {"bidirectional": True},
 }
 

@@ -65,8 +65,6 @@ def plain(predictor: Predictor, gates: Angn | None, visual: Tensor | None, query
     states = [h[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
     if settings.pooling == "all":
         pooled = h.mean(0)
-    elif settings.pooling == "parts":
-        pooled = torch.stack([state.mean(0) for state in states]).mean(0)
     elif settings.pooling == "attention":
         scores = (h @ predictor.pool_score.weight[0]).exp()
         pooled = (scores[:, None] * h).sum(0) / scores.sum()
@@ -146,7 +144,5 @@ def test_configurations_of_before_are_read_and_written_as_they_were() -> None:
     written = before.to_dict()
     assert written["predictor"].keys() == {"n_layers", "layer"}
     assert ModelConfig.from_dict(written) == before
-    chosen = preset("tiny").replace(
-        predictor=config(order="visual_question_visual", pooling="parts", bidirectional=True)
-    )
+    chosen = preset("tiny").replace(predictor=config(order="question_visual", pooling="last", bidirectional=True))
     assert ModelConfig.from_dict(chosen.to_dict()) == chosen

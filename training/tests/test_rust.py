@@ -53,14 +53,14 @@ CASES = [(layer, "float32", True) for layer in LAYERS] + [
 PREDICTORS = [
     ("siso", "question_visual", "all", False, True),
     ("mlp", "question_visual_question", "question", False, True),
-    ("siso", "visual_question_visual", "parts", False, False),
+    ("siso", "question_visual", "attention", False, False),
     ("siso", "question_visual_question", "attention", False, True),
     ("mimo_mlp", "question_visual", "attention", True, False),
     ("mimo", "visual_question", "last", False, True),
     ("mlp", "visual_question", "all", True, True),
     ("softplus_groups", "question_visual", "question", True, True),
-    ("mimo_mlp", "question_visual_question", "parts", True, False),
-    ("full_rope_outnorm", "visual_question_visual", "last", True, True),
+    ("mimo_mlp", "question_visual_question", "all", True, False),
+    ("full_rope_outnorm", "question_visual_question", "last", True, True),
 ]
 
 # what a golden file gives to a component; every other tensor is computed again

@@ -15,8 +15,6 @@ pub enum Order {
     QuestionVisual,
     /// The question, the picture, and the question again.
     QuestionVisualQuestion,
-    /// The picture, the question, and the picture again.
-    VisualQuestionVisual,
 }
 
 /// One of the things that the predictor reads.
@@ -35,7 +33,6 @@ impl Order {
             Order::VisualQuestion => &[Part::Visual, Part::Question],
             Order::QuestionVisual => &[Part::Question, Part::Visual],
             Order::QuestionVisualQuestion => &[Part::Question, Part::Visual, Part::Question],
-            Order::VisualQuestionVisual => &[Part::Visual, Part::Question, Part::Visual],
         }
     }
 
@@ -52,8 +49,6 @@ pub enum Pooling {
     /// Of all; so it was before there was a choice.
     #[default]
     All,
-    /// Of all, every part that a sample has weighing the same.
-    Parts,
     /// Of all, with learned weights.
     Attention,
     /// Of the last question.
@@ -134,8 +129,8 @@ mod tests {
 
     #[test]
     fn every_choice_is_read_and_written() {
-        for order in ["visual_question", "question_visual", "question_visual_question", "visual_question_visual"] {
-            for pooling in ["all", "parts", "attention", "question", "last"] {
+        for order in ["visual_question", "question_visual", "question_visual_question"] {
+            for pooling in ["all", "attention", "question", "last"] {
                 let chosen = [("order", json!(order)), ("pooling", json!(pooling)), ("bidirectional", json!(true))];
                 let config = read(&chosen).unwrap();
                 let names: Vec<_> = (config.order.parts().iter())

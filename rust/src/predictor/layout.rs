@@ -38,18 +38,16 @@ impl Layout {
         &self.parts
     }
 
-    /// The spans of rows whose means, weighted ones with [`Pooling::Attention`], are averaged to the pooled state; none if
-    /// the sample has no such rows.
-    pub(crate) fn pooled(&self, pooling: Pooling) -> Vec<Range<usize>> {
+    /// The rows whose mean, a weighted one with [`Pooling::Attention`], is the pooled state; none if the sample has no such.
+    pub(crate) fn pooled(&self, pooling: Pooling) -> Range<usize> {
         let Range { start, end } = self.rows;
         match pooling {
-            Pooling::All | Pooling::Attention => Vec::from_iter((start < end).then_some(start..end)),
-            Pooling::Parts => self.parts.iter().map(|(_, rows)| rows.clone()).collect(),
+            Pooling::All | Pooling::Attention => start..end,
             Pooling::Question => {
                 let last = self.parts.iter().rfind(|(part, _)| *part == Part::Question);
-                last.map(|(_, rows)| rows.clone()).into_iter().collect()
+                last.map_or(end..end, |(_, rows)| rows.clone())
             }
-            Pooling::Last => Vec::from_iter((start < end).then(|| end - 1..end)),
+            Pooling::Last => start.max(end.saturating_sub(1))..end,
         }
     }
 }
@@ -67,28 +65,23 @@ mod tests {
         let twice = [(Question, 10..13), (Visual, 13..17), (Question, 17..20)];
         assert_eq!(parts(Order::QuestionVisualQuestion, 4, 3), twice);
         assert_eq!(parts(Order::QuestionVisualQuestion, 0, 3), [(Question, 10..13), (Question, 13..16)]);
-        assert_eq!(parts(Order::VisualQuestionVisual, 0, 3), [(Question, 10..13)]);
-        assert_eq!(Layout::new(Order::VisualQuestionVisual, 10, 4, 3).rows(), 10..21);
+        assert_eq!(Layout::new(Order::QuestionVisualQuestion, 10, 4, 3).rows(), 10..20);
     }
 
     #[test]
     fn what_is_pooled_is_what_the_name_says() {
-        let pooled = |order, visual, pooling| -> Vec<(usize, usize)> {
-            let spans = Layout::new(order, 5, visual, 3).pooled(pooling);
-            spans.into_iter().map(|span| (span.start, span.end)).collect()
-        };
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::All), [(5, 12)]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Attention), [(5, 12)]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Parts), [(5, 8), (8, 12)]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Question), [(5, 8)]);
-        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Last), [(11, 12)]);
-        assert_eq!(pooled(Order::QuestionVisualQuestion, 4, Pooling::Question), [(12, 15)]);
-        assert_eq!(pooled(Order::QuestionVisualQuestion, 0, Pooling::Parts), [(5, 8), (8, 11)]);
-        assert_eq!(pooled(Order::VisualQuestionVisual, 4, Pooling::Question), [(9, 12)]);
-        assert_eq!(pooled(Order::VisualQuestionVisual, 0, Pooling::Parts), [(5, 8)]);
+        let pooled = |order, visual, pooling| Layout::new(order, 5, visual, 3).pooled(pooling);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::All), 5..12);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Attention), 5..12);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Question), 5..8);
+        assert_eq!(pooled(Order::QuestionVisual, 4, Pooling::Last), 11..12);
+        assert_eq!(pooled(Order::QuestionVisualQuestion, 4, Pooling::Question), 12..15);
+        assert_eq!(pooled(Order::QuestionVisualQuestion, 0, Pooling::Question), 8..11);
         assert!(Layout::new(Order::VisualQuestion, 5, 4, 0).pooled(Pooling::Question).is_empty());
-        for pooling in [Pooling::All, Pooling::Parts, Pooling::Attention, Pooling::Question, Pooling::Last] {
-            assert!(Layout::new(Order::QuestionVisualQuestion, 5, 0, 0).pooled(pooling).is_empty());
+        for pooling in [Pooling::All, Pooling::Attention, Pooling::Question, Pooling::Last] {
+            for start in [0, 5] {
+                assert!(Layout::new(Order::QuestionVisualQuestion, start, 0, 0).pooled(pooling).is_empty());
+            }
         }
     }
 }

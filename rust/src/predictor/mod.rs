@@ -124,9 +124,11 @@ impl Mamba3Predictor {
     fn pool(&self, h: &[f32], layout: &Layout) -> Vec<f32> {
         let config = &self.config.predictor;
         let width = config.d_model();
+        let rows = layout.pooled(config.pooling);
+        let states = &h[rows.start * width..rows.end * width];
         match &self.pool_score {
-            None => pooling::mean(h, &layout.pooled(config.pooling), width),
-            Some(score) => pooling::attention_mean(&h[layout.rows().start * width..layout.rows().end * width], score),
+            None => pooling::mean(states, width),
+            Some(score) => pooling::attention_mean(states, score),
         }
     }
 

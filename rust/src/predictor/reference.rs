@@ -97,10 +97,6 @@ impl Reference {
         let of_part = |part: &Part| mean(&part.rows.iter().map(Vec::as_slice).collect::<Vec<_>>());
         match self.pooling.as_str() {
             "all" => mean(&all),
-            "parts" => {
-                let means: Vec<Vec<f64>> = parts.iter().map(of_part).collect();
-                mean(&means.iter().map(Vec::as_slice).collect::<Vec<_>>())
-            }
             "attention" => {
                 let score = &self.weights["predictor.pool_score.weight"];
                 let weights: Vec<f64> = all.iter().map(|row| times(score, row)[0].exp()).collect();

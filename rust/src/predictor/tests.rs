@@ -46,8 +46,8 @@ fn a_sample_is_the_same_alone_and_beside_others() {
 /// Every order with every pooling, read from the left and from both sides.
 fn kinds() -> Vec<(String, TinyModel)> {
     let mut kinds = Vec::new();
-    for order in ["visual_question", "question_visual", "question_visual_question", "visual_question_visual"] {
-        for pooling in ["all", "parts", "attention", "question", "last"] {
+    for order in ["visual_question", "question_visual", "question_visual_question"] {
+        for pooling in ["all", "attention", "question", "last"] {
             for bidirectional in [false, true] {
                 let name = format!("{order}, {pooling}, bidirectional {bidirectional}");
                 let model = TinyModel::new().predictor("order", order).predictor("pooling", pooling);
@@ -86,10 +86,7 @@ fn every_kind_alone_and_beside_others_is_what_it_says() {
 #[test]
 fn every_kind_differs_from_every_other() {
     let mut seen: Vec<(String, Vec<f32>)> = Vec::new();
-    let mut kinds = kinds();
-    // of the second picture nothing reaches the question before it
-    kinds.retain(|(name, _)| name != "visual_question_visual, question, bidirectional false");
-    for (name, model) in kinds {
+    for (name, model) in kinds() {
         let predictor = predictor(&model);
         let tokens = tokens(&predictor);
         let embedding = predictor.predict(&inputs(&tokens)[..1], None).unwrap().remove(0).embedding;

@@ -225,15 +225,14 @@ n        = a;   b * (g - 1) / max(1, H / p - 1);   c * (g - 1) / max(1, W / p - 
 
 ### Predictor and ANGN
 
-The visual part is vision_proj(visual tokens), the question part query_proj(query tokens), with query tokens the rows
-of `y_encoder.embedding.weight` for bos, question, eos. `model.predictor.order` says which parts the sequence has, first
-to last: `visual_question` (also where there is no such key), `question_visual`, `question_visual_question`,
-`visual_question_visual`. Without an image the visual parts are not there. Through the backbone; then the pooled state,
-by `model.predictor.pooling`: the mean over the sequence (`all`, also where there is no such key), the mean of the means
-of the parts that are there (`parts`), the mean over the sequence weighted by the softmax of the final states' products
-with `pool_score.weight` (`attention`), the mean over the last question part (`question`), or the last state (`last`).
-Predicted embedding = unit(pred_head(pooled)). An image without a question is asked `model.query_prompt`; so are the
-images of `search`, and those of `classify` and `embed` unless a question is given.
+The visual part is vision_proj(visual tokens), the question part query_proj(query tokens), with query tokens the rows of
+`y_encoder.embedding.weight` for bos, question, eos. `model.predictor.order` says which parts the sequence has, first to
+last: `visual_question` (also where there is no such key), `question_visual`, `question_visual_question`. Without an
+image the visual part is not there. Through the backbone; then the pooled state, by `model.predictor.pooling`: the mean
+over the sequence (`all`, also where there is no such key), the mean over the sequence weighted by the softmax of the
+final states' products with `pool_score.weight` (`attention`), the mean over the last question part (`question`), or the
+last state (`last`). Predicted embedding = unit(pred_head(pooled)). An image without a question is asked
+`model.query_prompt`; so are the images of `search`, and those of `classify` and `embed` unless a question is given.
 
 With `model.predictor.bidirectional` (no preset has it) each layer of the predictor has a second one beside it,
 `predictor.reverse_layers.i.*`, with the tensors of a layer. It reads the same normed sequence from the last token to

@@ -10,10 +10,7 @@ NORMALIZE_EPS = 1e-6
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
-    """Mean of h (B, L, D) over the positions where mask (B, L) is True: (B, D); zeros where there is none.
-
-    `mask` may also have weights, which of a row add up to 1 at least.
-    """
+    """Mean of h (B, L, D) over the positions where mask (B, L) is True: (B, D); zeros where there is none."""
     weight = mask.unsqueeze(-1).to(h.dtype)
     return (h * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 

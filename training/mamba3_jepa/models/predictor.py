@@ -65,9 +65,12 @@ class Predictor(nn.Module):
         Returns:
             what each sample alone would give, whatever else is in the batch.
         """
-        tokens, mask, weight = self._sequence(visual_tokens, has_image, query_tokens, query_mask)
+        tokens, mask, pooled_mask = self._sequence(visual_tokens, has_image, query_tokens, query_mask)
         h = self.backbone(tokens, gate=None if gate is None else partial(_masked, gate, mask), mask=mask)
-        pooled = masked_mean(h, weight) if self.pool_score is None else attention_mean(h, self.pool_score(h), mask)
+        if self.pool_score is None:
+            pooled = masked_mean(h, pooled_mask)
+        else:
+            pooled = attention_mean(h, self.pool_score(h), pooled_mask)
         return PredictorOutput(self.embed(pooled), pooled)
 
     @torch.no_grad()
@@ -103,7 +106,7 @@ class Predictor(nn.Module):
     def _sequence(
         self, visual_tokens: Tensor, has_image: Tensor, query_tokens: Tensor, query_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, L, D), valid positions (B, L), and the weight (B, L) that each has in the pooled state.
+        """Tokens (B, L, D), valid positions (B, L), and those of them that are pooled (B, L).
 
         What a sample lacks (the picture, the end of a longer query) is padding on the right, wherever it would have
         stood: that of the queries first, then that of the pictures. Every projection takes part in every batch, so each
@@ -120,22 +123,18 @@ class Predictor(nn.Module):
         tokens = torch.cat([visual if part == "visual" else query for part in parts], dim=1)
         tokens = tokens.take_along_dim(place.unsqueeze(2), dim=1)
         mask = torch.cat(masks, dim=1).take_along_dim(place, dim=1)
-        weight = torch.cat(self._weights(masks), dim=1).take_along_dim(place, dim=1)
+        pooled = torch.cat(self._pooled(masks), dim=1).take_along_dim(place, dim=1)
         if self.config.pooling == "last":
-            weight = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+            pooled = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
         # Under autocast the projections give 16 bits; the residual stream keeps the parameters' precision.
-        return tokens.to(self.pred_head.weight.dtype), mask, weight
+        return tokens.to(self.pred_head.weight.dtype), mask, pooled
 
-    def _weights(self, masks: list[Tensor]) -> list[Tensor]:
-        """For each part, given its valid positions (B, N), the weight of each position in the pooled state."""
-        parts, pooling = self.config.parts, self.config.pooling
-        if pooling == "parts":
-            dtype = self.pred_head.weight.dtype
-            return [mask.to(dtype) / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]
-        if pooling == "question":
-            last = len(parts) - 1 - parts[::-1].index("question")
-            return [mask if i == last else torch.zeros_like(mask) for i, mask in enumerate(masks)]
-        return masks
+    def _pooled(self, masks: list[Tensor]) -> list[Tensor]:
+        """For each part, given its valid positions (B, N), those that are pooled unless only the last is."""
+        if self.config.pooling != "question":
+            return masks
+        last = max(i for i, part in enumerate(self.config.parts) if part == "question")
+        return [mask if i == last else torch.zeros_like(mask) for i, mask in enumerate(masks)]
 
 
 def _masked(gate: MaskedGate, mask: Tensor, layer: int, h: Tensor) -> Tensor:
