@@ -93,7 +93,7 @@ def test_batches_differ_between_epochs_and_seeds(change):
 # --- the loss ---
 
 
-def build_task(batch_size: int) -> Phase2Task:
+def build_task(batch_size: int, target_share: float = 0.25) -> Phase2Task:
     """In float64, so that only the mathematics can differ; the same on every rank."""
     source = SceneSource("train", n_scenes=8, image_size=32)
     tokenizer = TextTokenizer.train(source_texts(source, range(len(source))), 400)
@@ -101,11 +101,14 @@ def build_task(batch_size: int) -> Phase2Task:
     model.requires_grad_(False)
     model.add_decoder().requires_grad_(True)
     outputs = frozen_outputs(model, source, range(len(source)), cache_dir=None, batch_size=8)
-    outputs.embedding._pieces[0] = outputs.embedding._pieces[0].double()
+    for kept in (outputs.embedding, outputs.target_embedding):
+        kept._pieces[0] = kept._pieces[0].double()
     model.y_decoder.double()
     indices = source.indices("target")
     data = DataSplits(train=source, train_indices=indices, val=source, val_indices=indices)
-    return Phase2Task(model, outputs, outputs, data, Phase2Settings(batch_size=batch_size), DataRecord())
+    return Phase2Task(
+        model, outputs, outputs, data, Phase2Settings(batch_size=batch_size, target_share=target_share), DataRecord()
+    )
 
 
 def step_gradients(task: Phase2Task, n_micro_batches: int, wrapped=None) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -120,11 +123,13 @@ def step_gradients(task: Phase2Task, n_micro_batches: int, wrapped=None) -> dict
 def independent_gradients(task: Phase2Task, rows: list[int]) -> dict[str, torch.Tensor]:
     """One sample at a time, token by token through `step`, divided by the number of tokens of all of them."""
     decoder, loss, n_tokens = task.decoder, torch.zeros((), dtype=torch.float64), 0
+    own = task._targets.said_from_target(0, task.settings.target_share)
     decoder.zero_grad()
     for row in rows:
         ids, mask = task.train.targets(torch.tensor([row]))
         tokens = ids[0][mask[0]].tolist()
-        state = decoder.prefill(task.train.embedding[torch.tensor([row])])
+        said = task.train.target_embedding if own[row] else task.train.embedding
+        state = decoder.prefill(said[torch.tensor([row])])
         for current, following in itertools.pairwise(tokens):
             logits, state = decoder.step(torch.tensor([current]), state)
             loss = loss - (logits[0, following] - logits[0].exp().sum().log())
@@ -143,6 +148,32 @@ def test_accumulated_batches_give_the_mean_over_all_their_tokens():
     expected = independent_gradients(task, plan.flatten().tolist())
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient, atol=1e-9, rtol=1e-6, msg=name)
+
+
+def test_a_share_of_the_texts_is_said_from_their_own_embeddings():
+    rows = np.arange(24)
+    for share in (0.0, 0.25, 1.0):
+        task = build_task(batch_size=24, target_share=share)
+        drawn = [task._targets.said_from_target(epoch, share) for epoch in range(200)]
+        assert torch.stack(drawn).double().mean().item() == pytest.approx(share, abs=0.02)
+        assert torch.equal(drawn[0], drawn[1]) == (share in (0, 1))
+        for epoch in (0, 1):
+            task._show(epoch)
+            expected = torch.where(
+                drawn[epoch][:, None], task.train.target_embedding.tensor(), task.train.embedding.tensor()
+            )
+            assert torch.equal(task.batch(rows).embedding, expected)
+
+
+def test_a_run_from_before_said_only_what_was_predicted(phase1, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(phase1, run, "--target-share", "0", "--max-steps", "3", "--warmup-steps", "1") == 0
+    content = torch.load(run / "phase2_last.pt", weights_only=True)
+    del content["run"]["target_share"]
+    torch.save(content, run / "phase2_last.pt")
+    assert train(phase1, run, "--warmup-steps", "1", "--resume") == 2
+    assert "--target-share 0.0 -> 0.25" in capsys.readouterr().err
+    assert train(phase1, run, "--target-share", "0", "--warmup-steps", "1", "--resume") == 0
 
 
 def test_two_processes_give_the_mean_over_all_their_tokens(tmp_path):
@@ -221,7 +252,8 @@ def test_a_decoder_that_learned_by_heart_scores_everything():
     assert task.batches_per_epoch == 1
     task.decoder.float()
     for outputs in (task.train, task.val):
-        outputs.embedding._pieces[0] = torch.eye(24, 32)  # each sample its own embedding
+        for kept in (outputs.embedding, outputs.target_embedding):
+            kept._pieces[0] = torch.eye(24, 32)  # each sample its own embedding
     optimizer = torch.optim.Adam(task.decoder.parameters(), lr=1e-2)
     first = task.validate(torch.device("cpu"))
     for epoch in range(60):

@@ -211,6 +211,21 @@ def test_phase_2_has_the_captions_that_phase_1_has(data: Path) -> None:
     assert not torch.equal(targets.of(0).target_ids, targets.of(1).target_ids)
 
 
+def test_only_a_first_caption_is_said_from_its_own_embedding(data: Path) -> None:
+    """That of the others is not kept."""
+    source = ManifestSource(data)
+    model = tiny_model(1, list(source_texts(source, range(28))))
+    outputs = frozen_outputs(model, source, source.indices("target"), cache_dir=None, batch_size=8)
+    targets = EpochTargets(outputs, source, model.tokenizer, max_tokens=model.config.max_answer_tokens, seed=9)
+    others = 0
+    for epoch in range(3):
+        samples = [(source.sample(i), i) for i in outputs.index.tolist()]
+        is_first = [sample.target_in(epoch, index=i, seed=9) == sample.target for sample, i in samples]
+        assert targets.said_from_target(epoch, 1.0).tolist() == is_first
+        others += is_first.count(False)
+    assert others > 0
+
+
 def test_without_several_captions_phase_2_keeps_what_it_has(tmp_path: Path) -> None:
     write(tmp_path, *({"image": f"{i}.png", "captions": [f"only {i}"]} for i in range(3)))
     source, model = ManifestSource(tmp_path), tiny_model(1)

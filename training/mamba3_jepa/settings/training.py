@@ -305,10 +305,14 @@ class Phase2Settings(TrainSettings):
     a_activation: Activation = None
     """A activation that the model of --init-y-decoder was trained with, which its files do not say; default:
     heavy_tail."""
+    target_share: Annotated[float, FRACTION] = 0.25
+    """Share of the samples, drawn anew in each epoch, whose text is learned from its own embedding and not from the
+    predicted one: what a memory's knowledge puts right comes near to such embeddings."""
     cache_dir: _Path = None
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""
 
+    BEFORE: ClassVar[dict[str, Any]] = {"target_share": 0.0}
     BUILT: ClassVar[tuple[str, ...]] = ("y_decoder.", "prefix_tokens")
     BUILT_LATER: ClassVar[tuple[str, ...]] = ("recursion.",)
 

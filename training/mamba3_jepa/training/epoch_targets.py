@@ -1,4 +1,5 @@
-"""What an epoch of phase 2 learns to say: where one image has several captions, another of them than the last time.
+"""What an epoch of phase 2 learns to say, and from which embedding: where one image has several captions, another of
+them than the last time.
 
 Shapes: N samples, n of them with several captions.
 """
@@ -10,6 +11,7 @@ import logging
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba3_jepa.data.sample import Source, turn
@@ -59,9 +61,7 @@ class EpochTargets:
         """The outputs as they are, with this epoch's captions as targets."""
         if not self._counts:
             return self._outputs
-        numbers = self._outputs.index[self._rows].tolist()
-        turns = [turn(n, epoch, index, self._seed) for n, index in zip(self._counts, numbers, strict=True)]
-        chosen = torch.from_numpy(self._first[:-1] + np.array(turns))
+        chosen = torch.from_numpy(self._first[:-1] + self._turns(epoch))
         starts, lengths = self._outputs.target_offsets[:-1].clone(), self._outputs.target_lengths.clone()
         starts[self._rows] = self._ends[chosen] + len(self._outputs.target_ids)
         lengths[self._rows] = self._ends[chosen + 1] - self._ends[chosen]
@@ -69,6 +69,21 @@ class EpochTargets:
         places = _places(starts, lengths, offsets)
         ids = torch.cat([self._outputs.target_ids, self._tokens])[places]
         return dataclasses.replace(self._outputs, target_ids=ids, target_offsets=offsets)
+
+    def said_from_target(self, epoch: int, share: float) -> Tensor:
+        """(N,) bool: this share of the samples, drawn for the epoch, whose text is said from its own embedding.
+
+        Kept is only the embedding of an image's first caption: the others are said from what is predicted.
+        """
+        drawn = torch.from_numpy(np.random.default_rng([self._seed, epoch]).random(len(self._outputs)) < share)
+        if self._counts:
+            drawn[self._rows] &= torch.from_numpy(self._turns(epoch) == 0)
+        return drawn & self._outputs.has_target
+
+    def _turns(self, epoch: int) -> NDArray[np.int64]:
+        """(n,) Which of its captions each has in an epoch."""
+        numbers = self._outputs.index[self._rows].tolist()
+        return np.array([turn(n, epoch, i, self._seed) for n, i in zip(self._counts, numbers, strict=True)])
 
 
 def _places(starts: Tensor, lengths: Tensor, offsets: Tensor) -> Tensor:

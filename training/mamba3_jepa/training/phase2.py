@@ -128,7 +128,8 @@ def _outputs(
 class Phase2Batch:
     """One rank's share of one global batch.
 
-    embedding: (B, E); ids, mask: (B, La) `[bos] ... [eos]`, padded on the right, and which of them are valid.
+    embedding: (B, E), the predicted ones, or of some the text's own; ids, mask: (B, La) `[bos] ... [eos]`, padded on
+        the right, and which of them are valid.
     n_tokens: tokens to predict here; n_global_tokens: in the whole global batch, over all ranks.
     """
 
@@ -214,8 +215,10 @@ class Phase2Task(KeptOutputs):
         mine = block[rank() :: world_size()]  # rows lie sorted by length: every rank gets some of all
         rows = torch.from_numpy(mine)
         ids, mask = self._shown.targets(rows)
+        embedding, own = self._shown.embedding[rows], self._from_target[rows]
+        embedding[own] = self._shown.target_embedding[rows[own]]
         return Phase2Batch(
-            embedding=self._shown.embedding[rows],
+            embedding=embedding,
             ids=ids,
             mask=mask,
             n_tokens=int((self._lengths[mine] - 1).sum()),
@@ -223,8 +226,9 @@ class Phase2Task(KeptOutputs):
         )
 
     def _show(self, epoch: int) -> None:
-        """Take the targets of an epoch."""
+        """Take the targets of an epoch, and what they are said from."""
         self._shown = self._targets.of(epoch)
+        self._from_target = self._targets.said_from_target(epoch, self.settings.target_share)
         self._lengths: NDArray[np.int64] = self._shown.target_lengths.numpy()
 
     def weights(self, batches: Sequence[Phase2Batch]) -> list[float]:
