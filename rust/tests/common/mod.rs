@@ -110,7 +110,7 @@ impl TinyModel {
                 "read from both sides, question first and last",
                 new()
                     .predictor("order", "question_visual_question")
-                    .predictor("pooling", "parts")
+                    .predictor("pooling", "question")
                     .predictor("bidirectional", true),
             ),
             (
