@@ -278,7 +278,7 @@ def preset(name: PresetName) -> ModelConfig:
             predictor=_predictor(4, 128, 32, 32),
             y_encoder=_backbone(2, 128, 32, 32),
             y_decoder=_backbone(2, 128, 32, 32),
-            prefix_tokens=2,
+            prefix_tokens=8,
             embed_dim=128,
             vocab_size=1024,
             max_query_tokens=32,

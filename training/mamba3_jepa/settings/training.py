@@ -305,7 +305,7 @@ class Phase2Settings(TrainSettings):
     a_activation: Activation = None
     """A activation that the model of --init-y-decoder was trained with, which its files do not say; default:
     heavy_tail."""
-    target_share: Annotated[float, FRACTION] = 0.25
+    target_share: Annotated[float, FRACTION] = 0.5
     """Share of the samples, drawn anew in each epoch, whose text is learned from its own embedding and not from the
     predicted one: what a memory's knowledge puts right comes near to such embeddings."""
     cache_dir: _Path = None
