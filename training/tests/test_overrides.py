@@ -307,7 +307,9 @@ def test_a_run_goes_on_with_the_model_it_was_started_with(tmp_path: Path, capfd:
     command = ["train-decoder", *SHORT, "--phase1-checkpoint", str(phase1), "--output-dir", str(tmp_path / "run")]
     assert main([*command, "--model", "y_decoder.n_layers=1"]) == 0
     assert main([*command, "--model", "y_decoder.n_layers=2", "--resume"]) == 2
-    assert "another model configuration (y_decoder.n_layers 1 -> 2)" in " ".join(capfd.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
+    assert "another model configuration (y_decoder.n_layers 1 -> 2)" in said
+    assert "Resume with the first run's, --model y_decoder.n_layers=1, or choose another --output-dir" in said
     assert main([*command, "--model", "prefix_tokens=4", "y_decoder.n_layers=1", "--resume"]) == 0, "the same model"
     longer = [*command[:-2], "--max-steps", "2", *command[-2:]]
     assert main([*longer, "--resume"]) == 0, "the model stays what it is"

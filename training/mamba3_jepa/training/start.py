@@ -4,6 +4,7 @@ of it."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -162,8 +163,13 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
         _demand_same_data(run, begun, data)
     if begun.config != config:
         theirs, ours = values_by_key(begun.config), values_by_key(config)
-        changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
-        raise UserError(f"cannot resume {begun.path}: it was made with another model configuration ({changed})")
+        keys = [key for key in ours if ours[key] != theirs[key]]
+        changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in keys)
+        again = " ".join(f"{key}={json.dumps(theirs[key])}".replace('"', "") for key in keys)
+        raise UserError(
+            f"cannot resume {begun.path}: it was made with another model configuration ({changed}). Resume with the "
+            f"first run's, `model` {again}, or choose another `output_dir`"
+        )
     if data.synthetic:  # last: it is drawn for the model's size of images
         _demand_same_data(run, begun, data)
 
