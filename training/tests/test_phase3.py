@@ -45,7 +45,8 @@ def phase2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = TextTokenizer.train(source_texts(scenes, range(len(scenes))), 400)
     data = DataRecord(source="scenes", synthetic=True, answers=["red", "blue"])
     path = tmp_path_factory.mktemp("phase2") / "phase2_best.pt"
-    return write_checkpoint(path, tiny_model(2, tokenizer, moved=False), 2, data=data, run={})
+    model = tiny_model(2, tokenizer, moved=False, seed=1)  # one that finds the right text for some of the questions
+    return write_checkpoint(path, model, 2, data=data, run={})
 
 
 def train(phase2: Path, output_dir: Path, *arguments: str) -> int:
@@ -182,6 +183,30 @@ def test_given_knowledge_comes_before_the_answer(phase2: Path, tmp_path: Path) -
         torch.testing.assert_close(knowledge[i], text)
         torch.testing.assert_close(knowledge[i + 1], torch.tensor(vector))
         torch.testing.assert_close(knowledge[i + 2], data.frozen.target_embedding[torch.tensor([i + 2])][0])
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "given", "scale"),
+    [
+        ([None], None, 1 / 0.177),  # 32 elements of a vector of unit length
+        ([[0.5] * 5, [-0.5] * 5], None, 2.0),
+        ([[0.0] * 5], None, 1.0),
+        ([None], 3.0, 3.0),
+    ],
+)
+def test_the_injector_learns_as_fast_as_knowledge_is_small(
+    phase2: Path, tmp_path: Path, knowledge: list, given: float | None, scale: float
+) -> None:
+    folder = write_manifest(tmp_path / "data", knowledge)
+    length = 32 if knowledge[0] is None else 5
+    model = model_with_recursion(phase2, knowledge_dim=length)
+    source = ConfusionSource(ManifestSource(folder), range(12), made_kinds=[])
+    data = phase3_data(model, source, np.arange(12), cache_dir=None)
+    settings = Phase3Settings(batch_size=4, injector_lr_scale=given)
+    task = Phase3Task(model, data, data, settings, DataRecord())
+    assert model.recursion is not None
+    expected = [] if scale == 1 else [(model.recursion.injector, pytest.approx(scale, rel=1e-6))]
+    assert list(task.lr_scales) == expected
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,9 @@ class Phase3Settings(TrainSettings):
     """Length of the knowledge vectors in the data; default: what the Y-Encoder makes of a text."""
     injection_weight: NotNegative = 1.0
     """Weight of the injection error in the loss, beside the confusion loss."""
+    injector_lr_scale: Annotated[_Float, Range(0)] = None
+    """Learning rate of the state injector as a multiple of the monitor's; default: one over the size of a knowledge
+    vector's elements (root mean square), so that short vectors come to weigh as much as the pooled state."""
     confusion_kinds: tuple[ConfusionKind, ...] = ("mismatched", "unanswerable", "corrupted")
     """Confusion to make from the data, beside its own "confused" labels: questions with another image, questions
     without what they are about, destroyed images. Leave out mismatched where every question fits every image."""
@@ -353,6 +356,7 @@ class Phase3Settings(TrainSettings):
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""
 
+    BEFORE: ClassVar[dict[str, Any]] = {"injector_lr_scale": 1.0}
     BUILT: ClassVar[tuple[str, ...]] = ("recursion.",)
 
     def resolved(self, preset_name: PresetName) -> Phase3Settings:

@@ -50,7 +50,7 @@ from mamba3_jepa.training.start import (
     warn_of_seen_samples,
     workers,
 )
-from mamba3_jepa.training.task import KeptOutputs, StepOutput, Validation, demand_one_batch
+from mamba3_jepa.training.task import KeptOutputs, LrScales, StepOutput, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +258,10 @@ class Phase3Task(KeptOutputs):
         self.train, self.val = train, val
         self.recursion = model.recursion
         self.objective = Phase3Objective(model.recursion, model.predictor, settings.injection_weight)
+        scale = settings.injector_lr_scale
+        if scale is None:
+            scale = 1 / train.knowledge_size()
+        self.lr_scales: LrScales = [] if scale == 1 else [(self.recursion.injector, scale)]
         super().__init__(record, train.frozen.bad)
         demand_one_batch(train.source.name, len(train), settings, train.frozen.bad)
         size = settings.batch_size or 1

@@ -25,6 +25,7 @@ from mamba3_jepa.training.distributed import on_every_rank
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
+_TYPICAL = 4096  # samples whose knowledge says how large its elements are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,12 @@ class Phase3Data:
             vectors[own >= 0] = self.given.vectors[own[own >= 0]]
         known = known & has_target
         return vectors * known.unsqueeze(1), known
+
+    def knowledge_size(self) -> float:
+        """Root mean square of the elements of the first knowledge vectors, to three digits; 1 if there are none."""
+        vectors, known = self.knowledge(torch.arange(min(len(self), _TYPICAL)))
+        size = float(vectors[known].double().square().mean().sqrt()) if bool(known.any()) else 0.0
+        return float(f"{size:.3g}") or 1.0
 
 
 def phase3_data(
