@@ -36,15 +36,14 @@ def logged(folder: str, name: str) -> list[float]:
 
 
 def test_change_the_architecture(run_recipe) -> None:  # type: ignore[no-untyped-def]
-    """Read from the last position, a state knows the whole question, but the mean of all is another."""
     made = run_recipe("Change the architecture")
     model = made["model"]
-    assert type(model.predictor) is made["LastPositionPredictor"]
+    assert type(model.predictor) is made["LargestPredictor"]
     pooled = model.observe([None], ["red"]).pooled[0]
     ids, mask, _ = model.tokenizer.encode(["red"], 32)
     tokens = model.predictor.query_proj(model.y_encoder.embed_tokens(ids))
     assert mask.all()
-    assert pooled.allclose(model.predictor.backbone(tokens)[0, -1], atol=1e-6)
+    assert pooled.allclose(model.predictor.backbone(tokens)[0].amax(dim=0), atol=1e-6)
 
 
 def test_add_a_data_source(run_recipe) -> None:  # type: ignore[no-untyped-def]
