@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import torch
@@ -165,7 +166,8 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
         theirs, ours = values_by_key(begun.config), values_by_key(config)
         keys = [key for key in ours if ours[key] != theirs[key]]
         changed = "; ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in keys)
-        again = " ".join(f"{key}={json.dumps(theirs[key])}".replace('"', "") for key in keys)
+        values = {key: theirs[key] if isinstance(theirs[key], str) else json.dumps(theirs[key]) for key in keys}
+        again = " ".join(shlex.quote(f"{key}={value}") for key, value in values.items())
         raise UserError(
             f"cannot resume {begun.path}: it was made with another model configuration ({changed}). Resume with the "
             f"first run's, `model` {again}, or choose another `output_dir`"
