@@ -19,8 +19,8 @@ from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import ModelConfig, VisionConfig, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.reader import load_exported
+from mamba3_jepa.models.vision_parts import rotary_table
 from mamba3_jepa.models.vit import VisionEncoder
-from mamba3_jepa.models.vjepa21 import rotary_table
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -87,14 +87,17 @@ def test_equals_a_plain_float64_form(hidden_size: int, heads: int, patch_size: i
 
 def test_the_two_of_a_pair_turn_alike_and_places_are_stretched() -> None:
     grid, head_size = (2, 3, 5), 22
-    cos, sin = rotary_table(grid, 16, head_size, torch.device("cpu"))
-    assert cos.shape == (30, 18)
+    cos, sin, partner = rotary_table(grid, head_size, torch.device("cpu"), pretrained_grid=16)
+    assert cos.shape == sin.shape == (30, 22)
+    assert partner.tolist() == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14, 17, 16, 18, 19, 20, 21]
+    assert bool((cos[:, 18:] == 1).all())
+    assert bool((sin[:, 18:] == 0).all())
     for token, (time, row, column) in enumerate(np.ndindex(grid)):
         for j in range(18):
             place = (time, row * 15 / 2, column * 15 / 4)[j // 6]
             angle = place * 10_000 ** (-(j % 6 // 2) / 3)
             assert math.isclose(cos[token, j], math.cos(angle), abs_tol=1e-6)
-            assert math.isclose(sin[token, j], math.sin(angle), abs_tol=1e-6)
+            assert math.isclose(sin[token, j], math.sin(angle) * (-1 if j % 2 == 0 else 1), abs_tol=1e-6)
 
 
 def test_an_image_costs_one_frame_of_the_image_branch(encoder: VisionEncoder) -> None:

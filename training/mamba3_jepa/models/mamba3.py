@@ -55,9 +55,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        groups = x.to(wide).unflatten(-1, (-1, self.group_size))
-        normed = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.eps)
-        return (normed.flatten(-2) * self.weight).to(x.dtype)
+        size, weight = (self.group_size,), self.weight.to(wide)
+        if self.group_size == x.shape[-1]:
+            return F.rms_norm(x.to(wide), size, weight, self.eps).to(x.dtype)
+        groups = F.rms_norm(x.to(wide).unflatten(-1, (-1, self.group_size)), size, eps=self.eps)
+        return (groups.flatten(-2) * weight).to(x.dtype)
 
 
 class Mamba3(nn.Module):

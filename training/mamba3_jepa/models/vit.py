@@ -1,7 +1,8 @@
 """The X-Encoder: the vision transformer of V-JEPA 2 or 2.1, frozen.
 
-The network is the one in `transformers` (`VJEPA2Model`); this file feeds it, and `vjepa21.py` has the parts that are
-others in V-JEPA 2.1. V-JEPA 2: Assran et al. 2025, arXiv 2506.09985; 2.1: Mur-Labadia et al. 2026, arXiv 2603.14482.
+The network is the one in `transformers` (`VJEPA2Model`); this file feeds it. `vision_parts.py` has what is computed
+another way here, and `vjepa21.py` the embeddings that are others in V-JEPA 2.1. V-JEPA 2: Assran et al. 2025, arXiv
+2506.09985; 2.1: Mur-Labadia et al. 2026, arXiv 2603.14482.
 
 Shape letters: B batch, T frames, H and W height and width in pixels, N visual tokens, D hidden size.
 """
@@ -18,12 +19,15 @@ from transformers import VJEPA2Config, VJEPA2Model
 from mamba3_jepa.config import VisionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.state_dict import load_state
+from mamba3_jepa.models.vision_parts import (
+    Embeddings,
+    RotaryTable,
+    pretrained_grid,
+    rotary_table,
+    use_rotary_table,
+)
 from mamba3_jepa.models.vit_checkpoint import read_vision_checkpoint
-from mamba3_jepa.models.vjepa21 import make_vjepa21, rotary_table
-
-# Side, in patches, of the square grid in which a position id t * G^2 + row * G + column is read. V-JEPA 2 has
-# no position table, ids only become rotary angles: a grid larger than every input serves every input size.
-_GRID = 4096
+from mamba3_jepa.models.vjepa21 import Embeddings21
 
 
 class VisionEncoder(nn.Module):
@@ -35,8 +39,10 @@ class VisionEncoder(nn.Module):
         self.config = config
         theirs = _transformers_config(config)
         self.encoder = VJEPA2Model(theirs).encoder
-        if config.kind == "vjepa2.1":
-            make_vjepa21(self.encoder, theirs)
+        use_rotary_table(self.encoder, theirs)
+        patches = self.encoder.embeddings.patch_embeddings.proj
+        embeddings = Embeddings21(theirs) if config.kind == "vjepa2.1" else Embeddings(patches)
+        self.encoder.add_module("embeddings", embeddings)
         self.requires_grad_(False)
         self.eval()
 
@@ -100,26 +106,20 @@ class VisionEncoder(nn.Module):
         """
         self._check(pixels)
         if pixels.ndim == 4:
-            pixels = pixels.unsqueeze(1).expand(-1, self.config.image_frames, -1, -1, -1)
+            pixels = pixels.unsqueeze(1)  # one frame, which the embeddings take for a tubelet of equal ones
         positions = self._positions(pixels)
         h = self.encoder.embeddings(pixels)
         for layer in self.encoder.layer:
             h = layer(h, position_mask=positions)[0]
         return self.encoder.layernorm(h)
 
-    def _positions(self, clip: Tensor) -> Tensor:
-        """Where the tokens of a clip (B, T, 3, H, W) are, in the form that the attention takes it.
-
-        V-JEPA 2's takes ids (1, N) in a grid; left to itself it takes every input for a square of the configured size.
-        """
+    def _positions(self, clip: Tensor) -> RotaryTable:
+        """Where the tokens of a clip (B, T, 3, H, W) are, in the form that the attention takes it."""
         config, (frames, _, height, width) = self.config, clip.shape[1:]
-        times = 1 if frames == config.image_frames else frames // config.tubelet_size
+        times = 1 if frames == 1 else frames // config.tubelet_size
         grid = (times, height // config.patch_size, width // config.patch_size)
-        if config.kind == "vjepa2.1":
-            return rotary_table(grid, config.patch_size, config.hidden_size // config.heads, clip.device)
-        time, row, column = (torch.arange(size, device=clip.device) for size in grid)
-        ids = time[:, None, None] * _GRID**2 + row[:, None] * _GRID + column
-        return ids.reshape(1, -1)
+        trained = pretrained_grid(config.patch_size) if config.kind == "vjepa2.1" else None
+        return rotary_table(grid, config.hidden_size // config.heads, clip.device, pretrained_grid=trained)
 
     def _check(self, pixels: Tensor) -> None:
         patch, tubelet = self.config.patch_size, self.config.tubelet_size
@@ -129,7 +129,7 @@ class VisionEncoder(nn.Module):
         if not pixels.is_floating_point():
             raise UserError(f"X-Encoder: expected normalised floating-point pixels, found {pixels.dtype}")
         sides = pixels.shape[-2:]
-        if any(side == 0 or side % patch or side > patch * _GRID for side in sides):
+        if any(side == 0 or side % patch for side in sides):
             raise UserError(f"X-Encoder: height and width must be multiples of the patch {patch}, {found}")
         frames = pixels.shape[1] if pixels.ndim == 5 else self.config.image_frames
         if frames != self.config.image_frames and (frames == 0 or frames % tubelet):
@@ -145,7 +145,7 @@ def _transformers_config(config: VisionConfig) -> VJEPA2Config:
         "patch_size": config.patch_size,
         "tubelet_size": config.tubelet_size,
         "frames_per_clip": config.frames,
-        "crop_size": config.patch_size * _GRID,
+        "crop_size": config.image_size,
         "layer_norm_eps": 1e-6,
         "attn_implementation": "sdpa",
         # V-JEPA 2's own (mask) predictor is not used: it is built without layers, and dropped.

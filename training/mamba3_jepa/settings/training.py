@@ -78,7 +78,7 @@ class TrainSettings(Checked):
     precision: Precision = "fp32"
     """Arithmetic of the forward and backward pass; weights stay in float32."""
     compile: bool = False
-    """Compile the Mamba-3 layers (needs a C++ compiler on CPU). Slower to start, faster to run."""
+    """Compile the layers of X-Encoder and Mamba-3 (needs a C++ compiler on CPU). Slower to start, faster to run."""
     cpu: bool = False
     """Stay on the CPU even where there is a GPU."""
     seed: Seed = 0
