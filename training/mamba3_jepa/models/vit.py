@@ -119,7 +119,13 @@ class VisionEncoder(nn.Module):
         times = 1 if frames == 1 else frames // config.tubelet_size
         grid = (times, height // config.patch_size, width // config.patch_size)
         trained = pretrained_grid(config.patch_size) if config.kind == "vjepa2.1" else None
-        return rotary_table(grid, config.hidden_size // config.heads, clip.device, pretrained_grid=trained)
+        table = rotary_table(grid, config.hidden_size // config.heads, clip.device, pretrained_grid=trained)
+        if torch.is_autocast_enabled(
+            clip.device.type
+        ):  # as queries and keys are; mixed types cost a GPU 10 % of a step
+            kind = torch.get_autocast_dtype(clip.device.type)
+            table = table._replace(cos=table.cos.to(kind), sin=table.sin.to(kind))
+        return table
 
     def _check(self, pixels: Tensor) -> None:
         patch, tubelet = self.config.patch_size, self.config.tubelet_size

@@ -20,7 +20,7 @@ from mamba3_jepa.data.seen import warn_of_seen
 from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
-from mamba3_jepa.models.mamba3 import Mamba3, RMSNorm
+from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.state_dict import first_changed
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.overrides import values_by_key
@@ -258,10 +258,10 @@ def _is_same(known: DataRecord, data: DataSplits) -> bool:
 
 
 def compile_layers(model: torch.nn.Module) -> None:
-    """Compile each layer of the X-Encoder, and each Mamba-3 layer with its norm, in place; names in the state dict
+    """Compile each layer of the X-Encoder and each Mamba-3 layer in place; names in the state dict
     stay."""
     for module in model.modules():
-        if isinstance(module, (Mamba3, RMSNorm, VJEPA2Layer)):
+        if isinstance(module, (Mamba3, VJEPA2Layer)):
             module.compile()
 
 
