@@ -34,7 +34,7 @@ from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.strings import Strings
 from mamba3_jepa.data.survey import Tally, walk_visible
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.encodings import GZIP_MARK, LONGEST_MARK, encoding_of, lines_of
+from mamba3_jepa.files.encodings import lines_of, open_text
 from mamba3_jepa.files.special import is_special
 
 logger = logging.getLogger(__name__)
@@ -194,11 +194,7 @@ class ManifestSource:
         """Line number from 1, byte offset and content, in UTF-8, of every line."""
         try:
             with self.path.open("rb") as file:
-                start = file.read(LONGEST_MARK)
-                if start.startswith(GZIP_MARK):
-                    raise UserError(f"{self.name}: compressed with gzip; a manifest is plain text: unpack it first")
-                self._encoding, mark = encoding_of(start)
-                file.seek(mark)
+                self._encoding = open_text(file, self.name)
                 for line_number, (offset, line) in enumerate(lines_of(file, self._encoding), start=1):
                     yield line_number, offset, line
         except UnicodeDecodeError as error:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mamba3_jepa.errors import UserError
+
 # the longer marks first: UTF-32's begins as UTF-16's does
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -18,8 +20,22 @@ _MARKS = (
 )
 # What JSON begins with: UTF-16 without a mark is still no UTF-8.
 _BRACES = {b"{\0": "utf-16-le", b"\0{": "utf-16-be", b"[\0": "utf-16-le", b"\0[": "utf-16-be"}
-LONGEST_MARK = 4
-GZIP_MARK = b"\x1f\x8b"  # what a file begins with that is no text yet
+_LONGEST_MARK = 4
+_GZIP_MARK = b"\x1f\x8b"  # what a file begins with that is no text yet
+
+
+def open_text(file: BinaryIO, name: str | Path) -> str:
+    """The encoding of the text file called `name`, read from its start; then it stands behind its mark.
+
+    Raises:
+        UserError: it is compressed.
+    """
+    start = file.read(_LONGEST_MARK)
+    if start.startswith(_GZIP_MARK):
+        raise UserError(f"{name}: compressed with gzip; what is read here is plain text: unpack it first")
+    encoding, mark = encoding_of(start)
+    file.seek(mark)
+    return encoding
 
 
 def encoding_of(start: bytes) -> tuple[str, int]:
@@ -36,7 +52,7 @@ def decoded(content: bytes) -> str:
     Raises:
         UnicodeDecodeError: its `encoding` says what it was read as.
     """
-    encoding, mark = encoding_of(content[:LONGEST_MARK])
+    encoding, mark = encoding_of(content[:_LONGEST_MARK])
     return content[mark:].decode(encoding)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import ijson
 
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.encodings import GZIP_MARK, LONGEST_MARK, encoding_of
+from mamba3_jepa.files.encodings import open_text
 from mamba3_jepa.files.special import is_special
 
 _LONGEST = 1 << 26  # characters of one entry
@@ -77,12 +77,7 @@ def _opened(path: Path) -> Iterator[_Reader]:
     reader: _Reader | None = None
     try:
         with path.open("rb") as file:
-            start = file.read(LONGEST_MARK)
-            if start.startswith(GZIP_MARK):
-                raise UserError(f"{path}: compressed with gzip: unpack it first")
-            encoding, mark = encoding_of(start)
-            file.seek(mark)
-            reader = _Reader(io.TextIOWrapper(file, encoding, newline=""), path)
+            reader = _Reader(io.TextIOWrapper(file, open_text(file, path), newline=""), path)
             yield reader
     except ijson.JSONError as error:
         # what the parser says, the text there, and a line that points at it
