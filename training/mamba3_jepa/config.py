@@ -120,7 +120,8 @@ class VisionConfig:
     """The X-Encoder: a V-JEPA 2 or 2.1 vision transformer. Sizes in pixels and frames."""
 
     kind: VisionKind = "vjepa2"
-    """Which of the two: 2.1 has an image branch, modality vectors and other rotary angles (`models.vjepa21`)."""
+    """Which of the two: 2.1 has an image branch, modality vectors and other rotary angles (`models.vjepa21`,
+    `models.vision_parts`)."""
     hidden_size: int = Field(default=1024, gt=0, le=LARGEST_SIZE)
     depth: int = Field(default=24, gt=0, le=MOST_LAYERS)
     heads: int = Field(default=16, gt=0, le=LARGEST_SIZE)
