@@ -20,7 +20,7 @@ from mamba3_jepa.settings.inference import EvaluateSettings
 
 
 def question(answer: str, *more: str, **meta: Any) -> Question:
-    return Question(answers=(answer, *more), meta=meta)
+    return Question(answer=answer, answers=(answer, *more), meta=meta)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,24 @@ def test_pope_by_category() -> None:
     assert report.groups["category"]["popular"].by_way["nearest"]["precision"] == 0.5
 
 
+def test_pope_is_measured_on_yes_and_no(caplog: pytest.LogCaptureFixture) -> None:
+    asked = [question(answer) for answer in ("red", "Yes.", "no", "2", "stop")]
+    (report,) = benchmark_reports(asked, {"nearest": ["red", "yes", "yes", "2", "x"]}, "pope")
+    assert (report.scores.questions, report.left_out) == (2, 3)
+    assert report.scores.by_way["nearest"]["accuracy"] == 0.5
+    assert "pope: 3 of 5 questions do not count in its measure" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "right", "others"), [("gqa", "blue", "red"), ("tallyqa", "2", "3"), ("pope", "no", "yes")]
+)
+def test_one_answer_is_right_whatever_comes_first_among_several(benchmark: str, right: str, others: str) -> None:
+    asked = [Question(answer=right, answers=(others, right, right), meta={"dataset": benchmark})]
+    for said, accuracy in ((right, 1), (others, 0)):
+        (report,) = benchmark_reports(asked, {"nearest": [said]})
+        assert (report.benchmark, report.scores.by_way["nearest"]["accuracy"]) == (benchmark, accuracy)
+
+
 def test_the_setting_names_every_benchmark() -> None:
     named = get_args(get_args(get_type_hints(EvaluateSettings)["benchmark"])[0])
     assert set(named) == set(BENCHMARKS) - {SEVERAL_ANSWERS}
@@ -157,8 +175,8 @@ def test_which_questions_are_measured_by_what() -> None:
     ]
     assert reports[0].odd_counts == 2
     assert reports[0].groups == reports[1].groups == reports[2].groups == {}
-    (everything,) = benchmark_reports(asked[:4], {"nearest": ["red", "red", "no", "x"]}, "pope")
-    assert (everything.benchmark, everything.scores.questions) == ("pope", 4)
+    (everything,) = benchmark_reports(asked[:4], {"nearest": ["red", "red", "no", "x"]}, "gqa")
+    assert (everything.benchmark, everything.scores.questions) == ("gqa", 4)
     assert benchmark_reports([], {"nearest": []}) == []
     with pytest.raises(ValueError, match="1 questions with"):
         benchmark_reports(asked[:1], {"nearest": []})

@@ -139,7 +139,7 @@ def test_scenes_with_a_phase_3_checkpoint(checkpoints: dict[int, str], tmp_path:
 
 def test_zero_shot_classification(checkpoints: dict[int, str], model: Mamba3Jepa, data: Path, tmp_path: Path) -> None:
     labels, output = tmp_path / "labels.txt", tmp_path / "numbers.json"
-    labels.write_text("green\nblue\nRED\nyes\n")
+    labels.write_text("green\nblue\nRED\nyes\nRed\n")  # twice the same class
     arguments = [
         "--checkpoint",
         checkpoints[2],

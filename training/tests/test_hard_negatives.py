@@ -67,6 +67,7 @@ def test_what_is_no_negative_is_named() -> None:
     say('field "negatives": a text is empty', text="a cat", negatives=["a dog", " "])
     say("field \"negatives\": 'a cat' is right: remove it", text=" a cat", negatives=["a cat "])
     say("'two cats' is right", captions=["a cat", "two cats"], negatives=["a dog", "two cats"])
+    say('the kind "all" is what all of them', text="a cat", negatives={"all": ["a dog"]})
     say("'no' is right", question="is it?", answers=["yes", "no "], negatives=["no"])
     say("'yes' is right", question="is it?", answer="yes", negatives={"answer": ["yes"]})
     say("neither a text nor an answer", query="hello", negatives=["a dog"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from mamba3_jepa.data.sources import ManifestSource
 from mamba3_jepa.evaluation.swaps import SwapShare, WrongText, swap_accuracy
 from mamba3_jepa.evaluation.validate import collect, evaluate, merge
 
+_KEYS = itertools.count()
 
-def wrong(sample: int, kind: str, margin: float) -> WrongText:
-    return WrongText(sample=sample, kind=kind, margin=margin)
+
+def wrong(sample: int, kind: str, margin: float, key: int | None = None) -> WrongText:
+    """By default another text than all others."""
+    return WrongText(sample=sample, kind=kind, key=next(_KEYS) if key is None else key, margin=margin)
 
 
 def test_a_sample_is_right_where_all_its_wrong_texts_are_farther() -> None:
@@ -35,6 +39,14 @@ def test_a_sample_is_right_where_all_its_wrong_texts_are_farther() -> None:
     assert report.total == SwapShare(right=1 / 3, chance=pytest.approx((1 / 4 + 1 / 3 + 1 / 2) / 3), samples=3)
     assert report.metrics()["swap_accuracy_colors"] == pytest.approx(2 / 3)
     assert list(report.rows()) == ["all", "colors", "places", "answer"]
+
+
+def test_a_wrong_text_counts_once_however_often_it_is_given() -> None:
+    found = [wrong(0, "k", 0.5, key=1), wrong(0, "k", 0.5, key=1), wrong(0, "j", 0.5, key=1), wrong(0, "", 0.2, key=2)]
+    report = swap_accuracy(found, [None])
+    assert report is not None
+    assert report.total == SwapShare(right=1.0, chance=1 / 3, samples=1)
+    assert report.by_kind["k"] == report.by_kind["j"] == SwapShare(right=1.0, chance=0.5, samples=1)
 
 
 def test_questions_count_where_no_caption_has_wrong_texts() -> None:

@@ -15,6 +15,8 @@ class Negative(NamedTuple):
     kind: str = ""
 
 
+ALL_KINDS = "all"  # what tables call all kinds together
+
 EXPECTED = "a list of texts, or an object with such a list for each kind"
 
 
@@ -33,7 +35,11 @@ def is_negatives(value: Any) -> bool:
 def negatives_problem(negatives: Iterable[Negative], right: Iterable[str]) -> str | None:
     """What is wrong with the negatives of a sample whose right texts are `right`, or None."""
     known = {text.strip() for text in right}
-    for text, _ in negatives:
+    for text, kind in negatives:
+        if kind == ALL_KINDS:
+            return (
+                f'field "negatives": the kind "{ALL_KINDS}" is what all of them together are called: name it otherwise'
+            )
         if not text:
             return f'field "negatives": a text is empty: expected {EXPECTED}'
         if text in known:

@@ -32,10 +32,11 @@ def read_annotations(source: Source, index: Iterable[int]) -> list[Annotation]:
 
 def _annotation(source: Source, i: int) -> Annotation:
     sample = source.sample(i)
-    target, meta = (sample.target or "",), sample.meta.get("meta")
+    target, meta = sample.target or "", sample.meta.get("meta")
     if sample.question is None:
-        return Annotation(captions=sample.captions or target, question=None, id=sample.meta.get("id"))
-    question = Question(answers=sample.answers or target, meta=meta if isinstance(meta, Mapping) else {})
+        return Annotation(captions=sample.captions or (target,), question=None, id=sample.meta.get("id"))
+    notes = meta if isinstance(meta, Mapping) else {}
+    question = Question(answer=target, answers=sample.answers or (target,), meta=notes)
     return Annotation(captions=(), question=question, id=sample.meta.get("id"))
 
 

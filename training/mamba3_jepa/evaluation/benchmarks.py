@@ -22,8 +22,10 @@ SEVERAL_ANSWERS = "several answers"  # the benchmark of questions that name none
 
 
 class Question(NamedTuple):
-    """answers: what counts as right, one or more; meta: what the data says of the question, by name."""
+    """answer: the one that is right where only one can be; answers: all that people gave, one or more; meta: what the
+    data says of the question, by name."""
 
+    answer: str
     answers: tuple[str, ...]
     meta: Meta
 
@@ -39,7 +41,7 @@ class Benchmark:
 
     score: Callable[[Sequence[str], Sequence[Question]], Measures]
     groups: Mapping[str, Callable[[Meta], str | None]]
-    counts: Callable[[Meta], bool] = lambda meta: True
+    counts: Callable[[Question], bool] = lambda question: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def benchmark_reports(
             rows[name].append(row)
     reports = []
     for name, chosen in rows.items():
-        counted = [row for row in chosen if BENCHMARKS[name].counts(questions[row].meta)]
+        counted = [row for row in chosen if BENCHMARKS[name].counts(questions[row])]
         left_out = len(chosen) - len(counted)
         if left_out:
             logger.warning("%s: %d of %d questions do not count in its measure", name, left_out, len(chosen))
@@ -151,19 +153,19 @@ def _same(given: Sequence[str], questions: Sequence[Question]) -> Measures:
     def plain(text: str) -> str:
         return plain_text(text).rstrip(".")
 
-    return _mean(plain(text) == plain(question.answers[0]) for text, question in zip(given, questions, strict=True))
+    return _mean(plain(text) == plain(question.answer) for text, question in zip(given, questions, strict=True))
 
 
 def _number(given: Sequence[str], questions: Sequence[Question]) -> Measures:
     """The same number, in digits or words ("3", "three")."""
     return _mean(
-        normalised_answer(text) == normalised_answer(question.answers[0])
+        normalised_answer(text) == normalised_answer(question.answer)
         for text, question in zip(given, questions, strict=True)
     )
 
 
 def _yes_no(given: Sequence[str], questions: Sequence[Question]) -> Measures:
-    said, right = [says_yes(text) for text in given], [says_yes(question.answers[0]) for question in questions]
+    said, right = [says_yes(text) for text in given], [says_yes(question.answer) for question in questions]
     return asdict(YesNoScores.of(said, right))
 
 
@@ -193,8 +195,13 @@ def _gqa_answer(meta: Meta) -> str | None:
     return structural and ("open" if structural == "query" else "binary")
 
 
-def _balanced(meta: Meta) -> bool:
-    return meta.get("isBalanced") is not False
+def _balanced(question: Question) -> bool:
+    return question.meta.get("isBalanced") is not False
+
+
+def _answered_by_yes_or_no(question: Question) -> bool:
+    """The measure reads any other word as yes, which is meant for what a model says and not for what is right."""
+    return normalised_answer(question.answer) in ("yes", "no")
 
 
 def _complexity(meta: Meta) -> str | None:
@@ -207,5 +214,5 @@ BENCHMARKS: dict[str, Benchmark] = {
     SEVERAL_ANSWERS: Benchmark(_vqa, {}),
     "gqa": Benchmark(_same, {"answer": _gqa_answer, "structural": _structural, "semantic": _semantic}, _balanced),
     "tallyqa": Benchmark(_number, {"complexity": _complexity}),
-    "pope": Benchmark(_yes_no, {"category": _field("category")}),
+    "pope": Benchmark(_yes_no, {"category": _field("category")}, _answered_by_yes_or_no),
 }

@@ -31,7 +31,13 @@ from mamba3_jepa.evaluation.predictions import write_predictions
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.validate import Captions, Collected, ValidationReport, collect, evaluate
 from mamba3_jepa.evaluation.vqa_accuracy import N_ANSWERS
-from mamba3_jepa.evaluation.zero_shot import ZeroShotReport, class_embeddings, class_templates, zero_shot
+from mamba3_jepa.evaluation.zero_shot import (
+    ZeroShotReport,
+    class_embeddings,
+    class_templates,
+    different_labels,
+    zero_shot,
+)
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.files.json_file import finite_or_null, write_json
 from mamba3_jepa.files.lines import read_lines
@@ -104,7 +110,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         UserError: the settings, the checkpoint, the data or the device cannot be used, or an embedding is not finite.
     """
     settings.check()
-    labels = None if settings.labels is None else read_lines(settings.labels, "label")
+    labels = None if settings.labels is None else different_labels(read_lines(settings.labels, "label"))
     templates = class_templates(settings.label_template, "label_template")
     device = checked_device(settings.device)
     checkpoint = load_checkpoint(settings.checkpoint)
@@ -230,6 +236,10 @@ def _benchmarks(
         {way: [texts[row] for row in rows] for way, texts in given.items()},
         benchmark,
     )
+    if benchmark is not None and not reports:
+        raise UserError(
+            f"`benchmark` {benchmark}: {source.name} has no question that it is measured on, of {len(rows)} questions"
+        )
     for report in reports:
         if report.odd_counts:
             logger.warning(

@@ -5,6 +5,7 @@ Shapes: N samples, L labels, P templates, E embedding size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from mamba3_jepa.evaluation.retrieval import label_recall
 from mamba3_jepa.files.lines import texts_or_file
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,15 @@ def class_templates(values: Sequence[str], setting: str) -> list[str]:
         if template.count("{}") != 1:
             raise UserError(f"`{setting}` {template!r}: must contain {{}} once, where the label goes")
     return templates
+
+
+def different_labels(labels: Sequence[str]) -> list[str]:
+    """Those that differ in more than case and white space, the first of each; says how many others there were."""
+    first = list({plain_text(label): label for label in reversed(labels)}.values())[::-1]
+    if len(first) < len(labels):
+        logger.warning("%d of %d labels differ from another in case only: each counts once",
+                       len(labels) - len(first), len(labels))  # fmt: skip
+    return first
 
 
 def class_embeddings(model: Mamba3Jepa, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
