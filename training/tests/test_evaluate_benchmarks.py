@@ -147,13 +147,16 @@ def test_empty_generated_answers_are_wrong_and_counted(
     assert numbers["test/vqav2_accuracy_generated"] == pytest.approx(1 / 3)
 
 
-def test_retrieval_takes_every_caption(checkpoint: str, model: Mamba3Jepa, data: Path) -> None:
+@pytest.mark.parametrize("in_one_line", [True, False])
+def test_retrieval_takes_every_caption(checkpoint: str, model: Mamba3Jepa, data: Path, in_one_line: bool) -> None:
     captions = {
         "red.png": ["a red picture", "red it is", "a warm colour"],
         "blue.png": ["a blue picture", "the sea"],
         "green.png": ["a green picture"],
     }
     records: list[dict[str, Any]] = [{"image": name, "captions": texts} for name, texts in captions.items()]
+    if not in_one_line:
+        records = [{"image": name, "text": text} for name, texts in captions.items() for text in texts]
     records.append({"image": "white.png", "question": COLOUR, "answer": "white"})
     numbers = evaluate(checkpoint, data, records, "--skip-generation")
     assert (numbers["test/gallery_images"], numbers["test/gallery_texts"]) == (3, 6)
@@ -168,10 +171,11 @@ def test_retrieval_takes_every_caption(checkpoint: str, model: Mamba3Jepa, data:
 
 def test_any_caption_of_an_image_may_be_generated(checkpoint: str, model: Mamba3Jepa, data: Path) -> None:
     said = Answerer(model).ask(data / "red.png", None).text
-    records = [{"image": "red.png", "captions": ["a red picture", said]}]
-    numbers = evaluate(checkpoint, data, records)
-    assert numbers["test/caption_exact_match"] == 1
-    assert numbers["test/bleu"] == pytest.approx(100)
+    together = [{"image": "red.png", "captions": ["a red picture", said]}]
+    for records in (together, [{"image": "red.png", "text": text} for text in ("a red picture", said)]):
+        numbers = evaluate(checkpoint, data, records)
+        assert numbers["test/caption_exact_match"] == 1
+        assert numbers["test/bleu"] == pytest.approx(100)
 
 
 def test_templates_are_averaged_in_embedding_space(checkpoint: str, model: Mamba3Jepa, data: Path) -> None:

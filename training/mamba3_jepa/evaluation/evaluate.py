@@ -202,11 +202,14 @@ def _zero_shot(
 
 
 def _captions(model: Mamba3Jepa, found: Sequence[Annotation]) -> Captions | None:
-    """All captions, embedded; None where no image has more than one."""
-    if not any(len(each.captions) > 1 for each in found):
+    """All captions, embedded; None where no image has more than one. Of several lines with one picture the first
+    stands for it."""
+    images = {each.picture or f"row {row}": row for row, each in reversed(list(enumerate(found))) if each.captions}
+    rows = sorted(images.values())
+    if all(len(found[row].captions) == 1 for row in rows):
         return None
-    sample = [row for row, each in enumerate(found) for _ in each.captions]
-    texts = [caption for each in found for caption in each.captions]
+    sample = [row for row in rows for _ in found[row].captions]
+    texts = [caption for row in rows for caption in found[row].captions]
     embeddings = model.embed_text(texts).cpu()
     return Captions(texts=texts, embeddings=demand_finite(embeddings, model, "the embedding of", texts), sample=sample)
 
@@ -277,7 +280,10 @@ def _answers(
         expected=collected.texts,
         generated=[text for text, _ in said],
         nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions, known),
-        also_right=[each.captions[1:] for each in found],
+        also_right=[
+            tuple(caption for caption in each.captions if caption != expected)
+            for each, expected in zip(found, collected.texts, strict=True)
+        ],
     )
     return answers, sum(not finished for _, finished in said) / len(said) if said else None
 
