@@ -72,7 +72,8 @@ def side_by_side(settings: Settings) -> list[Pair]:
     for image, questions in _questions(settings).items():
         arguments = ["--image", str(settings.data_dir / image), "--json"]
         arguments += [] if settings.memory is None else ["--memory", str(settings.memory)]
-        by_python = _ask_python(["ask", "--checkpoint", str(settings.checkpoint), *arguments, *questions])
+        model = ["--checkpoint", str(settings.checkpoint), "--device", "cpu"]  # where Rust computes, too
+        by_python = _ask_python(["ask", *model, *arguments, *questions])
         by_rust = _ask_rust(["ask", "--weights", str(settings.weights), *arguments, *questions])
         pairs += [Pair(image, p, r, differences(p, r)) for p, r in zip(by_python, by_rust, strict=True)]
     return pairs

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from mamba3_jepa.config import PresetName
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.device import Device
 from mamba3_jepa.settings.limits import (
     COUNT,
     FROM_ZERO,
@@ -43,8 +44,7 @@ class LayerBenchmarkSettings(Checked):
     """CPU threads of torch."""
     rounds: Count = 9
     """Rounds; in each every candidate runs once, and the median over the rounds counts."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
     bfloat16: bool = False
     """Run under bfloat16 autocast, which on CUDA lets mamba-ssm's fused kernels in; float32 otherwise."""
     compiled: bool = True
@@ -75,6 +75,7 @@ class DataBenchmarkSettings(Checked):
     """Time spent on each measurement of the loader alone."""
     steps: Annotated[int, FROM_ZERO] = 20
     """Training steps in each measurement of the waiting time; 0 leaves it out."""
+    device: Device = "auto"
 
     def check(self) -> None:
         """Raises UserError for values that cannot be measured."""
@@ -104,8 +105,7 @@ class DecodeBenchmarkSettings(Checked):
     """Also time what a model without a state would do: run all tokens so far again for the next one (slow)."""
     threads: Threads = 2
     """CPU threads of torch."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,7 @@ class CacheBenchmarkSettings(Checked):
     """Samples of the epoch that the times are extrapolated to."""
     threads: Threads = 2
     """CPU threads of torch."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

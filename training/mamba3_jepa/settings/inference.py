@@ -12,6 +12,7 @@ import tyro
 from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.data import demand_data_dir
+from mamba3_jepa.settings.device import Device
 from mamba3_jepa.settings.limits import (
     COUNT,
     PROCESSES,
@@ -81,8 +82,7 @@ class ModelSettings(Checked):
 
     checkpoint: Path
     """A checkpoint of any phase."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +222,7 @@ class EvaluateSettings(Checked):
     """Data-loading processes."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image or text is an error, or is left out with a warning."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
     labels: _Path = None
     """Zero-shot classification among the lines of this text file, of the samples whose answer or caption is one."""
     label_template: _Texts = (CLASS_TEMPLATE,)
