@@ -24,7 +24,7 @@ def run_embed(settings: EmbedSettings) -> None:
     settings.check()
     has_images = bool(settings.images) or settings.image_dir is not None
     paths = find_images(settings.images, settings.image_dir) if has_images else []
-    texts = texts_or_file(settings.texts, "text")
+    texts = texts_or_file(settings.texts, "text", "texts")
     model, _ = open_model(settings)
     groups: dict[str, NamedEmbeddings] = {}
     if paths:
