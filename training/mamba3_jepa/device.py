@@ -11,11 +11,15 @@ from mamba3_jepa.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_TYPES = ("cuda", "mps", "cpu")  # the best first
+# The best first; the last is always there.
+AUTO = ("cuda", "mps", "cpu")
+TRAINING = ("cuda", "cpu")  # it sums counts in float64, which Apple's GPUs lack
+
+_TYPES = sorted(AUTO)
 
 
-def best_device(among: Sequence[str] = _TYPES) -> str:
-    """The first of these types of device that is here; `among` ends in cpu, which always is."""
+def best_device(among: Sequence[str]) -> str:
+    """The first of these types of device that is here."""
     is_here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return next(name for name in among if is_here[name])
 
@@ -27,7 +31,7 @@ def checked_device(name: str) -> torch.device:
         UserError: there is no such device here.
     """
     if name == "auto":
-        name = best_device()
+        name = best_device(AUTO)
         if name != "cpu":
             logger.info("computing on %s; `device` cpu does not", name)
     try:
@@ -35,7 +39,7 @@ def checked_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"`device` {name}: not available here; give auto, cpu, cuda, cuda:1 or mps") from error
     if device.type not in _TYPES:
-        raise UserError(f"`device` {name}: give auto or one of {', '.join(sorted(_TYPES))}")
+        raise UserError(f"`device` {name}: give auto or one of {', '.join(_TYPES)}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

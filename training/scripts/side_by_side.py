@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mamba3_jepa.cli.flags import gathered
 from mamba3_jepa.cli.main import main as python_command
 from mamba3_jepa.cli.output import printable
 from mamba3_jepa.errors import UserError
@@ -142,9 +143,9 @@ def _row(pair: Pair) -> tuple[str, ...]:
 
 def main() -> int:
     """Print the table; 0 when all answers agree, 1 when some do not, 2 for what cannot be asked."""
-    settings = tyro.cli(Settings, description=__doc__)
     console = Console()
     try:
+        settings = tyro.cli(Settings, description=__doc__, args=gathered(sys.argv[1:], Settings))
         pairs = side_by_side(settings)
     except (UserError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)

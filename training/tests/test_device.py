@@ -10,11 +10,13 @@ import torch
 from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
-from mamba3_jepa.device import best_device, checked_device
+from mamba3_jepa.device import TRAINING, best_device, checked_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings import bench, export, inference, language_model
-from mamba3_jepa.training import session
+from mamba3_jepa.settings.training import Phase1Settings
+from mamba3_jepa.training.session import build_accelerator
 
+AUTO = ("cuda", "mps", "cpu")
 THERE_IS_NONE = "cuda:99"
 
 
@@ -31,16 +33,17 @@ def machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     indirect=["machine"],
 )
 @pytest.mark.usefixtures("machine")
-def test_the_best_device_there_is(best: str, best_for_training: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert best_device() == best
-    assert best_device(among=("cuda", "cpu")) == best_for_training
-    assert session.best_device is best_device
-    monkeypatch.setattr("mamba3_jepa.device.best_device", lambda: best_device(("cpu",)))
-    assert checked_device("auto") == torch.device("cpu")
+def test_the_best_device_there_is(best: str, best_for_training: str) -> None:
+    assert best_device(AUTO) == best
+    assert best_device(TRAINING) == best_for_training
+    settings = Phase1Settings(precision="fp16")
+    if best_for_training == "cpu":
+        with pytest.raises(UserError, match="needs a CUDA GPU"):
+            build_accelerator(settings)
 
 
 def test_what_is_named_is_checked() -> None:
-    assert checked_device("cpu") == torch.device("cpu")
+    assert checked_device("cpu") == checked_device("auto") == torch.device("cpu")
     for name, message in ((THERE_IS_NONE, "not available here; cpu always is"), ("xpu", "give auto or one of"),
                           ("gpu", "not available here; give auto, cpu, cuda, cuda:1 or mps")):  # fmt: skip
         with pytest.raises(UserError, match=f"`device` {name}: {message}"):
@@ -65,7 +68,7 @@ def test_commands_go_where_auto_leads(
 ) -> None:
     checkpoint = ["--checkpoint", str(write_checkpoint(tmp_path / "x.pt", tiny_model(1), 1, ["red", "blue"]))]
     text = ["embed", *checkpoint, "--texts", "red", "--output", str(tmp_path / "x.npy")]
-    monkeypatch.setattr("mamba3_jepa.device.best_device", lambda: THERE_IS_NONE)
+    monkeypatch.setattr("mamba3_jepa.device.best_device", lambda among: THERE_IS_NONE)
     for arguments in (
         ["ask", *checkpoint, "what?"],
         ["evaluate", *checkpoint, "--samples", "4"],

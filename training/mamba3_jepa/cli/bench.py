@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from mamba3_jepa.cli.commands import Commands
 from mamba3_jepa.cli.output import say, show, table
 from mamba3_jepa.settings.bench import (
     CacheBenchmarkSettings,
@@ -16,7 +17,7 @@ from mamba3_jepa.settings.bench import (
     RustBenchmarkSettings,
 )
 
-bench = tyro.extras.SubcommandApp()
+bench = Commands()
 
 
 @bench.command(name="layer")

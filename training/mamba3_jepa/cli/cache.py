@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mamba3_jepa.cli.commands import Commands
 from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.settings.cache import CacheCleanSettings, CacheListSettings
 
 if TYPE_CHECKING:
     from mamba3_jepa.training.frozen_cache import Entry
 
-cache = tyro.extras.SubcommandApp()
+cache = Commands()
 
 
 @cache.command(name="list")

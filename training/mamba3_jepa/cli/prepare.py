@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mamba3_jepa.cli.commands import Commands
 from mamba3_jepa.cli.output import say
 from mamba3_jepa.settings.prepare import (
     CocoCaptionsSettings,
@@ -24,7 +25,7 @@ from mamba3_jepa.settings.prepare import (
 if TYPE_CHECKING:
     from mamba3_jepa.data.published.manifest import LeftOut, Line, Written
 
-prepare = tyro.extras.SubcommandApp()
+prepare = Commands()
 
 
 @prepare.command(name="easy-vqa")

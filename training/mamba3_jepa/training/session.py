@@ -7,7 +7,7 @@ import os
 
 from accelerate import Accelerator
 
-from mamba3_jepa.device import best_device
+from mamba3_jepa.device import TRAINING, best_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.training import Precision, TrainSettings
 from mamba3_jepa.training.distributed import keep_group, local_world_size
@@ -25,8 +25,7 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"`{name}` needs the package {name}: pip install {name}")
-    # Apple's GPUs are left out: they have no float64, in which counts are summed
-    on_cpu = settings.cpu or best_device(among=("cuda", "cpu")) == "cpu"
+    on_cpu = settings.cpu or best_device(TRAINING) == "cpu"
     if settings.precision == "fp16" and on_cpu:
         raise UserError("`precision` fp16 needs a CUDA GPU; on this machine use bf16 or fp32")
     return Accelerator(
