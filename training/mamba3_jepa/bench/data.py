@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -118,14 +117,15 @@ def run_data_benchmark(
 def write_jpegs(folder: Path, settings: DataBenchmarkSettings) -> None:
     """A data directory with `n_images` JPEG files of `jpeg_size` pixels and a manifest of their captions."""
     from mamba3_jepa.data.scenes import SceneSource
+    from mamba3_jepa.files.json_file import json_line
 
     source = SceneSource(n_scenes=settings.n_images, image_size=settings.jpeg_size, kinds=("caption",))
-    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+    with (folder / "manifest.jsonl").open("wb") as manifest:
         for i in range(len(source)):
             sample = source.sample(i)
             if sample.image is not None:
                 sample.image().save(folder / f"{i}.jpg", quality=90)
-            manifest.write(json.dumps({"image": f"{i}.jpg", "text": sample.target}) + "\n")
+            manifest.write(json_line({"image": f"{i}.jpg", "text": sample.target}))
 
 
 def phase1_step(config: ModelConfig, tokenizer: TextTokenizer, device: torch.device) -> Callable[[Batch], None]:
