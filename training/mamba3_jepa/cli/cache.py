@@ -43,11 +43,20 @@ def cache_clean(settings: Annotated[CacheCleanSettings, tyro.conf.arg(name="")])
     removed = clean(
         settings.cache_dir, unused_days=settings.unused_days, everything=settings.all, only_say=settings.dry_run
     )
+    size = sum(each.size for each in removed)
+    if settings.json:
+        told = [
+            {"key": each.entry.key, "source": each.entry.about.get("source"), "what": each.what, "why": each.why,
+             "bytes": each.size}
+            for each in removed
+        ]  # fmt: skip
+        write_out({"dry_run": settings.dry_run, "bytes": size, "removed": told})
+        return
     verb = "would be removed" if settings.dry_run else "removed"
     for each in removed:
         source = each.entry.about.get("source", "unknown data")
         say(f"{each.entry.key[:8]}, {source}: {each.what} {verb}, {_bytes(each.size)}: {each.why}")
-    say(f"{settings.cache_dir}: {_bytes(sum(each.size for each in removed))} {verb}")
+    say(f"{settings.cache_dir}: {_bytes(size)} {verb}")
 
 
 def _parts(entry: Entry) -> str:

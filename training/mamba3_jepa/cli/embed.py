@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mamba3_jepa.cli.output import say
+from mamba3_jepa.cli.output import say, write_out
 from mamba3_jepa.files.lines import texts_or_file
 from mamba3_jepa.inference.embeddings import (
     NamedEmbeddings,
@@ -34,6 +34,10 @@ def run_embed(settings: EmbedSettings) -> None:
     if texts:
         groups["texts"] = embed_texts(model, texts)
     written = write_embeddings(settings.output, groups)
+    if settings.json:
+        numbers = {name: len(groups[name].names) if name in groups else 0 for name in ("images", "texts")}
+        write_out({"files": written, "embed_dim": model.config.embed_dim, **numbers})
+        return
     counts = " and ".join(f"{len(group.names)} {name}" for name, group in groups.items())
     files = ", ".join(map(str, written))
     say(f"{counts}, {model.config.embed_dim} numbers each: {files}")

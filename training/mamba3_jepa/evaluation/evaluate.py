@@ -33,8 +33,9 @@ from mamba3_jepa.evaluation.validate import Captions, Collected, ValidationRepor
 from mamba3_jepa.evaluation.vqa_accuracy import N_ANSWERS
 from mamba3_jepa.evaluation.zero_shot import ZeroShotReport, class_embeddings, class_templates, zero_shot
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.files.json_file import finite_or_null, write_json
+from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import EvaluateSettings
@@ -148,6 +149,17 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     if settings.predictions is not None:
         write_predictions(answers, found, settings.predictions)
     return report
+
+
+def results(settings: EvaluateSettings, report: EvaluationReport) -> dict[str, Any]:
+    """All that was measured, ready for JSON."""
+    values: dict[str, Any] = {"checkpoint": path_text(settings.checkpoint), "data": report.data}
+    values["skipped_samples"] = report.n_skipped
+    values |= report.metrics() | {"by_type": report.by_type()}
+    if report.validation.swaps is not None:
+        values["swaps"] = report.validation.swaps.rows()
+    values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
+    return values
 
 
 def _measure(
@@ -280,13 +292,7 @@ def _write(
     if path is not None and not nearest:
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
-        values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
-        values["skipped_samples"] = report.n_skipped
-        values |= report.metrics() | {"by_type": report.by_type()}
-        if report.validation.swaps is not None:
-            values["swaps"] = report.validation.swaps.rows()
-        values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
-        write_json(settings.output, finite_or_null(values))  # the uniformity of a single text is NaN
+        write_json(settings.output, results(settings, report))
     if settings.contact_sheet is not None:
         write_contact_sheet(collected, source, settings.contact_sheet)
     if settings.answer_sheet is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from mamba3_jepa.config import PresetName
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.settings.device import Device
+from mamba3_jepa.settings.common import Device, Json
 from mamba3_jepa.settings.limits import (
     COUNT,
     FROM_ZERO,
@@ -55,6 +55,7 @@ class LayerBenchmarkSettings(Checked):
     """Also time mamba-ssm (CUDA only), mamba3-ssm and mamba3-jax, those of them that are installed."""
     scaling_lengths: tuple[Count, ...] = (1024, 2048, 4096, 8192)
     """Lengths at which to measure time and peak memory of one sequence; none leaves that out."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class DataBenchmarkSettings(Checked):
     steps: Annotated[int, FROM_ZERO] = 20
     """Training steps in each measurement of the waiting time; 0 leaves it out."""
     device: Device = "auto"
+    json: Json = False
 
     def check(self) -> None:
         """Raises UserError for values that cannot be measured."""
@@ -106,6 +108,7 @@ class DecodeBenchmarkSettings(Checked):
     threads: Threads = 2
     """CPU threads of torch."""
     device: Device = "auto"
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,7 @@ class CacheBenchmarkSettings(Checked):
     threads: Threads = 2
     """CPU threads of torch."""
     device: Device = "auto"
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +171,7 @@ class ParitySettings(Checked):
     """CPU threads of torch."""
     output_dir: Path = Path("outputs/parity")
     """Where parity.png and parity.json go."""
+    json: Json = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,6 +195,7 @@ class RustBenchmarkSettings(Checked):
     """Tokens of the question that the predictor reads behind the image."""
     folder: Path | None = None
     """Where to keep the exported weights (several GiB at small), for another time; default: a temporary folder."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError for values that cannot be measured."""

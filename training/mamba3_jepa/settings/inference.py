@@ -11,8 +11,8 @@ import tyro
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.common import Device, Json
 from mamba3_jepa.settings.data import demand_data_dir
-from mamba3_jepa.settings.device import Device
 from mamba3_jepa.settings.limits import (
     COUNT,
     PROCESSES,
@@ -121,8 +121,7 @@ class AskSettings(ModelSettings):
     """Show this many of the nearest known answers."""
     smooth: bool = False
     """The questions are turns of one conversation: judge confusion by its moving average over them."""
-    json: bool = False
-    """Print JSON."""
+    json: Json = False
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
 
     def check(self) -> None:
@@ -149,6 +148,7 @@ class EmbedSettings(ImageSettings):
     """Texts, or one text file with a text a line: embedded by the Y-Encoder as answers are."""
     question: _Text = None
     """Ask this about the images; default: the prompt for describing them."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
@@ -173,8 +173,7 @@ class SearchSettings(ImageSettings):
     """Show this many images, best first."""
     contact_sheet: _Path = None
     """Write a picture of the images found to this PNG file."""
-    json: bool = False
-    """Print JSON."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +191,7 @@ class ClassifySettings(ImageSettings):
     """Cosines are divided by it before they become probabilities; the order does not depend on it."""
     top: Count = 5
     """Show this many labels for each image, best first."""
-    json: bool = False
-    """Print JSON."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError for impossible settings."""
@@ -247,6 +245,7 @@ class EvaluateSettings(Checked):
     """Write a picture of some images with their generated answers to this PNG file."""
     answers_plot: _Path = None
     """Write a bar chart of the answers by question type to this PNG file."""
+    json: Json = False
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from mamba3_jepa.config import AActivation
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.settings.device import Device
+from mamba3_jepa.settings.common import Device
 from mamba3_jepa.settings.inference import GenerationConfig
 from mamba3_jepa.settings.limits import Checked
 
