@@ -114,6 +114,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(
             f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
+    if model.y_decoder is not None:
+        settings.generation.demand_choice(model.config.vocab_size)
     source, indices, fingerprint = _open(settings, checkpoint)
     if len(indices) > settings.samples:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,

@@ -14,8 +14,11 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.common import Device, Json
 from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.limits import (
+    BEAMS,
     COUNT,
     PROCESSES,
+    TOKENS,
+    Batch,
     Checked,
     Count,
     Finite,
@@ -39,6 +42,7 @@ _BELONGS_TO = {
     "beams": "beam",
     "length_penalty": "beam",
 }
+_LARGEST_SEARCH = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +57,12 @@ class GenerationConfig:
     """sample: draw from the k most probable tokens only."""
     top_p: Annotated[float | None, Range(0, 1)] = None
     """sample: draw from the fewest most probable tokens that have this probability together."""
-    beams: Count = 4
+    beams: Annotated[int, BEAMS] = 4
     """beam: unfinished answers kept at a time."""
     length_penalty: Finite = 0.0
     """beam: an answer's log-probability is divided by its number of tokens to this power; 0 prefers the most probable
     answer, 1 the one with the best mean."""
-    max_tokens: Annotated[int | None, COUNT] = None
+    max_tokens: Annotated[int | None, TOKENS] = None
     """Stop after this many tokens, the end mark included; default: as long as the model's longest answers, 128 for
     lm."""
     seed: HashedSeed = 0
@@ -74,6 +78,32 @@ class GenerationConfig:
             method = _BELONGS_TO.get(each.name, self.method)
             if method != self.method and getattr(self, each.name) != each.default:
                 raise UserError(f"generation: {each.name} has no effect with {self.method}; choose method {method}")
+        if self.width * (self.max_tokens or 1) > _LARGEST_SEARCH:
+            raise UserError(
+                f"generation: beams is {self.beams} and max_tokens {self.max_tokens}; a search remembers their "
+                f"product, which must be at most {_LARGEST_SEARCH}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Sequences that one sample takes at a time."""
+        return self.beams if self.method == "beam" else 1
+
+    def samples_at_once(self, batch_size: int) -> int:
+        """Samples to go on with together where `batch_size` sequences are to be in memory; at least one."""
+        return max(1, batch_size // self.width)
+
+    def demand_choice(self, n_tokens: int) -> None:
+        """Refuse to choose among more tokens than there are.
+
+        Raises:
+            UserError: names the setting, its value and the number of tokens.
+        """
+        for name, value in (("top_k", self.top_k or 1), ("beams", self.width)):
+            if value > n_tokens:
+                raise UserError(
+                    f"generation: {name} is {value}, but the model has only {n_tokens} tokens to choose from"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +123,7 @@ class ImageSettings(ModelSettings):
     """Image files."""
     image_dir: _Path = None
     """A folder; every image in it and in the folders under it is taken, hidden ones aside."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Images computed at once."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image is an error, or is left out with a warning."""
@@ -214,7 +244,7 @@ class EvaluateSettings(Checked):
     """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
     samples: Count = 100_000
     """Measure on at most this many samples."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Samples per forward pass."""
     workers: Annotated[int, PROCESSES] = 0
     """Data-loading processes."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from mamba3_jepa.settings.common import Json
-from mamba3_jepa.settings.limits import Checked, HashedSeed, Range
+from mamba3_jepa.settings.limits import PIXELS, Checked, HashedSeed, Range
 
 _FilePath = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 _FilePaths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
@@ -33,7 +33,7 @@ class SceneFilesSettings(Checked):
     """The data directory to make."""
     scenes: Annotated[int, Range(1, 10_000_000)] = 32
     """How many pictures."""
-    image_size: Annotated[int, Range(16, 16_384)] = 64
+    image_size: Annotated[int, Range(16, PIXELS.high)] = 64
     """Their side in pixels."""
     seed: HashedSeed = 0
     """Other scenes with another seed."""
