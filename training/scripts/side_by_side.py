@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mamba3_jepa.cli.flags import gathered
 from mamba3_jepa.cli.main import main as python_command
 from mamba3_jepa.cli.output import printable
 from mamba3_jepa.errors import UserError
@@ -72,7 +73,8 @@ def side_by_side(settings: Settings) -> list[Pair]:
     for image, questions in _questions(settings).items():
         arguments = ["--image", str(settings.data_dir / image), "--json"]
         arguments += [] if settings.memory is None else ["--memory", str(settings.memory)]
-        by_python = _ask_python(["ask", "--checkpoint", str(settings.checkpoint), *arguments, *questions])
+        model = ["--checkpoint", str(settings.checkpoint), "--device", "cpu"]  # where Rust computes, too
+        by_python = _ask_python(["ask", *model, *arguments, *questions])
         by_rust = _ask_rust(["ask", "--weights", str(settings.weights), *arguments, *questions])
         pairs += [Pair(image, p, r, differences(p, r)) for p, r in zip(by_python, by_rust, strict=True)]
     return pairs
@@ -141,9 +143,9 @@ def _row(pair: Pair) -> tuple[str, ...]:
 
 def main() -> int:
     """Print the table; 0 when all answers agree, 1 when some do not, 2 for what cannot be asked."""
-    settings = tyro.cli(Settings, description=__doc__)
     console = Console()
     try:
+        settings = tyro.cli(Settings, description=__doc__, args=gathered(sys.argv[1:], Settings))
         pairs = side_by_side(settings)
     except (UserError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)

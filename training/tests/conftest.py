@@ -32,6 +32,14 @@ def _fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _auto_is_the_cpu() -> Iterator[None]:
+    """The bounds of the tests are the CPU's: commands stay there, whatever else this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mamba3_jepa.device.AUTO", ("cpu",))
+        yield
+
+
 @pytest.fixture(scope="module")
 def scenes() -> SceneSource:
     """Few enough for batches that do not come out even."""

@@ -359,6 +359,8 @@ def test_ask_with_bad_input(
         ([*model, *image, "x?", "--knowledge", "a", "--knowledge-vector", str(short)], "exclude each other"),
         ([*model, *image, "x?", "--save-memory", "m.safetensors"], "needs a --memory"),
         ([*model, *image, "x?", "--beams", "3"], "beams has no effect with greedy"),
+        ([*model, *image, "x?", "--method", "beam", "--beams", "999"], "beams is 999, but the model has only"),
+        ([*model, *image, "x?", "--method", "sample", "--top-k", "50000"], "top_k is 50000, but the model has only"),
         ([*model, *image, "x?", "--top", "0"], "--top 0: must be at least 1"),
     ):
         assert main(["ask", *arguments]) == 2, arguments

@@ -165,15 +165,22 @@ def test_file_names_that_are_not_utf8(
     assert r"\xfe.png: not a readable image" in caplog.text
 
 
-def test_of_a_repeated_option_the_last_counts(
-    checkpoint: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    twice = ["--checkpoint", checkpoint, "--images", names(folder)[0], "--images", names(folder)[1]]
-    assert main(["search", "red", *twice, "--top", "0", "--top", "3", "--json"]) == 0
-    assert [result["image"] for result in json.loads(capsys.readouterr().out)["results"]] == [names(folder)[1]]
-    labels = ["--labels", "red", "blue", "--labels", "green", "white"]
-    assert main(["classify", *twice, *labels, "--json"]) == 0
-    assert {share["label"] for share in json.loads(capsys.readouterr().out)[0]["labels"]} == {"green", "white"}
+def test_all_values_of_a_repeated_option_count(checkpoint: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second, third = names(folder)[:3]
+    twice = ["--checkpoint", checkpoint, "--images", first, "--top", "3", "--images", second, third]
+    for arguments in (["search", "red", *twice, "--json"], ["search", "--json", *twice, "red"]):
+        assert main(arguments) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["text"] == "red"
+        assert {result["image"] for result in found["results"]} == {first, second, third}
+    labels = ["--labels", "red", "blue", "--labels=green", "white"]
+    assert main(["classify", "--checkpoint", checkpoint, "--images", first, *labels, "--json"]) == 0
+    shares = json.loads(capsys.readouterr().out)[0]["labels"]
+    assert {share["label"] for share in shares} == {"red", "blue", "green", "white"}
+    assert (
+        main(["embed", "--checkpoint", checkpoint, "--texts", "a", "--output", str(folder / "x.npy"), "--texts=b"]) == 0
+    )
+    assert "2 texts" in capsys.readouterr().out
 
 
 def test_what_is_asked_for_is_printed_as_it_is(checkpoint: str, folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -114,6 +114,33 @@ def test_without_generation(checkpoints: dict[int, str], data: Path, tmp_path: P
         assert all(set(values) == {"questions", "nearest"} for values in numbers["by_type"].values())
 
 
+@pytest.mark.parametrize(("beams", "largest"), [(4, 2), (9, 1)])
+def test_beams_take_the_places_of_samples(
+    beams: int, largest: int, checkpoints: dict[int, str], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mamba3_jepa.evaluation import decoding
+    from mamba3_jepa.inference import answerer
+    from mamba3_jepa.models import generation
+
+    sizes: list[int] = []
+
+    def generate(decoder: torch.nn.Module, embedding: torch.Tensor, **options: object) -> list:
+        sizes.append(len(embedding))
+        return generation.generate(decoder, embedding, **options)
+
+    for module in (decoding, answerer):
+        monkeypatch.setattr(module, "generate", generate)
+    wide = generation.GenerationConfig(method="beam", beams=beams)
+    arguments = ["--data-dir", str(data), "--manifest", "test.jsonl", "--batch-size", "8"]
+    assert (
+        main(["evaluate", "--checkpoint", checkpoints[2], *arguments, "--method", "beam", "--beams", str(beams)]) == 0
+    )
+    assert (max(sizes), sum(sizes)) == (largest, 6)
+    sizes.clear()
+    asked = answerer.Answerer(tiny_model(2), generation=wide).ask_many([None] * 5, ["what?"] * 5, batch_size=8)
+    assert (max(sizes), sum(sizes), len(asked)) == (largest, 5, 5)
+
+
 def test_generation_settings_reach_the_decoder(checkpoints: dict[int, str], data: Path) -> None:
     from mamba3_jepa.settings.inference import GenerationConfig
 
@@ -194,6 +221,7 @@ def test_bad_input(checkpoints: dict[int, str], data: Path, tmp_path: Path, capf
         (2, ["--manifest", "test.jsonl"], "--manifest test.jsonl: its images lie in --data-dir; give that too"),
         (2, ["--data-dir", str(data), "--manifest", "broken.jsonl"], "not a readable image"),
         (2, [*test, "--device", "toaster"], "--device toaster: not available here"),
+        (2, [*test, "--method", "beam", "--beams", "999"], "beams is 999, but the model has only"),
     ):
         assert main(["evaluate", "--checkpoint", checkpoints[phase], *arguments]) == 2, arguments
         assert message in capfd.readouterr().err

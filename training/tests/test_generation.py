@@ -166,6 +166,20 @@ def test_a_wide_enough_beam_finds_the_best_answer_of_all(embedding: Tensor, pena
     assert any(answer.ids != other.ids for answer, other in zip(answers, greedy, strict=True))
 
 
+def test_a_beam_takes_the_places_of_samples() -> None:
+    wide = GenerationConfig(method="beam", beams=20)
+    assert [wide.samples_at_once(size) for size in (1, 20, 59, 60)] == [1, 1, 2, 3]
+    assert [GenerationConfig().samples_at_once(size) for size in (1, 20)] == [1, 20]
+
+
+@pytest.mark.parametrize("settings", [{"method": "sample", "top_k": 9}, {"method": "beam", "beams": 9}])
+def test_there_must_be_as_many_tokens_as_are_chosen_among(settings: dict) -> None:
+    config = GenerationConfig(**settings)
+    config.demand_choice(9)
+    with pytest.raises(UserError, match=rf"{[*settings][1]} is 9, but the model has only 8 tokens to choose from"):
+        config.demand_choice(8)
+
+
 def test_a_wider_beam_finds_more_probable_answers(decoder: YDecoder, embedding: Tensor) -> None:
     totals = []
     for beams in (1, 2, 8, 64):

@@ -97,7 +97,26 @@ def test_a_range_says_what_it_holds(allowed: Range, text: str) -> None:
         (["train-decoder", "--seed", "-1"], "--seed -1: must be at least 0 and at most 4294967295"),
         (["train-agent", "--lr", "nan"], "--lr nan: must be finite and greater than 0"),
         (["train-jepa", "--tiny", "--angn-sparsity-weight", "inf"], "--angn-sparsity-weight inf: must be finite"),
-        (["train-jepa", "--batch-size", "9" * 30], "must be at least 1 and at most 1000000000"),
+        (["train-jepa", "--batch-size", "9" * 30], "must be at least 1 and at most 65536"),
+        (
+            ["train-jepa", "--tiny", "--image-size", "1000000000"],
+            "--image-size 1000000000: must be at least 1 and at most",
+        ),
+        (
+            ["train-agent", "--knowledge-dim", "1000000000"],
+            "--knowledge-dim 1000000000: must be at least 1 and at most",
+        ),
+        (["embed", "--checkpoint", "x.pt", "--output", "x.npy", "--batch-size", "100000"], "at most 65536"),
+        (
+            ["ask", "--checkpoint", "x.pt", "x", "--method", "beam", "--beams", "5000"],
+            "beams is 5000, it must be at least 1 and at most 1000",
+        ),
+        (["lm", "--model", "x", "x", "--max-tokens", "1000000000"], "max_tokens is 1000000000, it must be at least 1"),
+        (
+            ["lm", "--model", "x", "x", "--method", "beam", "--beams", "1000", "--max-tokens", "10001"],
+            "beams is 1000 and max_tokens 10001; a search remembers their product, which must be at most 10000000",
+        ),
+        (["bench", "layer", "--length", "1000000000"], "--length 1000000000: must be at least 1 and at most 1000000"),
         (["prepare", "scenes", "--output", "x", "--image-size", "1"], "--image-size 1: must be at least 16"),
         (["prepare", "scenes", "--output", "x", "--scenes", "0"], "--scenes 0: must be at least 1"),
         (["bench", "layer", "--rounds", "0"], "--rounds 0: must be at least 1"),

@@ -230,6 +230,7 @@ def test_the_a_activation_is_a_flag(folder: Path, capfd: pytest.CaptureFixture) 
         ([], "nothing to go on from: give a text"),
         (["x", "--device", "abacus"], "--device abacus: not available here"),
         (["x", "--top-k", "3"], "top_k has no effect with greedy"),
+        (["x", "--method", "beam", "--beams", "999"], "beams is 999, but the model has only"),
         (["x", "--tokenizer", "none.json"], "none.json: cannot read the tokenizer"),
         (["x\udcff"], "is not valid UTF-8"),
     ],

@@ -38,6 +38,18 @@ def test_lines_are_strict_json_and_non_finite_is_null(log):
         log.append(3, 1, {"step": 4})
 
 
+def test_what_an_older_file_says_of_numbers_that_are_not_finite_is_none_and_goes(log):
+    log.append(1, 0, {"train/loss": 1.0})
+    with log.path.open("a") as file:
+        file.write('{"step": 2, "epoch": 0, "train/loss": NaN, "a": [-Infinity]}\n{"step": 3, "x": Infinity}\n')
+    assert [record.get("train/loss") for record in read_metrics(log.path)] == [1.0, None, None]
+    assert read_metrics(log.path)[1]["a"] == [None]
+    log.truncate_after(2)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines()]
+    assert lines == read_metrics(log.path)
+    assert lines[1] == {"step": 2, "epoch": 0, "train/loss": None, "a": [None]}
+
+
 def test_truncated_last_line_is_left_out_and_repaired_by_the_next_append(log):
     log.append(1, 0, {"train/loss": 1.0})
     with log.path.open("ab") as file:
@@ -71,7 +83,7 @@ def test_truncate_after_drops_later_steps(log):
 
 
 @pytest.mark.parametrize(
-    "bad", ["{", "[1]", '{"epoch": 1}', '{"step": 1.5}', '{"step": true}', '{"step": 1, "x": NaN}', ""]
+    "bad", ["{", "[1]", '{"epoch": 1}', '{"step": 1.5}', '{"step": true}', '{"step": NaN}', '{"step": 1, "x": nan}', ""]
 )
 def test_malformed_line_names_file_and_line(tmp_path, bad):
     path = tmp_path / "metrics.jsonl"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import torchrun
+from short import changed
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint
@@ -26,7 +27,7 @@ SHORT = ["--tiny", "--synthetic-scenes", "16", "--val-samples", "24", "--batch-s
 
 
 def train(output_dir: Path, *arguments: str) -> int:
-    return main(["train-jepa", *SHORT, "--output-dir", str(output_dir), *arguments])
+    return main(["train-jepa", *changed(SHORT, arguments), "--output-dir", str(output_dir)])
 
 
 def start(output_dir: Path, *arguments: str) -> subprocess.Popen:
@@ -164,7 +165,7 @@ def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path, numb
 
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    two = [*SHORT, "--cpu", "--batch-size", "4", "--output-dir", str(tmp_path / "two")]
+    two = changed(SHORT, ["--cpu", "--batch-size", "4", "--output-dir", str(tmp_path / "two")])
     status, said = torchrun(2, *two, program=[str(SCRIPT)])
     assert status == 0, said
     assert train(tmp_path / "one", "--cpu") == 0

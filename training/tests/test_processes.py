@@ -93,8 +93,8 @@ def test_an_earlier_phase_is_read_from_rank_0(tmp_path: Path) -> None:
         folder.mkdir()
         write_checkpoint(folder / "1.pt", tiny_model(1, seed=number), 1)
     arguments = ["train-decoder", "--tiny", "--cpu", "--workers", "0", "--phase1-checkpoint", "1.pt", "--epochs", "1"]
-    scenes = ["--synthetic-scenes", "16", "--val-samples", "12", "--output-dir", "run"]
-    results = hosts(folders, *arguments, "--batch-size", "4", *scenes)
+    scenes = ["--synthetic-scenes", "16", "--val-samples", "12"]
+    results = hosts(folders, *arguments, "--batch-size", "4", *scenes, "--output-dir", "run")
     assert [status for status, _ in results] == [0, 0], results
     trained = load_checkpoint(folders[0] / "run" / "phase2_last.pt").model
     first = load_checkpoint(folders[0] / "1.pt").model

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.bench.hardware import hardware
+from mamba3_jepa.bench.hardware import hardware, synchronizer
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.loader import build_loader
@@ -80,7 +80,7 @@ def run_cache_benchmark(settings: CacheBenchmarkSettings) -> CacheBenchmark:
     model, source = _model(settings, batch_size)
     model.to(device)
     indices = source.indices("target")[: settings.batches * batch_size]
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize = synchronizer(device)
     with tempfile.TemporaryDirectory(prefix="mamba3-jepa-bench-") as folder:
         started = time.perf_counter()
         frozen_outputs(model, source, indices, cache_dir=Path(folder), batch_size=64)
@@ -96,7 +96,7 @@ def run_cache_benchmark(settings: CacheBenchmarkSettings) -> CacheBenchmark:
         seconds = _interleaved(ways, device, synchronize)
     return CacheBenchmark(
         settings=settings,
-        hardware=hardware(settings.device, settings.threads),
+        hardware=hardware(device, settings.threads),
         batch_size=batch_size,
         cached=seconds[0],
         shuffled=seconds[1],

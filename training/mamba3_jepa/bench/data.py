@@ -6,8 +6,8 @@ temporary directory) and the synthetic scenes themselves. Torch is imported when
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +19,8 @@ from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.settings.bench import DataBenchmarkSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from mamba3_jepa.data.batch import Batch
     from mamba3_jepa.data.loader import BatchLoader
     from mamba3_jepa.data.sample import Source
@@ -59,7 +61,8 @@ class DataBenchReport:
         table = [f"loader alone, batches of {s.batch_size}, {size} px (samples/s)"]
         table += [f"  {r.source:<16} {r.workers} workers {r.samples_per_second:10,.0f}" for r in self.rates]
         if self.waits:
-            table.append(f"training loop of the {s.preset} model (samples/s, step, share of the time spent waiting)")
+            model = f"the {s.preset} model on {s.device}"
+            table.append(f"training loop of {model} (samples/s, step, share of the time spent waiting)")
         for w in self.waits:
             rate = f"{w.samples_per_second:10,.0f} {w.step_seconds * 1e3:8,.0f} ms {w.wait_fraction:7.1%}"
             table.append(f"  {w.source:<16} {w.workers} workers {rate}")
@@ -72,24 +75,27 @@ def run_data_benchmark(
     """Measures the loader on both sources, alone and in front of a training step.
 
     Args:
-        train_step: what a training loop does with a batch; by default a step of Phase 1 on the CPU with the
-            preset's model (its X-Encoder has random weights).
+        train_step: what a training loop does with a batch; by default a step of Phase 1 on the settings' device with
+            the preset's model (its X-Encoder has random weights).
 
     Raises:
-        UserError: impossible settings.
+        UserError: impossible settings, or a device that is not there.
     """
     from mamba3_jepa.data.files import ManifestSource
     from mamba3_jepa.data.sample import source_texts
     from mamba3_jepa.data.scenes import SceneSource
     from mamba3_jepa.data.tokenizer import TextTokenizer
+    from mamba3_jepa.device import checked_device
 
     settings.check()
+    device = checked_device(settings.device)
+    settings = dataclasses.replace(settings, device=str(device))
     config = preset(settings.preset)
     scenes = SceneSource(n_scenes=2000, image_size=config.vision.image_size)
     tokenizer = TextTokenizer.train(source_texts(scenes, range(2000)), config.vocab_size)
     config = config.replace(vocab_size=tokenizer.vocab_size)
     if train_step is None and settings.steps:
-        train_step = phase1_step(config, tokenizer)
+        train_step = phase1_step(config, tokenizer, device)
     rates, waits = [], []
     with tempfile.TemporaryDirectory(prefix="mamba3-jepa-bench-") as folder:
         write_jpegs(Path(folder), settings)
@@ -111,31 +117,35 @@ def run_data_benchmark(
 def write_jpegs(folder: Path, settings: DataBenchmarkSettings) -> None:
     """A data directory with `n_images` JPEG files of `jpeg_size` pixels and a manifest of their captions."""
     from mamba3_jepa.data.scenes import SceneSource
+    from mamba3_jepa.files.json_file import json_line
 
     source = SceneSource(n_scenes=settings.n_images, image_size=settings.jpeg_size, kinds=("caption",))
-    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+    with (folder / "manifest.jsonl").open("wb") as manifest:
         for i in range(len(source)):
             sample = source.sample(i)
             if sample.image is not None:
                 sample.image().save(folder / f"{i}.jpg", quality=90)
-            manifest.write(json.dumps({"image": f"{i}.jpg", "text": sample.target}) + "\n")
+            manifest.write(json_line({"image": f"{i}.jpg", "text": sample.target}))
 
 
-def phase1_step(config: ModelConfig, tokenizer: TextTokenizer) -> Callable[[Batch], None]:
-    """One optimizer step of Phase 1 on the CPU, as a function of a batch."""
+def phase1_step(config: ModelConfig, tokenizer: TextTokenizer, device: torch.device) -> Callable[[Batch], None]:
+    """One optimizer step of Phase 1, as a function of a batch."""
     import torch
 
+    from mamba3_jepa.bench.hardware import synchronizer
     from mamba3_jepa.models.vljepa import Mamba3Jepa
     from mamba3_jepa.training.phase1 import Phase1Objective
 
-    objective = Phase1Objective(Mamba3Jepa(config, tokenizer))
+    objective = Phase1Objective(Mamba3Jepa(config, tokenizer)).to(device)
     objective.train()
+    synchronize = synchronizer(device)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-4)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        objective(batch).loss.backward()
+        objective(batch.to(device)).loss.backward()
         optimizer.step()
+        synchronize()
 
     return step
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mamba3_jepa.bench.hardware import hardware
+from mamba3_jepa.bench.hardware import hardware, synchronizer
 from mamba3_jepa.config import preset
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
@@ -65,8 +65,9 @@ def run_decode_benchmark(settings: DecodeBenchmarkSettings) -> DecodeBenchmark:
     _check(settings)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
-    decoder, embedding = _decoder(settings)
-    synchronize = torch.cuda.synchronize if settings.device.startswith("cuda") else lambda: None
+    device = checked_device(settings.device)
+    decoder, embedding = _decoder(settings, device)
+    synchronize = synchronizer(device)
     kept, said = _generate(decoder, embedding, settings)
 
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -93,7 +94,7 @@ def run_decode_benchmark(settings: DecodeBenchmarkSettings) -> DecodeBenchmark:
 
     return DecodeBenchmark(
         settings=settings,
-        hardware=hardware(settings.device, settings.threads),
+        hardware=hardware(device, settings.threads),
         early=position(0, settings.early),
         late=position(1, settings.late),
         ratio=statistics.median(late / early for early, late in zip(*seconds, strict=True)),
@@ -123,12 +124,11 @@ def _check(settings: DecodeBenchmarkSettings) -> None:
         raise UserError(f"bench decode: `late` {settings.late} must come after `early` {settings.early}")
 
 
-def _decoder(settings: DecodeBenchmarkSettings) -> tuple[YDecoder, Tensor]:
+def _decoder(settings: DecodeBenchmarkSettings, device: torch.device) -> tuple[YDecoder, Tensor]:
     """A decoder with random weights, and embeddings (B, E) for it."""
     config = preset(settings.preset)
     decoder = YDecoder(config.y_decoder, config.vocab_size, config.embed_dim, config.prefix_tokens)
     embedding = torch.nn.functional.normalize(torch.randn(settings.batch, config.embed_dim), dim=-1)
-    device = checked_device(settings.device)
     return decoder.eval().to(device), embedding.to(device)
 
 

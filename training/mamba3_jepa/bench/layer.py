@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from mamba3_jepa.bench.hardware import hardware
+from mamba3_jepa.bench.hardware import hardware, synchronizer
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.models import mamba3
 from mamba3_jepa.models.mamba3 import Mamba3
@@ -70,11 +70,12 @@ def run_layer_benchmark(settings: LayerBenchmarkSettings) -> LayerBenchmark:
     Raises:
         UserError: there is no such device, or the sizes do not go together.
     """
-    checked_device(settings.device)
+    device = checked_device(settings.device)
+    settings = dataclasses.replace(settings, device=str(device))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     candidates = dict(_candidates(settings))
-    synchronize = torch.cuda.synchronize if settings.device.startswith("cuda") else lambda: None
+    synchronize = synchronizer(device)
     for run in candidates.values():
         for _ in range(WARM_UP_RUNS):
             run()
@@ -92,7 +93,7 @@ def run_layer_benchmark(settings: LayerBenchmarkSettings) -> LayerBenchmark:
     ]
     return LayerBenchmark(
         settings=settings,
-        hardware=hardware(settings.device, settings.threads),
+        hardware=hardware(device, settings.threads),
         timings=timings,
         scaling=_measure_scaling(settings),
     )
@@ -251,7 +252,7 @@ def _measure_length(settings: LayerBenchmarkSettings) -> Scaling:
     cuda = settings.device.startswith("cuda")
     with _peak_memory(cuda) as peak:
         run()
-    synchronize = torch.cuda.synchronize if cuda else lambda: None
+    synchronize = synchronizer(torch.device(settings.device))
     seconds = statistics.median(_timed(run, synchronize) for _ in range(3))
     return Scaling(length=settings.length, seconds=seconds, peak_bytes=peak[0] if peak else None)
 

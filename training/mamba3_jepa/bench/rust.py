@@ -245,7 +245,7 @@ def _summary(settings: RustBenchmarkSettings, rounds: list[_Round], asked: list[
         return statistics.median(report[over] / report[under] for report in reports[dtype])
 
     return RustBenchmark(
-        hardware=hardware("cpu", settings.threads),
+        hardware=hardware(torch.device("cpu"), settings.threads),
         instructions=reports["float32"][0]["instruction_set"],
         rows=rows,
         late_over_early={dtype: median(dtype, "token_seconds_late", "token_seconds_early") for dtype in DTYPES},

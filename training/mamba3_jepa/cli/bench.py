@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import tyro
 
-from mamba3_jepa.cli.output import say, show, table
+from mamba3_jepa.cli.commands import Commands
+from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.settings.bench import (
     CacheBenchmarkSettings,
     DataBenchmarkSettings,
@@ -16,7 +18,7 @@ from mamba3_jepa.settings.bench import (
     RustBenchmarkSettings,
 )
 
-bench = tyro.extras.SubcommandApp()
+bench = Commands()
 
 
 @bench.command(name="layer")
@@ -25,6 +27,9 @@ def bench_layer(settings: Annotated[LayerBenchmarkSettings, tyro.conf.arg(name="
     from mamba3_jepa.bench.layer import report_rows, run_layer_benchmark, scaling_rows
 
     result = run_layer_benchmark(settings)
+    if settings.json:
+        write_out(result)
+        return
     say(result.hardware)
     say(
         f"d_model {settings.d_model}, d_state {settings.d_state}, headdim {settings.headdim}, batch {settings.batch}, "
@@ -40,7 +45,11 @@ def bench_data(settings: Annotated[DataBenchmarkSettings, tyro.conf.arg(name="")
     """Samples per second of the data loader, and the share of time a training loop waits for it."""
     from mamba3_jepa.bench.data import run_data_benchmark
 
-    for line in run_data_benchmark(settings).lines():
+    result = run_data_benchmark(settings)
+    if settings.json:
+        write_out(result)
+        return
+    for line in result.lines():
         say(line)
 
 
@@ -49,15 +58,23 @@ def bench_parity(settings: Annotated[ParitySettings, tyro.conf.arg(name="")]) ->
     """What the complex state is for: learn the parity of bit strings, with rotation and without."""
     from mamba3_jepa.bench.parity import learn_parity, write_results
 
+    def report(line: str) -> None:
+        if not settings.json:
+            say(line)
+
     results = []
     for rotation in (True, False):
-        say(f"rotation {'on' if rotation else 'off'}")
-        results.append(learn_parity(settings, rotation, report=lambda line: say("  " + line)))
+        report(f"rotation {'on' if rotation else 'off'}")
+        results.append(learn_parity(settings, rotation, report=lambda line: report("  " + line)))
+    files = write_results(results, settings)
+    if settings.json:
+        write_out({"settings": settings, "results": results, "files": files})
+        return
     rows = [
         (f"{length}", *(f"{result.accuracy[length]:.4f}" for result in results)) for length in settings.test_lengths
     ]
     show(table(("length", "rotation on", "rotation off"), rows))
-    for path in write_results(results, settings):
+    for path in files:
         say(f"written: {path}")
 
 
@@ -67,6 +84,9 @@ def bench_decode(settings: Annotated[DecodeBenchmarkSettings, tyro.conf.arg(name
     from mamba3_jepa.bench.decode import report_rows, run_decode_benchmark
 
     result = run_decode_benchmark(settings)
+    if settings.json:
+        write_out(result)
+        return
     say(result.hardware)
     say(
         f"{settings.preset}, batch {settings.batch}: windows of {settings.window} tokens, median of {settings.rounds} "
@@ -82,6 +102,10 @@ def bench_cache(settings: Annotated[CacheBenchmarkSettings, tyro.conf.arg(name="
     from mamba3_jepa.bench.cache import report_rows, run_cache_benchmark
 
     result = run_cache_benchmark(settings)
+    if settings.json:
+        ratios = {"ratio": result.ratio, "ratio_same_batches": result.ratio_same_batches}
+        write_out(dataclasses.asdict(result) | ratios)
+        return
     say(result.hardware)
     say(
         f"{settings.preset}, {settings.batches} batches of {result.batch_size}, interleaved; filling the cache took "
@@ -101,6 +125,9 @@ def bench_rust(settings: Annotated[RustBenchmarkSettings, tyro.conf.arg(name="")
     from mamba3_jepa.bench.rust import report_rows, run_rust_benchmark
 
     result = run_rust_benchmark(settings)
+    if settings.json:
+        write_out(result)
+        return
     say(f"{result.hardware}; Rust: {result.instructions}")
     say(f"{settings.preset}, medians of {settings.rounds} interleaved rounds")
     show(table(("", "PyTorch", "Rust", "times as fast"), report_rows(result)))

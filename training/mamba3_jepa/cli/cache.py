@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mamba3_jepa.cli.commands import Commands
 from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.settings.cache import CacheCleanSettings, CacheListSettings
 
 if TYPE_CHECKING:
     from mamba3_jepa.training.frozen_cache import Entry
 
-cache = tyro.extras.SubcommandApp()
+cache = Commands()
 
 
 @cache.command(name="list")
@@ -42,11 +43,20 @@ def cache_clean(settings: Annotated[CacheCleanSettings, tyro.conf.arg(name="")])
     removed = clean(
         settings.cache_dir, unused_days=settings.unused_days, everything=settings.all, only_say=settings.dry_run
     )
+    size = sum(each.size for each in removed)
+    if settings.json:
+        told = [
+            {"key": each.entry.key, "source": each.entry.about.get("source"), "what": each.what, "why": each.why,
+             "bytes": each.size}
+            for each in removed
+        ]  # fmt: skip
+        write_out({"dry_run": settings.dry_run, "bytes": size, "removed": told})
+        return
     verb = "would be removed" if settings.dry_run else "removed"
     for each in removed:
         source = each.entry.about.get("source", "unknown data")
         say(f"{each.entry.key[:8]}, {source}: {each.what} {verb}, {_bytes(each.size)}: {each.why}")
-    say(f"{settings.cache_dir}: {_bytes(sum(each.size for each in removed))} {verb}")
+    say(f"{settings.cache_dir}: {_bytes(size)} {verb}")
 
 
 def _parts(entry: Entry) -> str:

@@ -19,7 +19,7 @@ def run_classify(settings: ClassifySettings) -> None:
         UserError: the settings, the checkpoint, a label or an image cannot be used.
     """
     settings.check()
-    labels = texts_or_file(settings.labels, "label")
+    labels = texts_or_file(settings.labels, "label", "labels")
     templates = class_templates(settings.template, "template")
     paths = find_images(settings.images, settings.image_dir)
     model, _ = open_model(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mamba3_jepa.cli.output import say
+from mamba3_jepa.cli.output import say, write_out
 from mamba3_jepa.files.lines import texts_or_file
 from mamba3_jepa.inference.embeddings import (
     NamedEmbeddings,
@@ -24,7 +24,7 @@ def run_embed(settings: EmbedSettings) -> None:
     settings.check()
     has_images = bool(settings.images) or settings.image_dir is not None
     paths = find_images(settings.images, settings.image_dir) if has_images else []
-    texts = texts_or_file(settings.texts, "text")
+    texts = texts_or_file(settings.texts, "text", "texts")
     model, _ = open_model(settings)
     groups: dict[str, NamedEmbeddings] = {}
     if paths:
@@ -34,6 +34,10 @@ def run_embed(settings: EmbedSettings) -> None:
     if texts:
         groups["texts"] = embed_texts(model, texts)
     written = write_embeddings(settings.output, groups)
+    if settings.json:
+        numbers = {name: len(groups[name].names) if name in groups else 0 for name in ("images", "texts")}
+        write_out({"files": written, "embed_dim": model.config.embed_dim, **numbers})
+        return
     counts = " and ".join(f"{len(group.names)} {name}" for name, group in groups.items())
     files = ", ".join(map(str, written))
     say(f"{counts}, {model.config.embed_dim} numbers each: {files}")

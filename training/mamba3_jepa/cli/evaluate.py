@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mamba3_jepa.cli.output import say, show, table
+from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, Scores
-from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint
+from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint, results
 from mamba3_jepa.evaluation.swaps import SwapReport
 from mamba3_jepa.settings.inference import EvaluateSettings
 
@@ -20,6 +20,9 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         UserError: see `evaluate_checkpoint`.
     """
     report = evaluate_checkpoint(settings)
+    if settings.json:
+        write_out(results(settings, report))
+        return
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
     in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "swap_"))}
     in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}

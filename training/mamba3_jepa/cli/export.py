@@ -15,7 +15,6 @@ from rich.text import Text
 from mamba3_jepa.cli import output
 from mamba3_jepa.cli.output import printable
 from mamba3_jepa.config import preset
-from mamba3_jepa.files.json_file import finite_or_null
 from mamba3_jepa.overrides import flattened, keys, type_name, values_by_key
 from mamba3_jepa.settings.export import ExportSettings, InspectSettings
 
@@ -27,6 +26,9 @@ def export(settings: Annotated[ExportSettings, tyro.conf.arg(name="")]) -> None:
     from mamba3_jepa.export.exporter import export_weights
 
     report = export_weights(settings)
+    if settings.json:
+        output.write_out(report)
+        return
     console = Console()
     table = Table("file", _right("tensors"), _right("numbers"), _right("bytes"), box=box.SIMPLE)
     for file in report.files:
@@ -59,7 +61,7 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     found = inspect_file(settings.file)
     console = Console()
     if settings.json:
-        output.write_out(finite_or_null(found))
+        output.write_out(found)
         return
     heading = f"{found['file']}: {found['kind']}, {found['bytes']:,} bytes"
     if found["kind"] == "checkpoint":

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import get_origin, get_type_hints
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
@@ -50,24 +51,54 @@ def demand_paths(arguments: Sequence[str]) -> None:
             raise UserError(f"{empty}: the path is empty; give one (. is the current directory)")
 
 
-def joined(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments with all values of `flag`, which takes several, where it stands first: no repetition loses one."""
-    rest: list[str] = []
-    values: list[str] = []
-    place: int | None = None
-    takes = False
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name == flag:
-            place = len(rest) if place is None else place
-            takes = not equals
-            values += [value] if equals else []
-        elif takes and not argument.startswith("-"):
-            values.append(argument)
+def gathered(arguments: Sequence[str], settings: type | None) -> list[str]:
+    """The arguments with every option once: one that takes several values has all of them where it stands last, so that
+    what stands behind it still does.
+
+    Args:
+        settings: the dataclass that the arguments fill; None: they name no command, and stay as they are.
+
+    Raises:
+        UserError: an option that takes one value is given twice; names the flag.
+    """
+    several = {} if settings is None else dict(_options(settings))
+    pieces: list[list[str]] = []  # an option, with its values if it takes several, or any other argument
+    given: dict[str, list[str]] = {}
+    current: list[str] | None = None  # the option that further values are of
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            pieces.append(list(arguments[number:]))
+            break
+        flag, equals, value = argument.partition("=")
+        name = as_name(flag) if flag.startswith("--") else ""
+        if name in given and not several[name]:
+            raise UserError(f"{flag} is given twice, and only one value counts: leave one of them out")
+        if name in given:
+            current = [*given[name], *([value] if equals else [])]
+            given[name].clear()
+            pieces.append(current)
+            given[name] = current
+        elif name in several:
+            pieces.append([argument])
+            given[name] = pieces[-1]
+            current = pieces[-1] if several[name] else None
+        elif current is not None and not argument.startswith("-"):
+            current.append(argument)
         else:
-            takes = False
-            rest.append(argument)
-    return rest if place is None else [*rest[:place], flag, *values, *rest[place:]]
+            pieces.append([argument])
+            current = None
+    return list(itertools.chain.from_iterable(pieces))
+
+
+def _options(settings: type) -> Iterator[tuple[str, bool]]:
+    """The settings that take values, by name, and whether several; those in a part of the settings, too."""
+    hints = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        hint = hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _options(hint)
+        elif hint is not bool:
+            yield field.name, get_origin(hint) is tuple
 
 
 class FlagFilter(logging.Filter):

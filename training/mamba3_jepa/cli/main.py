@@ -20,8 +20,9 @@ from rich.logging import RichHandler
 
 from mamba3_jepa.cli.bench import bench
 from mamba3_jepa.cli.cache import cache
+from mamba3_jepa.cli.commands import Commands
 from mamba3_jepa.cli.export import export, inspect
-from mamba3_jepa.cli.flags import FlagFilter, demand_paths, joined, with_flags
+from mamba3_jepa.cli.flags import FlagFilter, demand_paths, gathered, with_flags
 from mamba3_jepa.cli.output import open_streams, printable
 from mamba3_jepa.cli.prepare import prepare
 from mamba3_jepa.errors import UserError
@@ -42,7 +43,7 @@ from mamba3_jepa.training.interrupt import Interrupted
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, which Windows lacks
 
-app = tyro.extras.SubcommandApp()
+app = Commands()
 
 
 @app.command(name="train-jepa")
@@ -142,11 +143,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     open_streams()
     _set_up_logging()
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments and arguments[0].startswith("train-"):
-        arguments = joined(arguments, "--model")
     try:
         with _ending_at_stop_signals(), _failing_output():
             demand_paths(arguments)
+            arguments = gathered(arguments, app.settings_of(arguments))
             app.cli(prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except UserError as error:
         _print_error(with_flags(str(error)))

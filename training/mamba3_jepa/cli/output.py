@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -48,18 +50,30 @@ class _Unfailing(io.TextIOWrapper):
             super().flush()
 
 
-def write_out(values: Any) -> None:
-    """JSON to the standard output, unwrapped and uncoloured, for other programs to read.
+def write_out(results: Any) -> None:
+    """JSON to the standard output, unwrapped and uncoloured, for other programs to read: what `--json` prints.
 
-    Raises:
-        UserError: a number is not finite.
+    Args:
+        results: JSON's own values, dataclasses, which become objects of their fields, and paths.
     """
+    values = _plain(results)
     text = to_json(values)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = to_json(values, ascii_only=True)  # the stream's own escapes are not JSON's
     write_line(text)
+
+
+def _plain(value: Any) -> Any:
+    """Without dataclasses and paths."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return path_text(value) if isinstance(value, Path) else value
 
 
 def write_line(text: str) -> None:

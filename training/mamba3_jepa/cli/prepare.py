@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mamba3_jepa.cli.output import say
+from mamba3_jepa.cli.commands import Commands
+from mamba3_jepa.cli.output import say, write_out
 from mamba3_jepa.settings.prepare import (
     CocoCaptionsSettings,
     EasyVqaSettings,
@@ -24,7 +25,7 @@ from mamba3_jepa.settings.prepare import (
 if TYPE_CHECKING:
     from mamba3_jepa.data.published.manifest import LeftOut, Line, Written
 
-prepare = tyro.extras.SubcommandApp()
+prepare = Commands()
 
 
 @prepare.command(name="easy-vqa")
@@ -33,6 +34,9 @@ def prepare_easy_vqa(settings: Annotated[EasyVqaSettings, tyro.conf.arg(name="")
     from mamba3_jepa.data.easy_vqa import prepare_easy_vqa as write
 
     summary = write(settings.output)
+    if settings.json:
+        write_out(summary)
+        return
     say(
         f"{summary.output_dir}: {summary.train_questions:,} training questions on {summary.train_images:,} images "
         f"(manifest.jsonl), {summary.test_questions:,} test questions on {summary.test_images:,} images (test.jsonl), "
@@ -46,6 +50,9 @@ def prepare_scenes(settings: Annotated[SceneFilesSettings, tyro.conf.arg(name=""
     from mamba3_jepa.data.scene_files import write_scenes
 
     lines = write_scenes(settings.output, settings.scenes, settings.image_size, settings.seed)
+    if settings.json:
+        write_out({"output_dir": settings.output, "scenes": settings.scenes, "lines": lines})
+        return
     say(f"{settings.output}: {settings.scenes:,} scenes, {lines:,} lines in manifest.jsonl")
 
 
@@ -110,17 +117,21 @@ def prepare_parquet(settings: Annotated[ParquetSettings, tyro.conf.arg(name="")]
         answers=settings.answers_column,
         captions=settings.captions_column,
     )
-    _say(write(settings.files, settings.output, columns))
+    _say(write(settings.files, settings.output, columns), json=settings.json)
 
 
 def _write(settings: PublishedSettings, dataset: str, lines: Callable[[LeftOut], Iterable[Line]]) -> None:
     from mamba3_jepa.data.published.manifest import LeftOut, write_manifest
 
     left_out = LeftOut()
-    _say(write_manifest(settings.output, settings.data_dir, lines(left_out), left_out, dataset))
+    _say(write_manifest(settings.output, settings.data_dir, lines(left_out), left_out, dataset), json=settings.json)
 
 
-def _say(written: Written) -> None:
+def _say(written: Written, *, json: bool) -> None:
+    if json:
+        left_out = [{"reason": reason} | vars(tally) for reason, tally in written.left_out.tallies.items()]
+        write_out({"path": written.path, "lines": written.lines, "images": written.images, "left_out": left_out})
+        return
     say(f"{written.path}: {written.lines:,} lines about {written.images:,} images")
     for sentence in written.left_out.sentences():
         say(f"left out: {sentence}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.json_file import json_line
 from mamba3_jepa.files.whole_file import whole_folder
 
 
@@ -62,12 +62,12 @@ def _copy_images(paths: dict[int, str], folder: Path) -> int:
 
 
 def _write_manifest(path: Path, split: str, questions: tuple[list[str], list[str], list[int]]) -> int:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("wb") as file:
         for question, answer, number in zip(*questions, strict=True):
             record: dict[str, Any] = {
                 "image": f"images/{split}/{number}.png",
                 "question": question,
                 "answer": answer,
             }
-            file.write(json.dumps(record) + "\n")
+            file.write(json_line(record))
     return len(questions[0])

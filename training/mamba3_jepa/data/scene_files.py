@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.files.json_file import json_line
 from mamba3_jepa.files.whole_file import whole_folder
 
 
@@ -36,6 +36,5 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
                 record = {"image": relative, "text": sample.target}
             record["negatives"] = {each.kind: [each.text] for each in sample.negatives}
             records.append(record)
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (build / "manifest.jsonl").write_text(lines, encoding="utf-8")
+        (build / "manifest.jsonl").write_bytes(b"".join(map(json_line, records)))
     return len(records)

@@ -66,14 +66,15 @@ def generate_texts(
 ) -> list[tuple[str, bool]]:
     """What the decoder says of embeddings (N, E), greedily unless `config` says otherwise, and whether it came to
     an end within `max_tokens`; `source` names the model in messages."""
+    config = config or GenerationConfig()
     texts = []
-    for rows in _slices(len(embedding), batch_size):
+    for rows in _slices(len(embedding), config.samples_at_once(batch_size)):
         answers = generate(
             decoder,
             embedding[rows].to(device),
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
-            config=config or GenerationConfig(),
+            config=config,
             max_tokens=max_tokens,
             rows=range(len(embedding))[rows],
             source=source,

@@ -39,8 +39,9 @@ from mamba3_jepa.evaluation.zero_shot import (
     zero_shot,
 )
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
-from mamba3_jepa.files.json_file import finite_or_null, write_json
+from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import EvaluateSettings
@@ -119,6 +120,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(
             f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
+    if model.y_decoder is not None:
+        settings.generation.demand_choice(model.config.vocab_size)
     source, indices, fingerprint = _open(settings, checkpoint)
     if len(indices) > settings.samples:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
@@ -154,6 +157,17 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     if settings.predictions is not None:
         write_predictions(answers, found, settings.predictions)
     return report
+
+
+def results(settings: EvaluateSettings, report: EvaluationReport) -> dict[str, Any]:
+    """All that was measured, ready for JSON."""
+    values: dict[str, Any] = {"checkpoint": path_text(settings.checkpoint), "data": report.data}
+    values["skipped_samples"] = report.n_skipped
+    values |= report.metrics() | {"by_type": report.by_type()}
+    if report.validation.swaps is not None:
+        values["swaps"] = report.validation.swaps.rows()
+    values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
+    return values
 
 
 def _measure(
@@ -296,13 +310,7 @@ def _write(
     if path is not None and not nearest:
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
-        values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
-        values["skipped_samples"] = report.n_skipped
-        values |= report.metrics() | {"by_type": report.by_type()}
-        if report.validation.swaps is not None:
-            values["swaps"] = report.validation.swaps.rows()
-        values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
-        write_json(settings.output, finite_or_null(values))  # the uniformity of a single text is NaN
+        write_json(settings.output, results(settings, report))
     if settings.contact_sheet is not None:
         write_contact_sheet(collected, source, settings.contact_sheet)
     if settings.answer_sheet is not None:

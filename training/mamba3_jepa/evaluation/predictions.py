@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mamba3_jepa.evaluation.annotations import Annotation
 from mamba3_jepa.evaluation.answers import Answers
+from mamba3_jepa.files.json_file import json_line
 from mamba3_jepa.files.whole_file import whole_file
 
 
@@ -26,4 +26,4 @@ def write_predictions(answers: Answers, found: Sequence[Annotation], path: Path)
             values["nearest"] = answers.nearest[row]
             if answers.generated:
                 values["generated"] = answers.generated[row]
-            file.write(json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            file.write(json_line(values))

@@ -36,9 +36,9 @@ def class_templates(values: Sequence[str], setting: str) -> list[str]:
     """The different templates given, or the lines of the file that the only one of them names.
 
     Raises:
-        UserError: one does not have `{}` once; names the setting.
+        UserError: one does not have `{}` once, or names no file; names the setting.
     """
-    templates = texts_or_file(values, "template")
+    templates = texts_or_file(values, "template", setting)
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f"`{setting}` {template!r}: must contain {{}} once, where the label goes")

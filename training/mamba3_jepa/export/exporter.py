@@ -30,7 +30,7 @@ from mamba3_jepa.export.verify import Difference, compare, demand_equal
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.files.folder_lock import alone_in
-from mamba3_jepa.files.json_file import finite_or_null, write_json
+from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.models.key_map import COMPONENTS, Component, demand_all_mapped, phase_components
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.pooling import NORMALIZE_EPS
@@ -168,7 +168,7 @@ def _config(
         "memory": {"format": MEMORY_FORMAT, "format_version": MEMORY_FORMAT_VERSION},
         "answers": checkpoint.data.answers,
         "data": {name: value for name, value in checkpoint.data.to_dict().items() if name in ("source", "synthetic")},
-        "metrics": finite_or_null(checkpoint.metrics),
+        "metrics": checkpoint.metrics,
     }  # fmt: skip
     if "y_decoder" in phase_components(config, phase):
         values["generation"] = {"max_tokens": config.max_answer_tokens - 1}  # of bos, answer, eos, bos is given

@@ -1,4 +1,8 @@
-"""JSON in the strict sense, which has no NaN and no infinity, and files of it that are either whole or not there."""
+"""JSON in the strict sense, which has no NaN and no infinity: what we print and write says null there.
+
+All JSON that others read is made here, so that a measure that is not defined or a loss that overflowed never makes a
+file or an output that only Python reads. Numbers that must be finite are checked where they are made.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,20 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.whole_file import whole_file
 
 
-def to_json(values: Any, *, ascii_only: bool = False) -> str:
-    r"""Indented JSON. Letters are written as they are, lone surrogates escaped (\udNNN); `ascii_only` escapes more.
+def to_json(values: Any, *, indent: int | None = 2, ascii_only: bool = False) -> str:
+    r"""JSON, indented or (None) in one line, with null for every number that is not finite.
 
-    Raises:
-        UserError: a number is not finite.
+    Letters are written as they are, lone surrogates escaped (\udNNN); `ascii_only` escapes more.
     """
-    try:
-        text = json.dumps(values, indent=2, ensure_ascii=ascii_only, allow_nan=False)
-    except ValueError as error:
-        raise UserError(f"a number is not finite, which JSON cannot say: {error}") from error
+    text = json.dumps(finite_or_null(values), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     return text.encode(errors="backslashreplace").decode()
 
 
 def finite_or_null(values: Any) -> Any:
-    """The values with None for every number that is not finite, for measures that may be undefined."""
+    """The values with None for every number that is not finite."""
     if isinstance(values, dict):
         return {name: finite_or_null(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
@@ -33,15 +32,16 @@ def finite_or_null(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
+def json_line(values: Any) -> bytes:
+    """A line of a JSON Lines file, as `to_json` has it."""
+    return to_json(values, indent=None).encode() + b"\n"
+
+
 def write_json(path: Path, values: Any) -> None:
-    """Write `values` through `whole_file`.
+    """Write `values` as `to_json` has them, through `whole_file`.
 
     Raises:
-        UserError: a number is not finite, or the file cannot be written; what was at `path` is unchanged.
+        UserError: the file cannot be written; what was at `path` is unchanged.
     """
-    try:
-        text = to_json(values) + "\n"
-    except UserError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write((to_json(values) + "\n").encode())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import read_text_file
+
+_TEXT_FILE = re.compile(r"\.(txt|text|csv|tsv|json|jsonl|md|lst|names)$", re.IGNORECASE)
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
@@ -34,8 +37,34 @@ def read_lines(path: str | Path, what: str) -> list[str]:
     return lines
 
 
-def texts_or_file(values: Sequence[str], what: str) -> list[str]:
-    """The different texts given, or the lines of the file that the only one of them names."""
-    if len(values) == 1 and os.path.isfile(values[0]):
+def texts_or_file(values: Sequence[str], what: str, setting: str) -> list[str]:
+    """The different texts given, or the lines of the file that the only one of them names.
+
+    A file's name is never a text: neither a value that ends as those of text files do, nor one that stands alone and
+    has folders in it. In a file every line is a text.
+
+    Args:
+        what: what a text is, for messages, such as "label".
+        setting: where the values come from.
+
+    Raises:
+        UserError: a value looks like the name of a file that is not there, or does not stand alone; as `read_lines`.
+    """
+    alone = len(values) == 1
+    if alone and os.path.isfile(values[0]):
         return read_lines(values[0], what)
+    for value in values:
+        if _TEXT_FILE.search(value) or (alone and _has_folders(value)):
+            is_there = "a file must stand alone" if os.path.isfile(value) else "it is no file"
+            found = is_there if os.path.exists(value) else "there is no such file"
+            raise UserError(
+                f"`{setting}` {value}: {found}; if it is the {what} itself, write it into a text file, one {what} a "
+                f"line, and give that as `{setting}`"
+            )
     return list(dict.fromkeys(values))
+
+
+def _has_folders(value: str) -> bool:
+    """Whether it reads as a path: "data/labels", "/my data/labels"; not "red and/or blue"."""
+    is_path = "/" in value or os.sep in value
+    return is_path and (os.path.isabs(value) or not any(map(str.isspace, value)))

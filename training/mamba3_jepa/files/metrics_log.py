@@ -1,21 +1,21 @@
 """`metrics.jsonl`: one strict JSON object per line, written as the run goes, readable after any crash.
 
 Every line has `step` (optimizer steps done, int), `epoch` (float or int) and `time` (Unix seconds, float);
-the other keys are numbers such as `train/loss`. A number that is not finite is written as null, because JSON
-has no NaN.
+the other keys are numbers such as `train/loss`. A number that is not finite is written as null, because JSON has no
+NaN, and read as None from files that say NaN or Infinity all the same.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.json_file import json_line
 from mamba3_jepa.files.whole_file import whole_file
 
 _RESERVED = ("step", "epoch", "time")
@@ -38,12 +38,12 @@ class MetricsLog:
         if clash:
             raise ValueError(f"metrics may not be called {', '.join(clash)}")
         record = {"step": int(step), "epoch": epoch, "time": round(time.time(), 3), **metrics}
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False) + "\n"
+        line = json_line({key: _plain(value) for key, value in record.items()})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
                 _repair_tail(file)
-                file.write(line.encode())
+                file.write(line)
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the metrics: {error.strerror or error}") from error
 
@@ -57,11 +57,11 @@ class MetricsLog:
             return
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
         with whole_file(self.path) as file:
-            file.writelines((json.dumps(record, allow_nan=False) + "\n").encode() for record in kept)
+            file.writelines(map(json_line, kept))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """All lines of a `metrics.jsonl`, in file order; null stays None.
+    """All lines of a `metrics.jsonl`, in file order; null, and what is not finite, is None.
 
     A last line without its newline that is not whole JSON is what a killed run leaves behind: it is left out.
 
@@ -83,7 +83,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        record = json.loads(line, parse_constant=_reject_constant)
+        record = json.loads(line, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as error:  # json's and unicode's decode errors are both ValueErrors
         raise UserError(f"{path}, line {number}: not a JSON object: {error}") from error
     if not isinstance(record, dict):
@@ -91,10 +91,6 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if type(record.get("step")) is not int:
         raise UserError(f"{path}, line {number}: field 'step' must be an integer, found {record.get('step')!r}")
     return record
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _is_whole(line: bytes) -> bool:
@@ -105,12 +101,9 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def _finite(value: Any) -> Any:
-    """A plain Python number from any scalar (numpy's and torch's too), None when it is not finite."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
+def _plain(value: Any) -> Any:
+    """A plain Python number from any scalar (numpy's and torch's too)."""
+    return value if value is None or isinstance(value, (str, bool, int)) else float(value)
 
 
 def _repair_tail(file: Any) -> None:

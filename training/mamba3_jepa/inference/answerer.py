@@ -101,6 +101,8 @@ class Answerer:
             _demand_text_knowledge(model, "a memory")
         self.model, self.memory, self.smooth, self.top = model, memory, smooth, top
         self.generation = GenerationConfig() if generation is None else generation
+        if model.y_decoder is not None:
+            self.generation.demand_choice(model.config.vocab_size)
         if isinstance(known_answers, KnowledgeMemory):
             self._known: KnowledgeMemory | None = known_answers
         else:
@@ -204,7 +206,7 @@ class Answerer:
 
     def _say(self, embedding: Tensor, batch_size: int) -> tuple[list[str], list[float]]:
         """Texts and confidences of B embeddings (B, E)."""
-        model = self.model
+        model, size = self.model, self.generation.samples_at_once(batch_size)
         if model.y_decoder is None:
             assert self._known is not None  # or there would be no Answerer
             shares = class_probabilities(embedding.cpu(), self._known.embeddings, CLASS_TEMPERATURE)
@@ -212,15 +214,15 @@ class Answerer:
             return [self._known.texts[i] for i in best.indices.tolist()], best.values.tolist()
         answers = [
             answer
-            for start in range(0, len(embedding), batch_size)
+            for start in range(0, len(embedding), size)
             for answer in generate(
                 model.y_decoder,
-                embedding[start : start + batch_size],
+                embedding[start : start + size],
                 bos_id=model.tokenizer.bos_id,
                 eos_id=model.tokenizer.eos_id,
                 config=self.generation,
                 max_tokens=model.config.max_answer_tokens - 1,
-                rows=range(self._turns + start, self._turns + min(start + batch_size, len(embedding))),
+                rows=range(self._turns + start, self._turns + min(start + size, len(embedding))),
                 source=model.source,
             )
         ]

@@ -50,11 +50,15 @@ class Continuer:
             model: in eval mode.
             generation: how to choose the tokens; greedy by default.
             source: names the model in messages.
+
+        Raises:
+            UserError: the tokens are to be chosen among more than there are.
         """
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.generation = GenerationConfig() if generation is None else generation
         # rows that pad the vocabulary, or that the tokenizer has no token for, are never said
         self._n_tokens = min(model.config.vocab_size, tokenizer.vocab_size)
+        self.generation.demand_choice(self._n_tokens)
         self._turns = 0
 
     def step(self, ids_t: Tensor, state: list[Mamba3State]) -> tuple[Tensor, list[Mamba3State]]:

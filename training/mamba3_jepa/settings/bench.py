@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from mamba3_jepa.config import PresetName
+from mamba3_jepa.config import MOST_LAYERS, PresetName
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.common import Device, Json
 from mamba3_jepa.settings.limits import (
-    COUNT,
+    BATCH,
     FROM_ZERO,
+    PIXELS,
     PROCESSES,
+    Batch,
     Checked,
     Count,
     Finite,
@@ -19,6 +22,8 @@ from mamba3_jepa.settings.limits import (
     Range,
     Seed,
     Threads,
+    Tokens,
+    Width,
 )
 
 
@@ -27,24 +32,23 @@ class LayerBenchmarkSettings(Checked):
     """Time one Mamba-3 layer, forward and backward, beside its own two linear maps and other
     implementations."""
 
-    d_model: Count = 1024
+    d_model: Width = 1024
     """Width of the layer."""
-    d_state: Count = 128
+    d_state: Width = 128
     """State size per head."""
-    headdim: Count = 64
+    headdim: Width = 64
     """Size of a head."""
-    batch: Count = 2
+    batch: Batch = 2
     """Sequences at a time."""
-    length: Count = 320
+    length: Tokens = 320
     """Tokens per sequence."""
-    chunk_size: Count = 64
+    chunk_size: Tokens = 64
     """Tokens per chunk at most."""
     threads: Threads = 2
     """CPU threads of torch."""
     rounds: Count = 9
     """Rounds; in each every candidate runs once, and the median over the rounds counts."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
     bfloat16: bool = False
     """Run under bfloat16 autocast, which on CUDA lets mamba-ssm's fused kernels in; float32 otherwise."""
     compiled: bool = True
@@ -53,8 +57,9 @@ class LayerBenchmarkSettings(Checked):
     """Also time the token-by-token reference (slow)."""
     packages: bool = True
     """Also time mamba-ssm (CUDA only), mamba3-ssm and mamba3-jax, those of them that are installed."""
-    scaling_lengths: tuple[Count, ...] = (1024, 2048, 4096, 8192)
+    scaling_lengths: tuple[Tokens, ...] = (1024, 2048, 4096, 8192)
     """Lengths at which to measure time and peak memory of one sequence; none leaves that out."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +68,20 @@ class DataBenchmarkSettings(Checked):
 
     preset: PresetName = "mini"
     """Model whose image size, token limits and training step are used."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Samples per batch."""
     workers: tuple[Annotated[int, PROCESSES], ...] = (0, 1, 2)
     """Numbers of data-loading processes to compare."""
-    jpeg_size: Annotated[int, Range(16, 16_384)] = 256
+    jpeg_size: Annotated[int, Range(16, PIXELS.high)] = 256
     """Side of the JPEG files, in pixels."""
-    n_images: Count = 512
+    n_images: Annotated[int, Range(1, 10_000_000)] = 512
     """Number of JPEG files."""
     seconds: Positive = 4.0
     """Time spent on each measurement of the loader alone."""
     steps: Annotated[int, FROM_ZERO] = 20
     """Training steps in each measurement of the waiting time; 0 leaves it out."""
+    device: Device = "auto"
+    json: Json = False
 
     def check(self) -> None:
         """Raises UserError for values that cannot be measured."""
@@ -90,13 +97,13 @@ class DecodeBenchmarkSettings(Checked):
 
     preset: PresetName = "small"
     """Model size; the weights are random, which changes nothing about the time."""
-    batch: Count = 1
+    batch: Batch = 1
     """Sequences at a time."""
-    early: Count = 20
+    early: Tokens = 20
     """Position of the early token."""
-    late: Count = 2000
+    late: Tokens = 2000
     """Position of the late token."""
-    window: Count = 32
+    window: Tokens = 32
     """Tokens to time around each position."""
     rounds: Count = 15
     """Rounds; in each both windows run, and the medians over the rounds count."""
@@ -104,8 +111,8 @@ class DecodeBenchmarkSettings(Checked):
     """Also time what a model without a state would do: run all tokens so far again for the next one (slow)."""
     threads: Threads = 2
     """CPU threads of torch."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +123,14 @@ class CacheBenchmarkSettings(Checked):
     """Model size; the weights are random, which changes nothing about the time."""
     batches: Count = 24
     """Batches to time; each way takes one in turn, so that a busy machine slows all alike."""
-    batch_size: Annotated[int | None, COUNT] = None
+    batch_size: Annotated[int | None, BATCH] = None
     """Samples per batch; default: that of phase 2 for this preset."""
     epoch_samples: Count = 24_000
     """Samples of the epoch that the times are extrapolated to."""
     threads: Threads = 2
     """CPU threads of torch."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +138,13 @@ class ParitySettings(Checked):
     """Train a small Mamba-3 stack on the parity of short bit strings, with rotation and without; test it on
     long ones."""
 
-    n_layers: Count = 1
+    n_layers: Annotated[int, Range(1, MOST_LAYERS)] = 1
     """Layers of the stack."""
-    d_model: Count = 32
+    d_model: Width = 32
     """Width."""
-    d_state: Count = 4
+    d_state: Width = 4
     """State size per head; 4 leaves one rotating pair, which cannot fit short strings with several slow turns."""
-    headdim: Count = 64
+    headdim: Width = 64
     """Size of a head; 64 makes it one head."""
     a_activation: Literal["heavy_tail", "softplus"] = "softplus"
     """How the decay rate is made; softplus comes close to zero soon, where a state lasts."""
@@ -148,15 +155,15 @@ class ParitySettings(Checked):
     most."""
     dt_max: Positive = 1.5
     """Largest initial step size."""
-    train_length: Count = 40
+    train_length: Tokens = 40
     """Longest string in training."""
-    test_lengths: tuple[Count, ...] = (16, 40, 64, 128, 256, 512)
+    test_lengths: tuple[Tokens, ...] = (16, 40, 64, 128, 256, 512)
     """Lengths of the strings to test on."""
     test_strings: Count = 2048
     """Fresh random strings per test length."""
     steps: Annotated[int, FROM_ZERO] = 1000
     """Training steps."""
-    batch_size: Count = 128
+    batch_size: Batch = 128
     """Strings per step."""
     lr: Positive = 5e-3
     """Highest learning rate of Adam."""
@@ -168,6 +175,7 @@ class ParitySettings(Checked):
     """CPU threads of torch."""
     output_dir: Path = Path("outputs/parity")
     """Where parity.png and parity.json go."""
+    json: Json = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,10 +195,11 @@ class RustBenchmarkSettings(Checked):
     """Rounds; in each both run, in turns as to which goes first, and the medians over the rounds count."""
     threads: Threads = 2
     """CPU threads of both."""
-    question_tokens: Count = 16
+    question_tokens: Tokens = 16
     """Tokens of the question that the predictor reads behind the image."""
     folder: Path | None = None
     """Where to keep the exported weights (several GiB at small), for another time; default: a temporary folder."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError for values that cannot be measured."""

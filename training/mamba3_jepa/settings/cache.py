@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from mamba3_jepa.settings.common import Json
 from mamba3_jepa.settings.limits import Checked, Range
 
 _CACHE_DIR = Path("checkpoints/frozen_outputs")
@@ -20,8 +21,7 @@ class CacheListSettings(Checked):
     cache_dir: Path = _CACHE_DIR
     """The folder of frozen outputs, as --cache-dir of train-decoder and train-agent: frozen_outputs beside their
     --output-dir."""
-    json: bool = False
-    """Print everything as JSON."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +37,4 @@ class CacheCleanSettings(Checked):
     """Remove everything that no run is using at this moment."""
     dry_run: bool = False
     """Remove nothing, only say what would be removed."""
+    json: Json = False

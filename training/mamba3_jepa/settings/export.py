@@ -10,6 +10,7 @@ import tyro
 
 from mamba3_jepa.config import PresetName
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.common import Json
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
 
@@ -32,6 +33,7 @@ class ExportSettings:
     """Reload the files into a fresh model and compare it with the checkpoint's, which is rounded alike."""
     golden: bool = False
     """Also write golden/*.safetensors: inputs and outputs of every component, for other implementations to test by."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,7 @@ class InspectSettings:
     """Instead of a file: versions, devices and kernels, for a report of an error."""
     device: str = "cpu"
     """As in the other commands; it must be there, but a file is only read, nothing is computed."""
-    json: bool = False
-    """Print everything as JSON."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError unless there is one thing to look into."""

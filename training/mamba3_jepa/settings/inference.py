@@ -11,10 +11,14 @@ import tyro
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.common import Device, Json
 from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.limits import (
+    BEAMS,
     COUNT,
     PROCESSES,
+    TOKENS,
+    Batch,
     Checked,
     Count,
     Finite,
@@ -38,6 +42,7 @@ _BELONGS_TO = {
     "beams": "beam",
     "length_penalty": "beam",
 }
+_LARGEST_SEARCH = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +57,12 @@ class GenerationConfig:
     """sample: draw from the k most probable tokens only."""
     top_p: Annotated[float | None, Range(0, 1)] = None
     """sample: draw from the fewest most probable tokens that have this probability together."""
-    beams: Count = 4
+    beams: Annotated[int, BEAMS] = 4
     """beam: unfinished answers kept at a time."""
     length_penalty: Finite = 0.0
     """beam: an answer's log-probability is divided by its number of tokens to this power; 0 prefers the most probable
     answer, 1 the one with the best mean."""
-    max_tokens: Annotated[int | None, COUNT] = None
+    max_tokens: Annotated[int | None, TOKENS] = None
     """Stop after this many tokens, the end mark included; default: as long as the model's longest answers, 128 for
     lm."""
     seed: HashedSeed = 0
@@ -73,6 +78,32 @@ class GenerationConfig:
             method = _BELONGS_TO.get(each.name, self.method)
             if method != self.method and getattr(self, each.name) != each.default:
                 raise UserError(f"generation: {each.name} has no effect with {self.method}; choose method {method}")
+        if self.width * (self.max_tokens or 1) > _LARGEST_SEARCH:
+            raise UserError(
+                f"generation: beams is {self.beams} and max_tokens {self.max_tokens}; a search remembers their "
+                f"product, which must be at most {_LARGEST_SEARCH}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Sequences that one sample takes at a time."""
+        return self.beams if self.method == "beam" else 1
+
+    def samples_at_once(self, batch_size: int) -> int:
+        """Samples to go on with together where `batch_size` sequences are to be in memory; at least one."""
+        return max(1, batch_size // self.width)
+
+    def demand_choice(self, n_tokens: int) -> None:
+        """Refuse to choose among more tokens than there are.
+
+        Raises:
+            UserError: names the setting, its value and the number of tokens.
+        """
+        for name, value in (("top_k", self.top_k or 1), ("beams", self.width)):
+            if value > n_tokens:
+                raise UserError(
+                    f"generation: {name} is {value}, but the model has only {n_tokens} tokens to choose from"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +112,7 @@ class ModelSettings(Checked):
 
     checkpoint: Path
     """A checkpoint of any phase."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +123,7 @@ class ImageSettings(ModelSettings):
     """Image files."""
     image_dir: _Path = None
     """A folder; every image in it and in the folders under it is taken, hidden ones aside."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Images computed at once."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image is an error, or is left out with a warning."""
@@ -121,8 +151,7 @@ class AskSettings(ModelSettings):
     """Show this many of the nearest known answers."""
     smooth: bool = False
     """The questions are turns of one conversation: judge confusion by its moving average over them."""
-    json: bool = False
-    """Print JSON."""
+    json: Json = False
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
 
     def check(self) -> None:
@@ -149,6 +178,7 @@ class EmbedSettings(ImageSettings):
     """Texts, or one text file with a text a line: embedded by the Y-Encoder as answers are."""
     question: _Text = None
     """Ask this about the images; default: the prompt for describing them."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
@@ -173,8 +203,7 @@ class SearchSettings(ImageSettings):
     """Show this many images, best first."""
     contact_sheet: _Path = None
     """Write a picture of the images found to this PNG file."""
-    json: bool = False
-    """Print JSON."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +221,7 @@ class ClassifySettings(ImageSettings):
     """Cosines are divided by it before they become probabilities; the order does not depend on it."""
     top: Count = 5
     """Show this many labels for each image, best first."""
-    json: bool = False
-    """Print JSON."""
+    json: Json = False
 
     def check(self) -> None:
         """Raise UserError for impossible settings."""
@@ -216,14 +244,13 @@ class EvaluateSettings(Checked):
     """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
     samples: Count = 100_000
     """Measure on at most this many samples."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Samples per forward pass."""
     workers: Annotated[int, PROCESSES] = 0
     """Data-loading processes."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """An unreadable image or text is an error, or is left out with a warning."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
     labels: _Path = None
     """Zero-shot classification among the lines of this text file, of the samples whose answer or caption is one."""
     label_template: _Texts = (CLASS_TEMPLATE,)
@@ -248,6 +275,7 @@ class EvaluateSettings(Checked):
     """Write a picture of some images with their generated answers to this PNG file."""
     answers_plot: _Path = None
     """Write a bar chart of the answers by question type to this PNG file."""
+    json: Json = False
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ import tyro
 
 from mamba3_jepa.config import AActivation
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.common import Device
 from mamba3_jepa.settings.inference import GenerationConfig
 from mamba3_jepa.settings.limits import Checked
 
@@ -30,8 +31,7 @@ class LanguageModelSettings(Checked):
     a_activation: AActivation = "heavy_tail"
     """A activation that the model was trained with, which its files do not say; with the wrong one the text is
     noise."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    device: Device = "auto"
     json: bool = False
     """Print JSON, when all is said, rather than the text as it comes."""
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)

@@ -37,11 +37,20 @@ class Range:
 
 COUNT = Range(1, LARGEST)
 FROM_ZERO = Range(0, LARGEST)
+# What memory is taken for: far more than is of use, so that a slip of the hand is refused and not tried.
+BATCH = Range(1, 65_536)  # samples, images or sequences at a time
+BEAMS = Range(1, 1_000)  # each is a sequence with a state of its own
+TOKENS = Range(1, 1_000_000)  # of one sequence
+WIDTH = Range(1, 65_536)  # of a layer
+PIXELS = Range(1, 16_384)  # the side of a picture
 PROCESSES = Range(0, 1024)
 POSITIVE = Range(0, open=True)
 FRACTION = Range(0, 1)
 
 Count = Annotated[int, COUNT]
+Batch = Annotated[int, BATCH]
+Tokens = Annotated[int, TOKENS]
+Width = Annotated[int, WIDTH]
 Threads = Annotated[int, Range(1, 1024)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]  # what the generators of NumPy and of torch both take
 HashedSeed = Annotated[int, Range(-(2**63), 2**63 - 1)]  # what is drawn by the hash of a text

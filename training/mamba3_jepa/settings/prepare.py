@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from mamba3_jepa.settings.limits import Checked, HashedSeed, Range
+from mamba3_jepa.settings.common import Json
+from mamba3_jepa.settings.limits import PIXELS, Checked, HashedSeed, Range
 
 _FilePath = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 _FilePaths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
@@ -21,6 +22,7 @@ class EasyVqaSettings(Checked):
 
     output: Path
     """The data directory to make."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,11 @@ class SceneFilesSettings(Checked):
     """The data directory to make."""
     scenes: Annotated[int, Range(1, 10_000_000)] = 32
     """How many pictures."""
-    image_size: Annotated[int, Range(16, 16_384)] = 64
+    image_size: Annotated[int, Range(16, PIXELS.high)] = 64
     """Their side in pixels."""
     seed: HashedSeed = 0
     """Other scenes with another seed."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class PublishedSettings(Checked):
     """The folder that all its images are in, at whatever depth; they are not copied. Give the same to train-jepa."""
     output: _FilePath
     """The manifest to write, for --manifest of train-jepa and evaluate."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +122,4 @@ class ParquetSettings(Checked):
     captions_column: _Column = None
     """The column of captions, one or several a row; default: captions, caption, sentences, text or label, if there is
     one."""
+    json: Json = False

@@ -9,15 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from mamba3_jepa.config import ModelConfig, PresetName, preset
+from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
 from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.init_text import PRETRAINED_LR_SCALE, Activation, Folder, demand_consistent
 from mamba3_jepa.settings.limits import (
+    BATCH,
     COUNT,
     FRACTION,
     FROM_ZERO,
+    PIXELS,
     POSITIVE,
     PROCESSES,
     Checked,
@@ -63,7 +65,7 @@ class TrainSettings(Checked):
     """Passes over the training data."""
     max_steps: _Count = None
     """Stop after this many optimizer steps, whatever --epochs says."""
-    batch_size: _Count = None
+    batch_size: Annotated[_Int, BATCH] = None
     """Samples per process and micro-batch."""
     grad_accum: Count = 1
     """Micro-batches per optimizer step."""
@@ -186,10 +188,10 @@ class Phase1Settings(TrainSettings):
     """V-JEPA 2 or 2.1 weights for the X-Encoder: Meta's .pt/.pth, a transformers folder, or safetensors."""
     random_vit: bool = False
     """Let --preset small run with a random X-Encoder (tests and benchmarks only)."""
-    image_size: _Count = None
+    image_size: Annotated[_Int, PIXELS] = None
     """Side in pixels of what the X-Encoder sees, a multiple of its patch; default: what --vit-checkpoint was trained
     on (384 for the 384 files), or the preset's."""
-    patch_size: _Count = None
+    patch_size: Annotated[_Int, PIXELS] = None
     """Patch size of the random X-Encoder in pixels. Smaller patches see finer and take longer; default: the
     preset's."""
     image_shift: Annotated[int, FROM_ZERO] = 0
@@ -342,7 +344,7 @@ class Phase3Settings(TrainSettings):
     """The model of phase 2; its size, its tokenizer and its weights are kept."""
     tiny: bool = False
     """A short run, for the checkpoint of --tiny phases 1 and 2 only."""
-    knowledge_dim: _Count = None
+    knowledge_dim: Annotated[_Int, Range(1, LARGEST_SIZE)] = None
     """Length of the knowledge vectors in the data; default: what the Y-Encoder makes of a text."""
     injection_weight: NotNegative = 1.0
     """Weight of the injection error in the loss, beside the confusion loss."""

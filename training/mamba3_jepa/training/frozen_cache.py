@@ -12,7 +12,6 @@ from typing import Any
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.folder_lock import LOCK_NAME, FolderInUseError, FolderLock
-from mamba3_jepa.files.json_file import finite_or_null
 from mamba3_jepa.training.frozen_key import made_by
 from mamba3_jepa.training.frozen_store import ABOUT, PART_PATTERN
 
@@ -51,20 +50,18 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return finite_or_null(
-            {
-                "key": self.key,
-                "source": self.about.get("source"),
-                "samples": self.about.get("samples"),
-                "parts": self.parts,
-                "all_parts": self.about.get("parts"),
-                "bytes": self.size,
-                "temporary_files": len(self.temporary),
-                "unused_days": self.unused_days,
-                "in_use": self.in_use,
-                "outdated": self.outdated,
-            }
-        )
+        return {
+            "key": self.key,
+            "source": self.about.get("source"),
+            "samples": self.about.get("samples"),
+            "parts": self.parts,
+            "all_parts": self.about.get("parts"),
+            "bytes": self.size,
+            "temporary_files": len(self.temporary),
+            "unused_days": self.unused_days,
+            "in_use": self.in_use,
+            "outdated": self.outdated,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 
-import torch
 from accelerate import Accelerator
 
+from mamba3_jepa.device import TRAINING, best_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.training import Precision, TrainSettings
 from mamba3_jepa.training.distributed import keep_group, local_world_size
@@ -25,11 +25,12 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"`{name}` needs the package {name}: pip install {name}")
-    if settings.precision == "fp16" and (settings.cpu or not torch.cuda.is_available()):
+    on_cpu = settings.cpu or best_device(TRAINING) == "cpu"
+    if settings.precision == "fp16" and on_cpu:
         raise UserError("`precision` fp16 needs a CUDA GPU; on this machine use bf16 or fp32")
     return Accelerator(
         mixed_precision=_MIXED_PRECISION[settings.precision],
-        cpu=settings.cpu or not torch.cuda.is_available(),
+        cpu=on_cpu,
         log_with=trackers or None,
         project_dir=settings.output_dir,
     )

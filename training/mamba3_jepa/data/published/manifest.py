@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from mamba3_jepa.data.records import leaves_directory, parse_record
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import Tally
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.json_file import json_line
 from mamba3_jepa.files.whole_file import whole_file
 
 
@@ -85,9 +85,9 @@ def write_manifest(
             fields = {"image": image} | line.fields
             if dataset is not None:
                 fields["meta"] = {"dataset": dataset} | fields.get("meta", {})
-            content = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            content = json_line(fields)
             parse_record(content, line.where)
-            file.write(content + b"\n")
+            file.write(content)
             n_lines += 1
             if image is not None:
                 seen.add(stable_hash(image))

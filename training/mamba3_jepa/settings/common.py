@@ -1,0 +1,19 @@
+"""Settings that many commands have, with their help: where a command computes, and how it says its results."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+# `mamba3_jepa.device` makes a device of it
+Device = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="{auto,cpu,cuda,cuda:N,mps}",
+        help="Where to compute; auto: on a CUDA GPU if there is one, else on Apple's (mps), else on the CPU.",
+    ),
+]
+
+# `mamba3_jepa.cli.output.write_out` prints it
+Json = Annotated[bool, tyro.conf.arg(help="Print the results as JSON, for other programs to read.")]
