@@ -131,6 +131,27 @@ def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     assert f"1 columns of bytes beside the images, the first: {path}: mask" in capfd.readouterr().out
 
 
+def test_a_list_of_questions_is_a_line_for_each(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(6)]),
+        "question": [["q1", "q2"], ["q3"], ["q4", " "], ["q5", "q6"], ["q7", "q8"], ["q9", "q10"]],
+        "answer": [["a1", "a2"], ["a3", "b3"], ["a4", "b4"], ["a5", "b5", "c5"], None, ["a9", None]],
+        "caption": ["not an answer"] * 6,
+        "question_id": list(range(6)),
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    samples = [source.sample(i) for i in range(len(source))]
+    assert [(sample.question, sample.target, sample.answers) for sample in samples] == [
+        ("q1", "a1", ()), ("q2", "a2", ()), ("q3", "a3", ("a3", "b3")), ("q4", "a4", ()), ("q9", "a9", ())
+    ]  # fmt: skip
+    assert [sample.meta["meta"].get("question_number") for sample in samples] == [1, 2, None, 1, 1]
+    assert [sample.meta["id"] for sample in samples] == [0, 0, 1, 2, 5]
+    out = capfd.readouterr().out
+    several = "rows with several questions and not as many answers (question, answer)"
+    assert f"left out: 2 {several}, the first: {path}: row 4\n" in out
+    assert f"2 questions of several in a row without a text or an answer, the first: {path}: row 3\n" in out
+
+
 @pytest.mark.parametrize("layout", [vqa, flickr, classes])
 def test_it_trains_as_it_is(layout: Any, tmp_path: Path) -> None:
     prepare(str(layout(tmp_path / "a.parquet")), root=tmp_path)

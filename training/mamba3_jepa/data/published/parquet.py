@@ -48,9 +48,10 @@ class Columns:
 def prepare_parquet(files: Sequence[Path], output_dir: str | Path, columns: Columns) -> Written:
     """Write the images of some files, each once, and a manifest of their rows, as a data directory.
 
-    A row with a question and an answer, or several, is a question; of any other the caption, or the list of captions,
-    is taken. A class label is the name that the file's metadata gives it. Columns beside these go into `meta`. A few
-    rows are in memory at a time, and all that is written appears at once.
+    A row with a question and an answer, or several, is a question, and one with a list of questions and as many answers
+    a line for each; of any other the caption, or the list of captions, is taken. A class label is the name that the
+    file's metadata gives it. Columns beside these go into `meta`. A few rows are in memory at a time, and all that is
+    written appears at once.
 
     Raises:
         UserError: pyarrow is not installed, a file is not of this kind, a column is missing, or `output_dir` holds
@@ -101,11 +102,11 @@ class _Table:
         wanted = list(dict.fromkeys(name for name in (*self._columns.values(), *self._others) if name is not None))
         for number, row in enumerate(self._rows(wanted), start=1):
             where = f"{self._path}: row {number}"
-            said = self._said(row)
-            if said is None:
-                self._left_out.add("rows without an answer or a caption", where)
-            elif image := self._write_image(row, folder, where):
-                yield Line(where, (image,), said | self._rest(row))
+            said = list(self._all_said(row, where))
+            if said and (image := self._write_image(row, folder, where)):
+                rest = self._rest(row)
+                for each in said:
+                    yield Line(where, (image,), rest | each | {"meta": rest["meta"] | each.get("meta", {})})
 
     def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
@@ -116,11 +117,33 @@ class _Table:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{self._path}: damaged: {error}") from error
 
+    def _all_said(self, row: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+        """What a row says of its image: of a list of questions each with its own answers, and its number in `meta`."""
+        question = self._columns["question"]
+        asked = None if question is None else row[question]
+        if not isinstance(asked, list) or len(asked) < 2:
+            if (said := self._said(row)) is not None:
+                yield said
+            else:
+                self._left_out.add("rows without an answer or a caption", where)
+            return
+        names = [name for kind in ("answer", "answers") if (name := self._columns[kind]) and row[name] is not None]
+        if not names or not all(isinstance(row[name], list) and len(row[name]) == len(asked) for name in names):
+            columns = ", ".join(filter(None, (self._columns[kind] for kind in ("question", "answer", "answers"))))
+            self._left_out.add(f"rows with several questions and not as many answers ({columns})", where)
+            return
+        for i in range(len(asked)):
+            said = self._said(row | {name: row[name][i] for name in (question, *names) if name is not None})
+            if said is not None and "question" in said:
+                yield said | {"meta": {"question_number": i + 1}}
+            else:
+                self._left_out.add("questions of several in a row without a text or an answer", where)
+
     def _said(self, row: dict[str, Any]) -> dict[str, Any] | None:
         question, answer, answers, captions = (
             self._texts(row, kind) for kind in ("question", "answer", "answers", "captions")
         )
-        if question and (answer or answers):
+        if len(question) == 1 and (answer or answers):
             given: dict[str, Any] = {"question": question[0]}
             if len(answer) == 1:
                 given["answer"] = answer[0]
