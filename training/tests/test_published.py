@@ -477,6 +477,28 @@ def test_nothing_is_overwritten_and_the_folder_must_be_there(tmp_path: Path, cap
     assert not (tmp_path / "other.jsonl").exists()
 
 
+def test_images_behind_a_link_out_of_the_data_directory_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    command = vqav2(tmp_path)
+    real = tmp_path / "images/train2014"
+    real.rename(tmp_path / "elsewhere")
+    real.symlink_to(tmp_path / "elsewhere")
+    name = f"train2014/COCO_train2014_{8 + N:012}.jpg"
+    rest = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["prepare", *command, *rest]) == 2
+    said = f"{command[-1]}: \"annotations\" entry 1: '{name}' leads out of the data directory to {tmp_path}/elsewhere/"
+    assert said in (err := capfd.readouterr().err)
+    assert "copy the files in, or give the real directory as --data-dir" in err
+    assert not (tmp_path / "out.jsonl").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "images/inside")
+    real.unlink()
+    real.symlink_to("inside")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    rest[1] = str(tmp_path / "link")
+    assert main(["prepare", *command, *rest]) == 0, "links inside it, and to it, are followed"
+
+
 def test_interrupted_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = tallyqa(tmp_path)
     check, seen = published_manifest.parse_record, []
