@@ -135,6 +135,12 @@ def test_pope_by_category() -> None:
     assert report.groups["category"]["popular"].by_way["nearest"]["precision"] == 0.5
 
 
+def test_an_empty_answer_is_never_the_one_right_one() -> None:
+    asked = [question("", "yes", dataset=name) for name in ("gqa", "tallyqa", "pope")]
+    for report in benchmark_reports(asked, {"generated": ["yes"] * 3}):
+        assert report.scores.by_way["generated"]["accuracy"] == 1
+
+
 def test_the_setting_names_every_benchmark() -> None:
     named = get_args(get_args(get_type_hints(EvaluateSettings)["benchmark"])[0])
     assert set(named) == set(BENCHMARKS) - {SEVERAL_ANSWERS}

@@ -131,6 +131,19 @@ def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     assert f"1 columns of bytes beside the images, the first: {path}: mask" in capfd.readouterr().out
 
 
+def test_empty_answers_of_several_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(3)]),
+        "question": ["q"] * 3,
+        "answers": pa.array([[{"answer": each} for each in ("", " ", "red")], [{"answer": ""}],
+                             [{"answer": "blue"}]], ANSWERS),
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [(source.sample(i).target, source.sample(i).answers) for i in range(len(source))] == [
+        ("red", ("", "", "red")), ("blue", ("blue",))
+    ]  # fmt: skip
+
+
 def test_a_list_of_questions_is_a_line_for_each(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     path = write(tmp_path / "x.parquet", {
         "image": images([{"bytes": picture(i), "path": None} for i in range(6)]),

@@ -16,6 +16,7 @@ from mamba3_jepa.cli.main import main
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.published import manifest as published_manifest
 from mamba3_jepa.data.sources import open_source
+from mamba3_jepa.evaluation.vqa_accuracy import vqa_accuracy
 
 N = 12  # images
 
@@ -375,7 +376,7 @@ def test_questions_and_annotations_of_two_splits_are_refused(tmp_path: Path, cap
     assert 'no "annotations"; expected an annotations file of VQA v2' in refused([])
 
 
-def test_questions_without_annotation_and_empty_answers_are_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_empty_answers_count_and_questions_without_any_are_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     command = vqav2(tmp_path)
     whole = json.loads(Path(command[-1]).read_text())
     whole["annotations"] = whole["annotations"][2:]
@@ -385,10 +386,15 @@ def test_questions_without_annotation_and_empty_answers_are_said(tmp_path: Path,
     as_json(Path(command[-1]), whole)
     source = prepared(command, tmp_path)
     assert len(source) == 2 * N - 3
-    assert len(source.sample(0).answers) == 9
+    assert source.sample(0).answers.count("") == 1
+    assert len(source.sample(0).answers) == 10
+    # as the official code has it: of three 3 / 3 and 2 / 3, six and an empty one
+    answers = [{"answer": answer} for answer in ["red"] * 3 + ["blue"] * 6 + [""]]
+    as_json(Path(command[-1]), whole | {"annotations": [whole["annotations"][2] | {"answers": answers}]})
+    (tmp_path / "out/some.jsonl").unlink()
+    assert vqa_accuracy("red", prepared(command, tmp_path).sample(0).answers) == pytest.approx(0.9)
     out = capfd.readouterr().out
     assert f'2 questions without annotation, the first: {command[2]}: "question_id" {(8 + N) * 1000}\n' in out
-    assert f'11 empty answers, the first: {command[-1]}: "annotations" entry 1\n' in out
     assert "1 questions with empty answers only, the first:" in out
 
 

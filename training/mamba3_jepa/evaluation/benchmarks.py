@@ -22,10 +22,16 @@ SEVERAL_ANSWERS = "several answers"  # the benchmark of questions that name none
 
 
 class Question(NamedTuple):
-    """answers: what counts as right, one or more; meta: what the data says of the question, by name."""
+    """answers: what counts as right, one or more, some of them maybe empty, for people who gave none; meta: what the
+    data says of the question, by name."""
 
     answers: tuple[str, ...]
     meta: Meta
+
+    @property
+    def answer(self) -> str:
+        """The first that is not empty, for measures that know one right answer."""
+        return next(filter(None, self.answers), "")
 
 
 Measures = dict[str, float]
@@ -151,19 +157,19 @@ def _same(given: Sequence[str], questions: Sequence[Question]) -> Measures:
     def plain(text: str) -> str:
         return plain_text(text).rstrip(".")
 
-    return _mean(plain(text) == plain(question.answers[0]) for text, question in zip(given, questions, strict=True))
+    return _mean(plain(text) == plain(question.answer) for text, question in zip(given, questions, strict=True))
 
 
 def _number(given: Sequence[str], questions: Sequence[Question]) -> Measures:
     """The same number, in digits or words ("3", "three")."""
     return _mean(
-        normalised_answer(text) == normalised_answer(question.answers[0])
+        normalised_answer(text) == normalised_answer(question.answer)
         for text, question in zip(given, questions, strict=True)
     )
 
 
 def _yes_no(given: Sequence[str], questions: Sequence[Question]) -> Measures:
-    said, right = [says_yes(text) for text in given], [says_yes(question.answers[0]) for question in questions]
+    said, right = [says_yes(text) for text in given], [says_yes(question.answer) for question in questions]
     return asdict(YesNoScores.of(said, right))
 
 

@@ -147,14 +147,20 @@ class _Table:
             given: dict[str, Any] = {"question": question[0]}
             if len(answer) == 1:
                 given["answer"] = answer[0]
-            several = answers or answer
+            several = answers or answer  # empty ones too, which count where people's answers are compared
             return given | ({"answers": several} if len(several) > 1 or not answer else {})
         return {"captions": captions} if captions and not question else None
 
     def _texts(self, row: dict[str, Any], kind: str) -> list[str]:
-        """The texts of one column, of however many levels; none where there is no such column, or nothing in it."""
+        """The texts of one column, of however many levels; none where there is no such column, or nothing in it.
+
+        Of answers empty ones are among them.
+        """
         name = self._columns[kind]
-        return [] if name is None else [text for text in _flat(row[name], self._labels.get(name)) if text]
+        found = [] if name is None else list(_flat(row[name], self._labels.get(name)))
+        if kind in ("answer", "answers") and any(found):
+            return found
+        return [text for text in found if text]
 
     def _rest(self, row: dict[str, Any]) -> dict[str, Any]:
         """`id` and `meta`."""
