@@ -113,6 +113,17 @@ def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
     assert source.sample(0).meta["meta"] == {"split": "train"}
 
 
+@pytest.mark.parametrize("kind", ["Sequence", "List", "LargeList", None])
+def test_classes_in_lists_are_called_by_their_names(tmp_path: Path, kind: str | None) -> None:
+    label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "other": [],  # of a kind that says nothing of the labels
+                "label": [label] if kind is None else {"feature": label, "_type": kind}}  # fmt: skip
+    pictures = images([{"bytes": picture(i), "path": None} for i in range(2)])
+    path = write(tmp_path / "x.parquet", {"image": pictures, "label": [[0, 1], [1]], "other": [1, 2]}, features)
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).captions for i in range(2)] == [("cat", "dog"), ("dog",)]
+
+
 def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     path = write(tmp_path / "x.parquet", {
         "photo": [picture(i) for i in range(N)],  # bytes alone

@@ -31,6 +31,7 @@ _NAMES = {
 }
 _IDS = ("question_id", "questionId", "id", "img_id", "image_id")
 _TEXTS = ("answer", "raw", "caption", "text")  # what holds the text where an entry is a struct
+_LISTS = ("List", "LargeList", "Sequence")  # features that hold another
 _SPLIT = re.compile(r"([A-Za-z]\w*)-\d+-of-\d+")
 
 
@@ -210,9 +211,18 @@ def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of the classes of each column of class labels."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: list(each["names"]) for name, each in features.items() if each.get("_type") == "ClassLabel"}
+        named = {name: _class_names(each) for name, each in features.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         return {}
+    return {name: names for name, names in named.items() if names is not None}
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Of a feature of class labels, or of lists of them, as any version of `datasets` notes it; None of another."""
+    while (isinstance(feature, dict) and feature.get("_type") in _LISTS) or isinstance(feature, list):
+        feature = feature.get("feature") if isinstance(feature, dict) else next(iter(feature), None)
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _flat(value: Any, labels: list[str] | None) -> Iterator[str]:
