@@ -113,6 +113,18 @@ def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
     assert source.sample(0).meta["meta"] == {"split": "train"}
 
 
+def test_a_usual_name_can_be_declined(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(N)]),
+        "question": ["Please describe the picture."] * N,
+        "answer": [[f"A {k} of {i}." for k in range(5)] for i in range(N)],
+    })  # fmt: skip
+    source = prepare(str(path), "--question-column", "none", "--captions-column", "answer", root=tmp_path)
+    sample = source.sample(2)
+    assert (sample.question, sample.captions) == (None, tuple(f"A {k} of 2." for k in range(5)))
+    assert sample.meta["meta"] == {"question": "Please describe the picture."}
+
+
 @pytest.mark.parametrize("kind", ["Sequence", "List", "LargeList", None])
 def test_classes_in_lists_are_called_by_their_names(tmp_path: Path, kind: str | None) -> None:
     label = {"names": ["cat", "dog"], "_type": "ClassLabel"}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _ROWS = 16  # in memory at once, with their images
+_AUTO, _NONE = "auto", "none"
 # What columns are called, the likeliest name first.
 _NAMES = {
     "image": ("image", "img", "jpg", "png"),
@@ -37,13 +38,13 @@ _SPLIT = re.compile(r"([A-Za-z]\w*)-\d+-of-\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of columns; None: the first that has a usual name, if there is one."""
+    """Names of columns; "auto": the first that has a usual name, if there is one; "none": there is none."""
 
-    image: str | None = None
-    question: str | None = None
-    answer: str | None = None
-    answers: str | None = None
-    captions: str | None = None
+    image: str = _AUTO
+    question: str = _AUTO
+    answer: str = _AUTO
+    answers: str = _AUTO
+    captions: str = _AUTO
 
 
 def prepare_parquet(files: Sequence[Path], output_dir: str | Path, columns: Columns) -> Written:
@@ -93,10 +94,14 @@ class _Table:
         split = _SPLIT.match(path.name)
         self._split = {} if split is None else {"split": split[1]}
 
-    def _choose(self, kind: str, named: str | None, schema: pa.Schema) -> str | None:
-        if named is not None and named not in schema.names:
+    def _choose(self, kind: str, named: str, schema: pa.Schema) -> str | None:
+        if named == _NONE:
+            return None
+        if named == _AUTO:
+            return next((name for name in _NAMES[kind] if name in schema.names), None)
+        if named not in schema.names:
             raise UserError(f"{self._path}: `{kind}_column` {named}: the columns are {', '.join(schema.names)}")
-        return named or next((name for name in _NAMES[kind] if name in schema.names), None)
+        return named
 
     def lines(self, folder: Path) -> Iterator[Line]:
         """A line for each row that has an image and a text; the image is written below `folder`."""
