@@ -6,6 +6,8 @@ import datetime
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,19 @@ def test_what_cannot_be_used_is_named_and_leaves_nothing(tmp_path: Path, capfd: 
         assert main(["prepare", "parquet", "--files", str(tmp_path / arguments[0]), *rest]) == 2, arguments
         assert message in capfd.readouterr().err
         assert list(output.parent.iterdir()) == []
+
+
+def test_a_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    cells = [{"bytes": b"BM" + bytes([i % 16]) * 10_000, "path": None} for i in range(4096)]
+    table = pa.table({"image": images(cells), "caption": ["c"] * len(cells)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=4096, use_dictionary=False, compression="none")
+    code = (
+        "import sys, pyarrow; from mamba3_jepa.cli.main import main; status = main(sys.argv[1:]);"
+        "print(pyarrow.default_memory_pool().max_memory()); sys.exit(status)"
+    )
+    command = ["prepare", "parquet", "--files", str(tmp_path / "x.parquet"), "--output", str(tmp_path / "data")]
+    ran = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert int(ran.stdout.splitlines()[-1]) < 30e6, "of 41 MB"
 
 
 def test_nothing_is_overwritten_and_pyarrow_is_asked_for(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _ROWS = 16  # in memory at once, with their images
+_BUFFER = 1 << 20  # bytes of a column that are read at once; without it a whole row group is, which may be the file
 _AUTO, _NONE = "auto", "none"
 # What columns are called, the likeliest name first.
 _NAMES = {
@@ -52,8 +53,9 @@ def prepare_parquet(files: Sequence[Path], output_dir: str | Path, columns: Colu
 
     A row with a question and an answer, or several, is a question, and one with a list of questions and as many answers
     a line for each; of any other the caption, or the list of captions, is taken. A class label is the name that the
-    file's metadata gives it. Columns beside these go into `meta`. A few rows are in memory at a time, and all that is
-    written appears at once.
+    file's metadata gives it. Columns beside these go into `meta`. What is in memory is a few rows and, of each
+    column, the page of the file that they are in: of images as pyarrow writes them mostly 1,024. All that is written
+    appears at once.
 
     Raises:
         UserError: pyarrow is not installed, a file is not of this kind, a column is missing, or `output_dir` holds
@@ -205,7 +207,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {error.strerror or error}") from error
     except (ValueError, pa.ArrowException) as error:
