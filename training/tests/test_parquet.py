@@ -156,6 +156,29 @@ def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     assert f"1 columns of bytes beside the images, the first: {path}: mask" in capfd.readouterr().out
 
 
+def test_numbers_are_answers(tmp_path: Path) -> None:
+    values = [1.5, 2.0, float("nan"), None, -3.0]
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(5)]),
+        "question": ["q"] * 5, "answer": values,
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).target for i in range(len(source))] == ["1.5", "2", "-3"]
+
+
+def test_a_list_of_one_image_is_that_image(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    cells = [{"bytes": picture(i), "path": None} for i in range(3)]
+    path = write(tmp_path / "x.parquet", {
+        "image": pa.array([[cells[0]], cells[1:], [], [cells[2]]], pa.list_(IMAGE)), "text": list("abcd"),
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).target for i in range(len(source))] == ["a", "d"]
+    assert (tmp_path / "data" / source.sample(1).meta["image"]).read_bytes() == picture(2)
+    out = capfd.readouterr().out
+    assert f"left out: 1 rows with several images, the first: {path}: row 2\n" in out
+    assert f"1 rows without the bytes of their image, the first: {path}: row 3\n" in out
+
+
 def test_empty_answers_of_several_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", {
         "image": images([{"bytes": picture(i), "path": None} for i in range(3)]),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -465,6 +470,44 @@ def test_turns_of_llava_that_are_no_exchange_are_said(tmp_path: Path, capfd: pyt
     out = capfd.readouterr().out
     assert "1 conversations about several images" in out
     assert "6 turns without question or answer, the first:" in out
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_conversation_with_an_empty_image_is_one_without(tmp_path: Path, nothing: str | None) -> None:
+    command = llava(tmp_path)
+    value = json.loads(Path(command[-1]).read_text())
+    value[-2]["image"] = nothing
+    as_json(Path(command[-1]), value)
+    sample = prepared(command, tmp_path).sample(2 * N)
+    assert (sample.image, sample.question, sample.target) == (None, "Hello", "Hi.")
+
+
+def pack_zip(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("questions.json", content)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("program", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("zip", pack_zip),
+        ("bzip2", bz2.compress),
+        ("xz", lzma.compress),
+        ("zstd", lambda content: b"\x28\xb5\x2f\xfd" + content),
+    ],
+)
+def test_files_as_they_are_downloaded_are_to_be_unpacked(
+    tmp_path: Path, capfd: pytest.CaptureFixture, program: str, pack: Callable[[bytes], bytes]
+) -> None:
+    command = tallyqa(tmp_path)
+    packed = Path(command[-1])
+    packed.write_bytes(pack(packed.read_bytes()))
+    rest = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["prepare", *command, *rest]) == 2
+    assert f"{packed}: compressed with {program}; what is read here is plain text" in capfd.readouterr().err
 
 
 def test_nothing_is_overwritten_and_the_folder_must_be_there(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,6 +182,11 @@ class _Table:
     def _write_image(self, row: dict[str, Any], folder: Path, where: str) -> str | None:
         """The path of the row's image from `folder` on; None where there is none."""
         cell = row[self._columns["image"] or ""]
+        if isinstance(cell, list):
+            if len(cell) > 1:
+                self._left_out.add("rows with several images", where)
+                return None
+            cell = cell[0] if cell else None
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if content is not None and not isinstance(content, bytes):
             raise UserError(
@@ -242,6 +249,9 @@ def _flat(value: Any, labels: list[str] | None) -> Iterator[str]:
             yield str(value)
         elif 0 <= value < len(labels):  # -1 is a label that is kept secret
             yield labels[value]
+    elif isinstance(value, float | Decimal):
+        if math.isfinite(value):
+            yield str(int(value) if value == int(value) else value)
     elif isinstance(value, dict):
         yield from _flat(next((value[name] for name in _TEXTS if name in value), None), labels)
     elif isinstance(value, list):
