@@ -403,6 +403,32 @@ def test_empty_answers_count_and_questions_without_any_are_said(tmp_path: Path, 
     assert "1 questions with empty answers only, the first:" in out
 
 
+@pytest.mark.parametrize("layout", [coco_captions, karpathy])
+def test_images_that_are_repeated_are_one_line(
+    layout: Callable[[Path], list[str]], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    command = layout(tmp_path)
+    whole = json.loads(Path(command[2]).read_text())
+    images = whole["images"]
+    as_json(Path(command[2]), whole | {"images": [*images[:2], images[0], *images[2:], images[1]]})
+    source = prepared(command, tmp_path)
+    assert len(source) == (N if layout is coco_captions else 10)
+    assert len({source.sample(i).meta["id"] for i in range(len(source))}) == len(source)
+    assert f"left out: 2 images whose number an earlier one has, the first: {command[2]}: " in capfd.readouterr().out
+
+
+def test_annotations_that_are_repeated_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    command = vqav2(tmp_path)
+    whole = json.loads(Path(command[-1]).read_text())
+    again = whole["annotations"][0] | {"multiple_choice_answer": "another"}
+    as_json(Path(command[-1]), whole | {"annotations": [*whole["annotations"], again]})
+    source = prepared(command, tmp_path)
+    assert len(source) == 2 * N
+    assert source.sample(0).target == "net 1"
+    where = f'{command[-1]}: "annotations" entry {2 * N + 1}'
+    assert f"1 annotations of a question that has one already, the first: {where}\n" in capfd.readouterr().out
+
+
 def test_the_test_split_of_gqa_has_no_answers(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     command = gqa(tmp_path)
     whole = json.loads(Path(command[-1]).read_text())

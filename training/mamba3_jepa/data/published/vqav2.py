@@ -38,6 +38,9 @@ def vqav2_lines(questions: Path, annotations: Path, left_out: LeftOut) -> Iterat
             raise UserError(f'{note.where}: "question_id" {number} is not in {questions}: give two files of one split')
         if asked.images[row] != image:
             raise UserError(f'{note.where}: "image_id" {image} is {asked.images[row]} in {questions}')
+        if answered[row]:
+            left_out.add("annotations of a question that has one already", note.where)
+            continue
         answered[row] = True
         fields: dict[str, Any] = {"question": asked.texts[row], "id": number}
         fields |= _answers(note)
