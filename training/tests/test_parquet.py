@@ -142,6 +142,7 @@ def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     path = write(tmp_path / "x.parquet", {
         "photo": [picture(i) for i in range(N)],  # bytes alone
         "mask": [b"\0"] * N,
+        "coded": pa.array([b"\0"] * N).dictionary_encode(),
         "ask": [f"Is it {i}?" for i in range(N)],
         "truth": [i % 2 == 0 for i in range(N)],
         "when": [datetime.date(2020, 1, 1)] * N,
@@ -153,7 +154,7 @@ def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     assert [source.sample(i).target for i in range(2)] == ["yes", "no"]
     assert source.sample(1).question == "Is it 1?"
     assert source.sample(0).meta["meta"] == {"when": "2020-01-01", "score": None}
-    assert f"1 columns of bytes beside the images, the first: {path}: mask" in capfd.readouterr().out
+    assert f"2 columns of bytes beside the images, the first: {path}: coded" in capfd.readouterr().out
 
 
 def test_numbers_are_answers(tmp_path: Path) -> None:

@@ -264,6 +264,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return True
+    if types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
     return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
