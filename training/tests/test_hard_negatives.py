@@ -70,6 +70,7 @@ def test_what_is_no_negative_is_named() -> None:
     say('the kind "all" is what all of them', text="a cat", negatives={"all": ["a dog"]})
     say("'no' is right", question="is it?", answers=["yes", "no "], negatives=["no"])
     say("'yes' is right", question="is it?", answer="yes", negatives={"answer": ["yes"]})
+    say("'A  cat' is right", text="a cat", negatives=["A  cat"])
     say("neither a text nor an answer", query="hello", negatives=["a dog"])
 
 
@@ -91,13 +92,15 @@ def test_negatives_of_shards_stand_in_the_json(tmp_path: Path) -> None:
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "png")
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for key, negatives in (("a", {"kind": ["a dog"]}), ("b", None), ("c", "a dog"), ("d", ["a cat"])):
+        given = ({"kind": ["a dog"]}, None, "a dog", ["a cat"], 0, False, "")
+        for key, negatives in zip("abcdefg", given, strict=True):
             member(tar, f"{key}.png", png.getvalue())
             member(tar, f"{key}.json", json.dumps({"caption": "a cat", "negatives": negatives}).encode())
     source = ShardSource(tmp_path)
     assert source.sample(0).negatives == [Negative("a dog", "kind")]
     assert source.sample(1).negatives == []
-    for i, problem in ((2, 'c.json: field "negatives": expected a list'), (3, "'a cat' is right")):
+    expected = 'json: field "negatives": expected a list'
+    for i, problem in ((2, expected), (3, "'a cat' is right"), (4, expected), (5, expected), (6, expected)):
         with pytest.raises(BadSampleError, match=problem):
             source.sample(i)
 

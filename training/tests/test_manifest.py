@@ -283,7 +283,7 @@ MALFORMED = [
     ('{"image": "a.png", "question": "x", "answers": {"y": 1}}', r'field "answers": expected a list of texts'),
     ('{"image": "a.png", "question": "x", "answers": ["y", null]}', r'field "answers" entry 2: expected a text'),
     ('{"image": "a.png", "question": "x", "answers": []}', r'line 2: field "answers" is empty'),
-    ('{"image": "a.png", "question": "x", "answers": ["", "y"]}', r'field "answers" entry 1 is empty'),
+    ('{"image": "a.png", "question": "x", "answers": ["", " "]}', r'field "answers" has nothing but empty texts'),
     ('{"image": "a.png", "text": "x", "answers": ["y"]}', r'field "answers" does not go with "text"'),
     ('{"image": "a.png", "text": ""}', r'line 2: field "text" is empty'),
     ('{"image": "a.png", "text": " \\n"}', r'line 2: field "text" is empty'),

@@ -6,6 +6,8 @@ import datetime
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +115,34 @@ def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
     assert source.sample(0).meta["meta"] == {"split": "train"}
 
 
+def test_a_usual_name_can_be_declined(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(N)]),
+        "question": ["Please describe the picture."] * N,
+        "answer": [[f"A {k} of {i}." for k in range(5)] for i in range(N)],
+    })  # fmt: skip
+    source = prepare(str(path), "--question-column", "none", "--captions-column", "answer", root=tmp_path)
+    sample = source.sample(2)
+    assert (sample.question, sample.captions) == (None, tuple(f"A {k} of 2." for k in range(5)))
+    assert sample.meta["meta"] == {"question": "Please describe the picture."}
+
+
+@pytest.mark.parametrize("kind", ["Sequence", "List", "LargeList", None])
+def test_classes_in_lists_are_called_by_their_names(tmp_path: Path, kind: str | None) -> None:
+    label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "other": [],  # of a kind that says nothing of the labels
+                "label": [label] if kind is None else {"feature": label, "_type": kind}}  # fmt: skip
+    pictures = images([{"bytes": picture(i), "path": None} for i in range(2)])
+    path = write(tmp_path / "x.parquet", {"image": pictures, "label": [[0, 1], [1]], "other": [1, 2]}, features)
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).captions for i in range(2)] == [("cat", "dog"), ("dog",)]
+
+
 def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     path = write(tmp_path / "x.parquet", {
         "photo": [picture(i) for i in range(N)],  # bytes alone
         "mask": [b"\0"] * N,
+        "coded": pa.array([b"\0"] * N).dictionary_encode(),
         "ask": [f"Is it {i}?" for i in range(N)],
         "truth": [i % 2 == 0 for i in range(N)],
         "when": [datetime.date(2020, 1, 1)] * N,
@@ -128,7 +154,64 @@ def test_columns_can_be_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     assert [source.sample(i).target for i in range(2)] == ["yes", "no"]
     assert source.sample(1).question == "Is it 1?"
     assert source.sample(0).meta["meta"] == {"when": "2020-01-01", "score": None}
-    assert f"1 columns of bytes beside the images, the first: {path}: mask" in capfd.readouterr().out
+    assert f"2 columns of bytes beside the images, the first: {path}: coded" in capfd.readouterr().out
+
+
+def test_numbers_are_answers(tmp_path: Path) -> None:
+    values = [1.5, 2.0, float("nan"), None, -3.0]
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(5)]),
+        "question": ["q"] * 5, "answer": values,
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).target for i in range(len(source))] == ["1.5", "2", "-3"]
+
+
+def test_a_list_of_one_image_is_that_image(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    cells = [{"bytes": picture(i), "path": None} for i in range(3)]
+    path = write(tmp_path / "x.parquet", {
+        "image": pa.array([[cells[0]], cells[1:], [], [cells[2]]], pa.list_(IMAGE)), "text": list("abcd"),
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).target for i in range(len(source))] == ["a", "d"]
+    assert (tmp_path / "data" / source.sample(1).meta["image"]).read_bytes() == picture(2)
+    out = capfd.readouterr().out
+    assert f"left out: 1 rows with several images, the first: {path}: row 2\n" in out
+    assert f"1 rows without the bytes of their image, the first: {path}: row 3\n" in out
+
+
+def test_empty_answers_of_several_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(3)]),
+        "question": ["q"] * 3,
+        "answers": pa.array([[{"answer": each} for each in ("", " ", "red")], [{"answer": ""}],
+                             [{"answer": "blue"}]], ANSWERS),
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [(source.sample(i).target, source.sample(i).answers) for i in range(len(source))] == [
+        ("red", ("", "", "red")), ("blue", ("blue",))
+    ]  # fmt: skip
+
+
+def test_a_list_of_questions_is_a_line_for_each(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(6)]),
+        "question": [["q1", "q2"], ["q3"], ["q4", " "], ["q5", "q6"], ["q7", "q8"], ["q9", "q10"]],
+        "answer": [["a1", "a2"], ["a3", "b3"], ["a4", "b4"], ["a5", "b5", "c5"], None, ["a9", None]],
+        "caption": ["not an answer"] * 6,
+        "question_id": list(range(6)),
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    samples = [source.sample(i) for i in range(len(source))]
+    assert [(sample.question, sample.target, sample.answers) for sample in samples] == [
+        ("q1", "a1", ()), ("q2", "a2", ()), ("q3", "a3", ("a3", "b3")), ("q4", "a4", ()), ("q9", "a9", ())
+    ]  # fmt: skip
+    assert [sample.meta["meta"].get("question_number") for sample in samples] == [1, 2, None, 1, 1]
+    assert [sample.meta["id"] for sample in samples] == [0, 0, 1, 2, 5]
+    out = capfd.readouterr().out
+    several = "rows with several questions and not as many answers (question, answer)"
+    assert f"left out: 2 {several}, the first: {path}: row 4\n" in out
+    assert f"2 questions of several in a row without a text or an answer, the first: {path}: row 3\n" in out
 
 
 @pytest.mark.parametrize("layout", [vqa, flickr, classes])
@@ -178,6 +261,19 @@ def test_what_cannot_be_used_is_named_and_leaves_nothing(tmp_path: Path, capfd: 
         assert main(["prepare", "parquet", "--files", str(tmp_path / arguments[0]), *rest]) == 2, arguments
         assert message in capfd.readouterr().err
         assert list(output.parent.iterdir()) == []
+
+
+def test_a_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    cells = [{"bytes": b"BM" + bytes([i % 16]) * 10_000, "path": None} for i in range(4096)]
+    table = pa.table({"image": images(cells), "caption": ["c"] * len(cells)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=4096, use_dictionary=False, compression="none")
+    code = (
+        "import sys, pyarrow; from mamba3_jepa.cli.main import main; status = main(sys.argv[1:]);"
+        "print(pyarrow.default_memory_pool().max_memory()); sys.exit(status)"
+    )
+    command = ["prepare", "parquet", "--files", str(tmp_path / "x.parquet"), "--output", str(tmp_path / "data")]
+    ran = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert int(ran.stdout.splitlines()[-1]) < 30e6, "of 41 MB"
 
 
 def test_nothing_is_overwritten_and_pyarrow_is_asked_for(

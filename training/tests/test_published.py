@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from mamba3_jepa.cli.main import main
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.published import manifest as published_manifest
 from mamba3_jepa.data.sources import open_source
+from mamba3_jepa.evaluation.vqa_accuracy import vqa_accuracy
 
 N = 12  # images
 
@@ -375,7 +381,7 @@ def test_questions_and_annotations_of_two_splits_are_refused(tmp_path: Path, cap
     assert 'no "annotations"; expected an annotations file of VQA v2' in refused([])
 
 
-def test_questions_without_annotation_and_empty_answers_are_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_empty_answers_count_and_questions_without_any_are_said(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     command = vqav2(tmp_path)
     whole = json.loads(Path(command[-1]).read_text())
     whole["annotations"] = whole["annotations"][2:]
@@ -385,11 +391,42 @@ def test_questions_without_annotation_and_empty_answers_are_said(tmp_path: Path,
     as_json(Path(command[-1]), whole)
     source = prepared(command, tmp_path)
     assert len(source) == 2 * N - 3
-    assert len(source.sample(0).answers) == 9
+    assert source.sample(0).answers.count("") == 1
+    assert len(source.sample(0).answers) == 10
+    # as the official code has it: of three 3 / 3 and 2 / 3, six and an empty one
+    answers = [{"answer": answer} for answer in ["red"] * 3 + ["blue"] * 6 + [""]]
+    as_json(Path(command[-1]), whole | {"annotations": [whole["annotations"][2] | {"answers": answers}]})
+    (tmp_path / "out/some.jsonl").unlink()
+    assert vqa_accuracy("red", prepared(command, tmp_path).sample(0).answers) == pytest.approx(0.9)
     out = capfd.readouterr().out
     assert f'2 questions without annotation, the first: {command[2]}: "question_id" {(8 + N) * 1000}\n' in out
-    assert f'11 empty answers, the first: {command[-1]}: "annotations" entry 1\n' in out
     assert "1 questions with empty answers only, the first:" in out
+
+
+@pytest.mark.parametrize("layout", [coco_captions, karpathy])
+def test_images_that_are_repeated_are_one_line(
+    layout: Callable[[Path], list[str]], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    command = layout(tmp_path)
+    whole = json.loads(Path(command[2]).read_text())
+    images = whole["images"]
+    as_json(Path(command[2]), whole | {"images": [*images[:2], images[0], *images[2:], images[1]]})
+    source = prepared(command, tmp_path)
+    assert len(source) == (N if layout is coco_captions else 10)
+    assert len({source.sample(i).meta["id"] for i in range(len(source))}) == len(source)
+    assert f"left out: 2 images whose number an earlier one has, the first: {command[2]}: " in capfd.readouterr().out
+
+
+def test_annotations_that_are_repeated_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    command = vqav2(tmp_path)
+    whole = json.loads(Path(command[-1]).read_text())
+    again = whole["annotations"][0] | {"multiple_choice_answer": "another"}
+    as_json(Path(command[-1]), whole | {"annotations": [*whole["annotations"], again]})
+    source = prepared(command, tmp_path)
+    assert len(source) == 2 * N
+    assert source.sample(0).target == "net 1"
+    where = f'{command[-1]}: "annotations" entry {2 * N + 1}'
+    assert f"1 annotations of a question that has one already, the first: {where}\n" in capfd.readouterr().out
 
 
 def test_the_test_split_of_gqa_has_no_answers(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -461,6 +498,44 @@ def test_turns_of_llava_that_are_no_exchange_are_said(tmp_path: Path, capfd: pyt
     assert "6 turns without question or answer, the first:" in out
 
 
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_conversation_with_an_empty_image_is_one_without(tmp_path: Path, nothing: str | None) -> None:
+    command = llava(tmp_path)
+    value = json.loads(Path(command[-1]).read_text())
+    value[-2]["image"] = nothing
+    as_json(Path(command[-1]), value)
+    sample = prepared(command, tmp_path).sample(2 * N)
+    assert (sample.image, sample.question, sample.target) == (None, "Hello", "Hi.")
+
+
+def pack_zip(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("questions.json", content)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("program", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("zip", pack_zip),
+        ("bzip2", bz2.compress),
+        ("xz", lzma.compress),
+        ("zstd", lambda content: b"\x28\xb5\x2f\xfd" + content),
+    ],
+)
+def test_files_as_they_are_downloaded_are_to_be_unpacked(
+    tmp_path: Path, capfd: pytest.CaptureFixture, program: str, pack: Callable[[bytes], bytes]
+) -> None:
+    command = tallyqa(tmp_path)
+    packed = Path(command[-1])
+    packed.write_bytes(pack(packed.read_bytes()))
+    rest = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["prepare", *command, *rest]) == 2
+    assert f"{packed}: compressed with {program}; what is read here is plain text" in capfd.readouterr().err
+
+
 def test_nothing_is_overwritten_and_the_folder_must_be_there(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     command = tallyqa(tmp_path)
     output = tmp_path / "out.jsonl"
@@ -475,6 +550,28 @@ def test_nothing_is_overwritten_and_the_folder_must_be_there(tmp_path: Path, cap
     assert main(["prepare", *command, "--data-dir", str(tmp_path / "empty"), *other]) == 2
     assert f"none of {N} images is there; there is no {tmp_path}/empty/train2014/COCO_train" in capfd.readouterr().err
     assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_images_behind_a_link_out_of_the_data_directory_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    command = vqav2(tmp_path)
+    real = tmp_path / "images/train2014"
+    real.rename(tmp_path / "elsewhere")
+    real.symlink_to(tmp_path / "elsewhere")
+    name = f"train2014/COCO_train2014_{8 + N:012}.jpg"
+    rest = ["--data-dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["prepare", *command, *rest]) == 2
+    said = f"{command[-1]}: \"annotations\" entry 1: '{name}' leads out of the data directory to {tmp_path}/elsewhere/"
+    assert said in (err := capfd.readouterr().err)
+    assert "copy the files in, or give the real directory as --data-dir" in err
+    assert not (tmp_path / "out.jsonl").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "images/inside")
+    real.unlink()
+    real.symlink_to("inside")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    rest[1] = str(tmp_path / "link")
+    assert main(["prepare", *command, *rest]) == 0, "links inside it, and to it, are followed"
 
 
 def test_interrupted_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ def tokenizer(data: Path) -> TextTokenizer:
         ({"answers": ["no", "yes", " yes "]}, "yes"),
         ({"answers": ["b", "a", "a", "b"]}, "b"),
         ({"answers": ["only"]}, "only"),
+        ({"answers": ["", " ", "", "a", "b", "b"]}, "b"),  # people who said nothing
         ({"answers": ["no", "no", "yes"], "answer": "yes"}, "yes"),
     ],
 )

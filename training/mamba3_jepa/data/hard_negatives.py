@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.splits import stable_hash
 
 
@@ -28,13 +29,16 @@ def read_negatives(given: list[str] | dict[str, list[str]] | None) -> list[Negat
 
 def is_negatives(value: Any) -> bool:
     """Whether a JSON value can be read by `read_negatives`."""
-    lists = list(value.values()) if isinstance(value, dict) else [value or []]
+    lists = list(value.values()) if isinstance(value, dict) else [[] if value is None else value]
     return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists)
 
 
 def negatives_problem(negatives: Iterable[Negative], right: Iterable[str]) -> str | None:
-    """What is wrong with the negatives of a sample whose right texts are `right`, or None."""
-    known = {text.strip() for text in right}
+    """What is wrong with the negatives of a sample whose right texts are `right`, or None.
+
+    A text is right too if it differs from a right one in nothing but case and white space.
+    """
+    known = {plain_text(text) for text in right}
     for text, kind in negatives:
         if kind == ALL_KINDS:
             return (
@@ -42,7 +46,7 @@ def negatives_problem(negatives: Iterable[Negative], right: Iterable[str]) -> st
             )
         if not text:
             return f'field "negatives": a text is empty: expected {EXPECTED}'
-        if text in known:
+        if plain_text(text) in known:
             return f'field "negatives": {text!r} is right: remove it'
     return None
 

@@ -8,8 +8,9 @@
 `text` is a path to a text file if it is a single line that ends in ".txt" without blanks around it; anything
 else is the text itself. `captions`, a list, stands in place of `text` where several describe one image, and
 `answers`, a list, in place of `answer` or beside it where several people have answered; their entries are always
-the texts themselves. A question without answer needs `confused`. Paths are relative to the data directory
-and may not leave it, neither by ".." nor through a symbolic link; those of Windows are read too (`with_slashes`).
+the texts themselves. Entries of `answers` may be empty, for people who gave none, but not all of them. A question
+without answer needs `confused`. Paths are relative to the data directory and may not leave it, neither by ".." nor
+through a symbolic link; those of Windows are read too (`with_slashes`).
 A line with a text or an answer may have `negatives`, texts that are wrong in its place: a list, or a list for each kind
 of wrong. Every form may carry `id` and `meta`, any JSON, which is kept; evaluation alone looks at
 them.
@@ -102,10 +103,10 @@ class Record(BaseModel):
 
     @property
     def given_answer(self) -> str | None:
-        """`answer`; without it the most frequent of `answers`, of equally frequent ones the first."""
+        """`answer`; without it the most frequent of `answers` that is not empty, of equally frequent ones the first."""
         if self.answer is not None or self.answers is None:
             return self.answer
-        return Counter(answer.strip() for answer in self.answers).most_common(1)[0][0]
+        return Counter(text for answer in self.answers if (text := answer.strip())).most_common(1)[0][0]
 
     @property
     def group(self) -> str:
@@ -212,10 +213,11 @@ def _field_problem(record: Record) -> str | None:
         value = getattr(record, field)
         if value is not None and (not value or (isinstance(value, str) and not value.strip())):
             return f'field "{field}" is empty: expected {_EXPECTED[field]}'
-    for field in _LISTS:
-        blank = [number for number, text in enumerate(getattr(record, field) or (), start=1) if not text.strip()]
-        if blank:
-            return f'field "{field}" entry {blank[0]} is empty: expected a text'
+    blank = [number for number, text in enumerate(record.captions or (), start=1) if not text.strip()]
+    if blank:
+        return f'field "captions" entry {blank[0]} is empty: expected a text'
+    if record.answers is not None and not any(text.strip() for text in record.answers):
+        return 'field "answers" has nothing but empty texts: expected one at least that is not'
     for field, path in (("image", record.image), ("text", record.text_path)):
         if path is not None and _WINDOWS_ROOT.match(path):
             return f'field "{field}": {path!r} is an absolute path of Windows; expected one from the data directory on'

@@ -43,7 +43,7 @@ class Sample:
     question: None for an image-text pair, whose query is then `ModelConfig.query_prompt`.
     target: the answer or the caption; None where there is none to learn from. Of several captions the first.
     captions: all of them, where the data gives a list of one image's; training shows another in each epoch
-        (`target_in`). answers: all that people gave, where the data has them; evaluation asks for all.
+        (`target_in`). answers: all that people gave, where the data has them, empty ones too; evaluation asks for all.
     negatives: texts that are wrong in its place.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
     meta: `origin` says in words where the sample comes from; synthetic scenes add more.

@@ -22,8 +22,8 @@ SEVERAL_ANSWERS = "several answers"  # the benchmark of questions that name none
 
 
 class Question(NamedTuple):
-    """answer: the one that is right where only one can be; answers: all that people gave, one or more; meta: what the
-    data says of the question, by name."""
+    """answer: the one that is right where only one can be; answers: all that people gave, one or more, empty ones of
+    those who gave none among them; meta: what the data says of the question, by name."""
 
     answer: str
     answers: tuple[str, ...]

@@ -21,7 +21,8 @@ _MARKS = (
 # What JSON begins with: UTF-16 without a mark is still no UTF-8.
 _BRACES = {b"{\0": "utf-16-le", b"\0{": "utf-16-be", b"[\0": "utf-16-le", b"\0[": "utf-16-be"}
 _LONGEST_MARK = 4
-_GZIP_MARK = b"\x1f\x8b"  # what a file begins with that is no text yet
+# What a file begins with that is no text yet, and what made it.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"(\xb5/\xfd": "zstd"}
 
 
 def open_text(file: BinaryIO, name: str | Path) -> str:
@@ -31,8 +32,9 @@ def open_text(file: BinaryIO, name: str | Path) -> str:
         UserError: it is compressed.
     """
     start = file.read(_LONGEST_MARK)
-    if start.startswith(_GZIP_MARK):
-        raise UserError(f"{name}: compressed with gzip; what is read here is plain text: unpack it first")
+    for begin, program in _COMPRESSED.items():
+        if start.startswith(begin):
+            raise UserError(f"{name}: compressed with {program}; what is read here is plain text: unpack it first")
     encoding, mark = encoding_of(start)
     file.seek(mark)
     return encoding

@@ -13,7 +13,7 @@ from mamba3_jepa.settings.limits import PIXELS, Checked, HashedSeed, Range
 
 _FilePath = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 _FilePaths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
-_Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+_Column = Annotated[str, tyro.conf.arg(metavar="NAME|auto|none")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +111,15 @@ class ParquetSettings(Checked):
     """The .parquet files of one split; they are one manifest."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The data directory to make: manifest.jsonl, and the images in images/."""
-    image_column: _Column = None
-    """The column of images; default: image, or another usual name."""
-    question_column: _Column = None
-    """The column of questions; default: question or query, if there is one."""
-    answer_column: _Column = None
-    """The column of the answer that is trained on; default: answer or multiple_choice_answer, if there is one."""
-    answers_column: _Column = None
-    """The column of all answers to a question; default: answers, if there is one."""
-    captions_column: _Column = None
-    """The column of captions, one or several a row; default: captions, caption, sentences, text or label, if there is
+    image_column: Annotated[str, tyro.conf.arg(metavar="NAME|auto")] = "auto"
+    """The column of images; auto: image, img, jpg or png."""
+    question_column: _Column = "auto"
+    """The column of questions; auto: question or query, if there is one; none, here and below: there is none."""
+    answer_column: _Column = "auto"
+    """The column of the answer that is trained on; auto: answer or multiple_choice_answer, if there is one."""
+    answers_column: _Column = "auto"
+    """The column of all answers to a question; auto: answers, if there is one."""
+    captions_column: _Column = "auto"
+    """The column of captions, one or several a row; auto: captions, caption, sentences, text or label, if there is
     one."""
     json: Json = False

@@ -15,6 +15,7 @@ from mamba3_jepa.data.published.manifest import LeftOut, Line
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_stream import json_members
 
+_REPEATED = "images whose number an earlier one has"
 _SPLIT = re.compile(r"(train|val|test)20\d\d")
 
 
@@ -30,7 +31,7 @@ def coco_lines(captions: Path, splits: Collection[str], left_out: LeftOut) -> It
     Raises:
         UserError: the file is not in one of these layouts.
     """
-    held, there = _Held(captions), set[str]()
+    held, there, divided = _Held(captions), set[str](), set[int | str]()
     for entry in json_members(captions):
         if entry.key == "annotations":
             held.add_caption(Fields(entry.value, entry.where))
@@ -40,8 +41,12 @@ def coco_lines(captions: Path, splits: Collection[str], left_out: LeftOut) -> It
                 held.add_image(image)
                 continue
             there.add(image.text("split"))
-            if not splits or image.text("split") in splits:
+            number = _number(image)
+            if number in divided:
+                left_out.add(_REPEATED, image.where)
+            elif not splits or image.text("split") in splits:
                 yield from _divided(image, left_out)
+            divided.add(number)
     if unknown := set(splits) - there:
         known = f"there are {', '.join(sorted(there))}" if there else "the file has no splits: leave that out"
         raise UserError(f"{captions}: no image is of the `splits` {', '.join(sorted(unknown))}; {known}")
@@ -53,10 +58,14 @@ def _divided(image: Fields, left_out: LeftOut) -> Iterator[Line]:
     """An image of a file with Karpathy's splits."""
     name = image.text("filename")
     names = (f"{image.text('filepath')}/{name}", name) if "filepath" in image else (name,)
-    known = image.kept("cocoid", "imgid")
-    meta = {**known, "split": image.text("split"), **image.kept("sentids")}
+    meta = {**image.kept("cocoid", "imgid"), "split": image.text("split"), **image.kept("sentids")}
     texts = [each.text("raw") for each in image.objects("sentences")]
-    yield from _line(image.where, names, texts, next(iter(known.values()), name), meta, left_out)
+    yield from _line(image.where, names, texts, _number(image), meta, left_out)
+
+
+def _number(image: Fields) -> int | str:
+    """What tells an image of a file with Karpathy's splits from the others."""
+    return next((image.identity(name) for name in ("cocoid", "imgid") if name in image), image.text("filename"))
 
 
 class _Held:
@@ -85,7 +94,12 @@ class _Held:
         if len(unknown):
             raise UserError(f'{self._path}: "annotations": "image_id" {unknown[0]} is not among the "images"')
         starts, ends = (np.searchsorted(shown[order], self._images, side=side) for side in ("left", "right"))
+        known = set[int]()
         for image, name, start, end in zip(self._images, self._names, starts, ends, strict=True):
+            if image in known:
+                left_out.add(_REPEATED, f"{self._path}: image {image}")
+                continue
+            known.add(image)
             rows = order[start:end].tolist()
             found = _SPLIT.search(name) or _SPLIT.search(self._path.name)
             names = (f"{found[0]}/{name}", name) if found else (name,)

@@ -23,10 +23,11 @@ def llava_lines(conversations: Path, left_out: LeftOut) -> Iterator[Line]:
     """
     for entry in json_entries(conversations):
         talk = Fields(entry.value, entry.where)
-        if "image" in talk and isinstance(talk.kept("image")["image"], list):
+        image = talk.kept("image").get("image")
+        if isinstance(image, list):
             left_out.add("conversations about several images", entry.where)
             continue
-        images = (talk.text("image"),) if "image" in talk else ()
+        images = () if image is None or image == "" else (talk.text("image"),)  # with its key, without, or null
         for turn, (question, answer) in enumerate(_exchanges(talk, left_out), start=1):
             if not images and not question:
                 left_out.add("turns without question or answer", entry.where)

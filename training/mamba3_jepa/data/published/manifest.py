@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mamba3_jepa.data.records import leaves_directory, parse_record
+from mamba3_jepa.data.records import leaves_directory, parse_record, resolve_inside
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import Tally
 from mamba3_jepa.errors import UserError
@@ -64,20 +64,23 @@ def write_manifest(
         dataset: its name, for the `meta` of each line, by which evaluation knows the measure.
 
     Raises:
-        UserError: `output` is there already or cannot be written, `data_dir` is no directory, a line is malformed, or
-            none is left.
+        UserError: `output` is there already or cannot be written, `data_dir` is no directory, a line is malformed, an
+            image is a link out of `data_dir`, or no line is left.
     """
     path, root = Path(output), Path(data_dir)
     if os.path.lexists(path) and (path.is_file() or path.is_dir()):
         raise UserError(f"{path} exists: choose another `output`, or remove it")
     if not root.is_dir():
         raise UserError(f"`data_dir` {root}: there is no such directory; give the one the images are in")
+    real_root = Path(os.path.realpath(root))
     n_lines, seen, missing = 0, set[int](), set[int]()
     first_missing = ""
     with whole_file(path) as file:
         for line in lines:
             image = _find(root, line)
-            if image is None and line.images:
+            if image is not None:
+                resolve_inside(real_root, image, line.where)  # reading refuses it too
+            elif line.images:
                 left_out.add("lines without their image", line.where)
                 missing.add(stable_hash(line.images[0]))
                 first_missing = first_missing or " nor ".join(str(root / name) for name in line.images)

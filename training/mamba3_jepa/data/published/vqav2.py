@@ -38,9 +38,12 @@ def vqav2_lines(questions: Path, annotations: Path, left_out: LeftOut) -> Iterat
             raise UserError(f'{note.where}: "question_id" {number} is not in {questions}: give two files of one split')
         if asked.images[row] != image:
             raise UserError(f'{note.where}: "image_id" {image} is {asked.images[row]} in {questions}')
+        if answered[row]:
+            left_out.add("annotations of a question that has one already", note.where)
+            continue
         answered[row] = True
         fields: dict[str, Any] = {"question": asked.texts[row], "id": number}
-        fields |= _answers(note, left_out)
+        fields |= _answers(note)
         if "answers" not in fields:
             left_out.add("questions with empty answers only", note.where)
             continue
@@ -51,16 +54,14 @@ def vqav2_lines(questions: Path, annotations: Path, left_out: LeftOut) -> Iterat
         left_out.add("questions without annotation", f'{questions}: "question_id" {asked.ids[row]}')
 
 
-def _answers(note: Fields, left_out: LeftOut) -> dict[str, Any]:
-    """What is trained on, and all that were given."""
+def _answers(note: Fields) -> dict[str, Any]:
+    """What is trained on, and all that were given, empty ones too: of how many the accuracy is depends on it."""
     fields: dict[str, Any] = {}
     if "multiple_choice_answer" in note and note.text("multiple_choice_answer"):
         fields["answer"] = note.text("multiple_choice_answer")
     given = [each.text("answer") for each in note.objects("answers")]
-    for _ in range(given.count("")):
-        left_out.add("empty answers", note.where)
     if any(given):
-        fields["answers"] = [answer for answer in given if answer]
+        fields["answers"] = given
     return fields
 
 
