@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +26,25 @@ from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.files.safetensors_file import write_safetensors
-from mamba3_jepa.files.whole_file import whole_file
+from mamba3_jepa.files.whole_file import whole_file, whole_folder
 from mamba3_jepa.inference.embeddings import NamedEmbeddings, write_embeddings
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_folders_made_for_what_failed_are_gone_again(tmp_path: Path, whole: Callable[[Path], Any]) -> None:
+    def fail(path: Path, besides: str | None = None) -> None:
+        with contextlib.suppress(KeyboardInterrupt), whole(path):
+            if besides is not None:
+                (path.parent / besides).write_text("")
+            raise KeyboardInterrupt
+
+    fail(tmp_path / "a/b/c")
+    assert list(tmp_path.iterdir()) == []
+    fail(tmp_path / "a/b/c", besides="other")
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["other"], "what others put there stays"
+    (tmp_path / "there").mkdir()
+    fail(tmp_path / "there/c")
+    assert (tmp_path / "there").is_dir(), "it was there before"
 
 
 def write_npy(path: Path) -> None:

@@ -20,8 +20,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open for writing, in binary, what is to be at `path`.
 
     It is written to a temporary file beside `path`, flushed to the disk, and renamed when the block ends well. Makes
-    the folder if need be. A symbolic link stays one: what it leads to is replaced. A pipe, a character device and the
-    program's own output are written to directly, since a rename would put a file in their place.
+    the folder if need be, and takes away again what it made for nothing. A symbolic link stays one: what it leads to is
+    replaced. A pipe, a character device and the program's own output are written to directly, since a rename would put
+    a file in their place.
 
     Raises:
         UserError: it cannot be written; what was at `path` is unchanged, and nothing is left beside it.
@@ -50,16 +51,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     target = followed(path)
     # processes in two containers may have one number, and write into one folder
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _folder_made(target.parent):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     _sync_directory(target.parent)
 
 
@@ -76,14 +77,30 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target} exists and is not empty: choose another `output`, or remove it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        with (
+            _folder_made(target.parent),
+            tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary,
+        ):
             folder = Path(temporary) / "data"
             folder.mkdir()
             yield folder
             os.replace(folder, target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _folder_made(folder: Path) -> Iterator[None]:
+    """A folder that is there in the block; if that ends badly, the empty ones of those made for it are gone again."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in new:
+            with contextlib.suppress(OSError):  # not made yet, or others have put something there
+                each.rmdir()
+        raise
 
 
 def followed(path: Path) -> Path:

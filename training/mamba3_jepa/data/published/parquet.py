@@ -116,7 +116,7 @@ class _Table:
             if said and (image := self._write_image(row, folder, where)):
                 rest = self._rest(row)
                 for each in said:
-                    yield Line(where, (image,), rest | each | {"meta": rest["meta"] | each.get("meta", {})})
+                    yield Line(where, (image,), each | rest | {"meta": rest["meta"] | each.get("meta", {})})
 
     def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
