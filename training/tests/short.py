@@ -9,6 +9,7 @@ def changed(short: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """`short`, which has a value behind each option but flags, without what `arguments` says; then these."""
     said = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     kept: list[str] = []
+    name = ""
     for argument in short:
         if argument.startswith("--"):
             name = argument

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from short import changed
 from tiny import tiny_model
 
 from mamba3_jepa.cli.main import main
@@ -46,8 +47,8 @@ def phase1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(phase1: Path, output_dir: Path, *arguments: str) -> int:
-    command = ["train-decoder", *PHASE2, "--phase1-checkpoint", str(phase1), "--output-dir", str(output_dir)]
-    return main([*command, *arguments])
+    command = ["train-decoder", "--phase1-checkpoint", str(phase1), "--output-dir", str(output_dir)]
+    return main([*command, *changed(PHASE2, arguments)])
 
 
 @pytest.fixture(scope="module")

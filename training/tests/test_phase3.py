@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from short import changed
 from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
@@ -50,8 +51,8 @@ def phase2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(phase2: Path, output_dir: Path, *arguments: str) -> int:
-    command = ["train-agent", *SHORT, "--phase2-checkpoint", str(phase2), "--output-dir", str(output_dir)]
-    return main([*command, *arguments])
+    command = ["train-agent", "--phase2-checkpoint", str(phase2), "--output-dir", str(output_dir)]
+    return main([*command, *changed(SHORT, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -405,7 +406,7 @@ def test_stopped_and_resumed_gives_the_same_bits(
 
 
 def train_again(output_dir: Path, *arguments: str) -> int:
-    return main(["train-agent", *SHORT, "--output-dir", str(output_dir), *arguments])
+    return main(["train-agent", "--output-dir", str(output_dir), *changed(SHORT, arguments)])
 
 
 def test_only_a_phase_2_checkpoint_will_do(
