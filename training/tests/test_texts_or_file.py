@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["data"], ["data"]),
         (["is it red and/or blue?"], ["is it red and/or blue?"]),
         (["n/a", "TV/monitor"], ["n/a", "TV/monitor"]),
+        (["km/h"], ["km/h"]),
         (["it costs 3.50"], ["it costs 3.50"]),
         (["what is a .txt file?"], ["what is a .txt file?"]),
         (["x" * 5000], ["x" * 5000]),

@@ -41,7 +41,7 @@ def texts_or_file(values: Sequence[str], what: str, setting: str) -> list[str]:
     """The different texts given, or the lines of the file that the only one of them names.
 
     A file's name is never a text: neither a value that ends as those of text files do, nor one that stands alone and
-    has folders in it. In a file every line is a text.
+    begins with a folder that is there. In a file every line is a text.
 
     Args:
         what: what a text is, for messages, such as "label".
@@ -54,7 +54,7 @@ def texts_or_file(values: Sequence[str], what: str, setting: str) -> list[str]:
     if alone and os.path.isfile(values[0]):
         return read_lines(values[0], what)
     for value in values:
-        if _TEXT_FILE.search(value) or (alone and _has_folders(value)):
+        if _TEXT_FILE.search(value) or (alone and _is_path(value)):
             is_there = "a file must stand alone" if os.path.isfile(value) else "it is no file"
             found = is_there if os.path.exists(value) else "there is no such file"
             raise UserError(
@@ -64,7 +64,7 @@ def texts_or_file(values: Sequence[str], what: str, setting: str) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _has_folders(value: str) -> bool:
-    """Whether it reads as a path: "data/labels", "/my data/labels"; not "red and/or blue"."""
-    is_path = "/" in value or os.sep in value
-    return is_path and (os.path.isabs(value) or not any(map(str.isspace, value)))
+def _is_path(value: str) -> bool:
+    """Whether it reads as a path: "/my data/labels", or "data/labels" where there is such a folder; not "km/h"."""
+    folder = os.path.dirname(value)
+    return bool(folder) and (os.path.isabs(value) or os.path.isdir(folder))
