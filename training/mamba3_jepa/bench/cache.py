@@ -8,6 +8,7 @@ optimizer of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def run_cache_benchmark(settings: CacheBenchmarkSettings) -> CacheBenchmark:
         UserError: impossible settings, or a device that is not there.
     """
     device = checked_device(settings.device)
+    settings = dataclasses.replace(settings, device=str(device))
     torch.set_num_threads(settings.threads)
     batch_size = settings.batch_size or Phase2Settings().resolved(settings.preset).batch_size or 1
     model, source = _model(settings, batch_size)

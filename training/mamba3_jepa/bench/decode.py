@@ -7,6 +7,7 @@ first, so that a busy machine slows both alike; the ratio is the median over the
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -66,6 +67,7 @@ def run_decode_benchmark(settings: DecodeBenchmarkSettings) -> DecodeBenchmark:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     device = checked_device(settings.device)
+    settings = dataclasses.replace(settings, device=str(device))
     decoder, embedding = _decoder(settings, device)
     synchronize = synchronizer(device)
     kept, said = _generate(decoder, embedding, settings)
