@@ -1,8 +1,16 @@
-"""Short runs whose arguments a test changes: on the command line an option stands once."""
+"""Short runs, whose arguments a test may change: on the command line an option stands once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+BENCH_LAYER = [
+    "--d-model", "32", "--d-state", "8", "--headdim", "16", "--batch", "1", "--length", "20", "--rounds", "1",
+    "--no-compiled", "--no-packages",
+]  # fmt: skip
+BENCH_DATA = [
+    "--preset", "tiny", "--workers", "0", "--n-images", "8", "--batch-size", "8", "--seconds", "0.1", "--steps", "1",
+]  # fmt: skip
 
 
 def changed(short: Sequence[str], arguments: Sequence[str]) -> list[str]:

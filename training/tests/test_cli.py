@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from short import BENCH_DATA, BENCH_LAYER
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint, save_checkpoint
@@ -82,29 +83,14 @@ def test_evaluate_with_bad_input(checkpoint: Path, tmp_path: Path, capfd: pytest
 
 
 def test_bench_layer_prints_ratios(capsys: pytest.CaptureFixture) -> None:
-    arguments = [
-        "--d-model",
-        "32",
-        "--d-state",
-        "8",
-        "--headdim",
-        "16",
-        "--batch",
-        "1",
-        "--length",
-        "20",
-        "--rounds",
-        "1",
-    ]
-    assert main(["bench", "layer", *arguments, "--no-compiled", "--no-packages", "--scaling-lengths", "32", "64"]) == 0
+    assert main(["bench", "layer", *BENCH_LAYER, "--scaling-lengths", "32", "64"]) == 0
     out = capsys.readouterr().out
     assert "sequential reference" in out
     assert "ratio to the floor" in out
 
 
 def test_bench_data_prints_rates(capsys: pytest.CaptureFixture) -> None:
-    arguments = ["--preset", "tiny", "--workers", "0", "--n-images", "8", "--batch-size", "8", "--seconds", "0.1"]
-    assert main(["bench", "data", *arguments, "--steps", "1"]) == 0
+    assert main(["bench", "data", *BENCH_DATA]) == 0
     assert "waiting" in capsys.readouterr().out
 
 

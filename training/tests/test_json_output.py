@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from short import BENCH_DATA, BENCH_LAYER
 from tiny import tiny_model, write_checkpoint, write_images
 from tiny_language_model import language_model, write_language_model
 
@@ -88,24 +89,8 @@ def commands(root: Path) -> Iterator[tuple[str, list[str]]]:
     yield "prepare scenes", ["prepare", "scenes", "--output", str(root / "scenes"), "--scenes", "2"]
     tally = ["--questions", str(root / "tally.json"), "--data-dir", str(root / "images")]
     yield "prepare of published data sets", ["prepare", "tallyqa", *tally, "--output", str(root / "tally.jsonl")]
-    layer = [
-        "--d-model",
-        "32",
-        "--d-state",
-        "8",
-        "--headdim",
-        "16",
-        "--length",
-        "20",
-        "--rounds",
-        "1",
-        "--threads",
-        "1",
-    ]
-    scaling = ["--no-compiled", "--no-packages", "--scaling-lengths", "16"]
-    yield "bench layer", ["bench", "layer", *layer, *scaling]
-    data = ["--preset", "tiny", "--workers", "0", "--n-images", "8", "--batch-size", "8", "--seconds", "0.1"]
-    yield "bench data", ["bench", "data", *data, "--steps", "1"]
+    yield "bench layer", ["bench", "layer", *BENCH_LAYER, "--threads", "1", "--scaling-lengths", "16"]
+    yield "bench data", ["bench", "data", *BENCH_DATA]
     strings = ["--steps", "1", "--test-lengths", "4", "--test-strings", "4", "--threads", "1"]
     yield "bench parity", ["bench", "parity", *strings, "--output-dir", str(root / "parity")]
     yield "bench decode", ["bench", "decode", *BENCH, "--early", "4", "--late", "9", "--window", "2", "--rounds", "1"]

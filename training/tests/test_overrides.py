@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from short import changed
 from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
@@ -268,7 +269,7 @@ def test_the_model_of_a_run_named_by_other_flags(tmp_path: Path, capfd: pytest.C
     assert main([*command, "--patch-size", "16", "--model", "embed_dim=16", "--model", "predictor.n_layers=1"]) == 0
     config = load_checkpoint(tmp_path / "run" / "phase1_last.pt", phase=1).config
     assert (config.embed_dim, config.predictor.n_layers, config.vision.patch_size) == (16, 1, 16)
-    longer = ["train-jepa", *SHORT[:-1], "2", "--output-dir", str(tmp_path / "run"), "--resume"]
+    longer = changed(command, ["--resume", "--max-steps", "2"])
     assert main([*longer, "--model-config", str(tmp_path / "run" / "config.json")]) == 0
     same = ["embed_dim=16", "predictor.n_layers=1", "vision.patch_size=8"]
     assert main([*longer, "--model", *same]) == 2
@@ -296,8 +297,7 @@ def test_a_run_goes_on_with_the_model_it_was_started_with(tmp_path: Path, capfd:
     assert "another model configuration (y_decoder.n_layers 1 -> 2)" in said
     assert "Resume with the first run's, --model y_decoder.n_layers=1, or choose another --output-dir" in said
     assert main([*command, "--model", "prefix_tokens=4", "y_decoder.n_layers=1", "--resume"]) == 0, "the same model"
-    command[command.index("--max-steps") + 1] = "2"
-    assert main([*command, "--resume"]) == 0, "the model stays what it is"
+    assert main(changed(command, ["--resume", "--max-steps", "2"])) == 0, "the model stays what it is"
     checkpoint = load_checkpoint(tmp_path / "run" / "phase2_last.pt", phase=2)
     assert checkpoint.config.y_decoder.n_layers == 1
     assert checkpoint.trainer is not None

@@ -258,8 +258,7 @@ def _is_same(known: DataRecord, data: DataSplits) -> bool:
 
 
 def compile_layers(model: torch.nn.Module) -> None:
-    """Compile each layer of the X-Encoder and each Mamba-3 layer in place; names in the state dict
-    stay."""
+    """Compile each layer of the X-Encoder and each Mamba-3 layer in place; names in the state dict stay."""
     for module in model.modules():
         if isinstance(module, (Mamba3, VJEPA2Layer)):
             module.compile()
