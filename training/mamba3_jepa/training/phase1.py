@@ -43,7 +43,7 @@ from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activati
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
-from mamba3_jepa.training.task import LrScales, StepOutput, Validation
+from mamba3_jepa.training.task import LrScales, StepOutput, Validation, measure_on
 
 logger = logging.getLogger(__name__)
 
@@ -280,6 +280,7 @@ class Phase1Task:
         self._lost: set[int] = set()  # bad training samples of all ranks, as hashes of what was wrong with them
         self._example = ""
         self._record = data_record(data)
+        self.measure = measure_on("share right", self._record)
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
         settings = self.settings

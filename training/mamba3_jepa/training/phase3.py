@@ -262,7 +262,7 @@ class Phase3Task(KeptOutputs):
         if scale is None:
             scale = 1 / train.knowledge_size()
         self.lr_scales: LrScales = [] if scale == 1 else [(self.recursion.injector, scale)]
-        super().__init__(record, train.frozen.bad)
+        super().__init__("confusion and injection", record, train.frozen.bad)
         demand_one_batch(train.source.name, len(train), settings, train.frozen.bad)
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)

@@ -50,6 +50,8 @@ class Task(Protocol):
     """Names of what the objective logs that are counts, to be added up; the others are means."""
     lr_scales: LrScales
     """Modules that learn with a share of the learning rate, and the share."""
+    measure: str
+    """Which measure, on which data, `Validation.score` is: scores are compared with those of the same one only."""
 
     @property
     def objective(self) -> nn.Module:
@@ -88,15 +90,24 @@ class Task(Protocol):
         """`tokenizer` and `data` of the checkpoint."""
 
 
+def measure_on(name: str, record: DataRecord) -> str:
+    """`Task.measure`: the measure called `name` on the validation samples of some data. Made-up samples, which another
+    version may make otherwise, are part of it; real ones are not, as their files may have other names today."""
+    held_out = (record.fingerprint or "").partition("+")[2]
+    return f"{name}, {held_out}" if record.synthetic else name
+
+
 class KeptOutputs:
     """What tasks share that train on frozen outputs kept from before: no data is read meanwhile."""
 
     counts: Sequence[str] = ()
     lr_scales: LrScales = ()
 
-    def __init__(self, record: DataRecord, bad: Sequence[str]) -> None:
-        """`record`: what the checkpoint says about the data; `bad`: what was wrong with samples left out of it."""
+    def __init__(self, measure: str, record: DataRecord, bad: Sequence[str]) -> None:
+        """`measure`: name of what the score is; `record`: what the checkpoint says about the data; `bad`: what was
+        wrong with samples left out of it."""
         self._record, self._bad = record, bad
+        self.measure = measure_on(measure, record)
 
     def say_left_out(self) -> str:
         """It was said when the outputs were computed."""
