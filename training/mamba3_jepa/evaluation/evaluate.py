@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.scenes import may_have_validated_on_test
 from mamba3_jepa.data.seen import warn_of_seen
 from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
 from mamba3_jepa.data.splits import spread
@@ -43,11 +44,17 @@ logger = logging.getLogger(__name__)
 
 SCENES = 256  # as many distinct scenes as the gallery of the README's numbers
 
+MeasuredSplit = Literal["test", "val", "compositional", "manifest"]
+
+_TOO_GOOD = "the numbers may look too good"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """Everything one evaluation measured.
 
+    split: of scenes which; of a data directory "val", the held-out part, or "manifest", the one that was named. note:
+    why the numbers may look too good, if they may.
     n_skipped: bad samples that were left out.
     generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
     ending; empty: the share that says nothing. nearest: of the nearest texts instead; answers_known: where the answers
@@ -55,6 +62,8 @@ class EvaluationReport:
     """
 
     data: str
+    split: MeasuredSplit
+    note: str | None
     n_skipped: int
     validation: ValidationReport
     nearest: AnswerMetrics
@@ -113,14 +122,15 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(
             f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
-    source, indices, fingerprint = _open(settings, checkpoint)
+    data = _open(settings, checkpoint)
+    source, indices = data.source, data.indices
     if len(indices) > settings.samples:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
                        len(indices))  # fmt: skip
     indices = spread(indices, settings.samples)
     if not source.synthetic:
         phases = checkpoint.data.of_phases(checkpoint.phase)
-        warn_of_seen(phases, content_of(source, indices).keys, same_split_as=fingerprint)
+        warn_of_seen(phases, content_of(source, indices).keys, same_split_as=data.held_out_of)
     loader = build_loader(
         source,
         indices,
@@ -141,7 +151,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     for what, embeddings in (("predicted", collected.predicted), ("target", collected.target)):
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
     found = read_annotations(source, collected.index.tolist())
-    report, answers = _measure(model, collected, found, source, settings, labels, templates)
+    report, answers = _measure(model, collected, found, data, settings, labels, templates)
     for warning in report.validation.warnings:
         logger.warning(warning)
     _write(settings, report, collected, answers, source)
@@ -154,7 +164,7 @@ def _measure(
     model: Mamba3Jepa,
     collected: Collected,
     found: Sequence[Annotation],
-    source: Source,
+    data: _Data,
     settings: EvaluateSettings,
     labels: Sequence[str] | None,
     templates: Sequence[str],
@@ -163,7 +173,9 @@ def _measure(
     known = None if settings.answers is None else _known_answers(model, settings.answers)
     answers, unfinished = _answers(model, collected, found, known, settings)
     report = EvaluationReport(
-        data=source.name,
+        data=data.source.name,
+        split=data.split,
+        note=data.note,
         n_skipped=len(collected.bad),
         validation=evaluate(
             collected,
@@ -177,7 +189,7 @@ def _measure(
         empty=None if unfinished is None else sum(not text.strip() for text in answers.generated) / len(found),
         answers_known=None if known is None else _share_known(found, known),
         zero_shot=None if labels is None else _zero_shot(model, collected, labels, templates, settings),
-        benchmarks=_benchmarks(answers, found, source, settings.benchmark),
+        benchmarks=_benchmarks(answers, found, data.source, settings.benchmark),
     )
     return report, answers
 
@@ -280,7 +292,8 @@ def _write(
     if path is not None and not nearest:
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
-        values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data}
+        values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data, "split": report.split}
+        values["note"] = report.note
         values["skipped_samples"] = report.n_skipped
         values |= report.metrics() | {"by_type": report.by_type()}
         if report.validation.swaps is not None:
@@ -299,17 +312,28 @@ def _write(
         plot_answers_by_type(report.generated.by_type, path, other=nearest, other_label="nearest answer")
 
 
-def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, NDArray[np.int64], str | None]:
-    """The data to measure on, and of which data it is the held-out part. What was held out is what the checkpoint's own
-    run held out."""
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What is measured; held_out_of: fingerprint of the data of which it is the held-out part."""
+
+    source: Source
+    indices: NDArray[np.int64]
+    split: MeasuredSplit
+    note: str | None = None
+    held_out_of: str | None = None
+
+
+def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> _Data:
+    """The data to measure on. What was held out is what the checkpoint's own run held out."""
     image_size, seed = checkpoint.config.vision.image_size, int(checkpoint.run["seed"])
     if settings.data_dir is None:
         scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
-        return scenes, scenes.indices("target"), None
+        note = _note_on_scenes(settings, checkpoint)
+        return _Data(source=scenes, indices=scenes.indices("target"), split=settings.scenes, note=note)
     if settings.manifest is not None:
         source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
         assert source is not None  # a named manifest is opened or is an error
-        return source, usable(source), None
+        return _Data(source=source, indices=usable(source), split="manifest")
     val_fraction = float(checkpoint.run["val_fraction"])
     splits = open_splits(
         settings.data_dir,
@@ -320,4 +344,20 @@ def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, N
     )
     if splits.synthetic:
         raise UserError(f"`data_dir` {settings.data_dir} holds no data; leave it out to measure on synthetic scenes")
-    return splits.val, splits.val_indices, splits.fingerprint
+    note = (
+        f"the held-out validation split, which chose the checkpoint if it was trained on this data: {_TOO_GOOD}; "
+        "`manifest` measures others"
+    )
+    return _Data(source=splits.val, indices=splits.val_indices, split="val", note=note, held_out_of=splits.fingerprint)
+
+
+def _note_on_scenes(settings: EvaluateSettings, checkpoint: Checkpoint) -> str | None:
+    if settings.scenes == "val":
+        return (
+            f"validation scenes, which chose the checkpoint if it was trained on scenes: {_TOO_GOOD}; `scenes` test "
+            "measures others"
+        )
+    fingerprints = [record.fingerprint for _, record in checkpoint.data.of_phases(checkpoint.phase)]
+    if settings.scenes == "test" and any(map(may_have_validated_on_test, fingerprints)):
+        return f"the checkpoint is from before there was a test split, and some of these scenes chose it: {_TOO_GOOD}"
+    return None

@@ -208,12 +208,13 @@ class EvaluateSettings(Checked):
     checkpoint: Path
     """A checkpoint of any phase."""
     data_dir: _Path = None
-    """Data directory; without it, synthetic scenes the model never saw."""
+    """Data directory; without it, synthetic scenes (--scenes)."""
     manifest: _Path = None
     """A manifest in --data-dir, such as test.jsonl, or elsewhere; its images lie in --data-dir. Default: the held-out
-    validation split."""
-    scenes: Literal["val", "compositional"] = "val"
-    """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
+    validation split, by which training on this data chose its best checkpoint."""
+    scenes: Literal["test", "val", "compositional"] = "test"
+    """Without --data-dir: scenes that neither training nor the choice of the best checkpoint saw; those that chose it;
+    or scenes with colour-shape pairs kept out of training."""
     samples: Count = 100_000
     """Measure on at most this many samples."""
     batch_size: Count = 64
