@@ -15,6 +15,7 @@ import torch
 from processes import torchrun
 
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.models.vit import VisionEncoder
@@ -87,6 +88,20 @@ def test_the_best_is_right_most_often(finished: Path) -> None:
     best = max(validations, key=lambda line: sum(line[name] for name in shares))
     saved = load_checkpoint(finished / "phase1_best.pt").metrics
     assert {name: best[name] for name in saved} == saved
+
+
+def test_validation_questions_are_answered_with_known_answers_too(finished: Path) -> None:
+    checkpoint = load_checkpoint(finished / "phase1_best.pt")
+    model = Mamba3Jepa.from_checkpoint(finished / "phase1_best.pt")
+    val = SceneSource("val", n_scenes=8, image_size=checkpoint.config.vision.image_size)
+    asked = [val.sample(i) for i in val.indices("question").tolist()]
+    right = [sample.target or "" for sample in asked]
+    assert set(checkpoint.data.answers) - set(right), "some that are right for none of them"
+    answers = list(dict.fromkeys(right + checkpoint.data.answers))
+    predicted = model.embed([sample.image() for sample in asked if sample.image], [each.question for each in asked])
+    given = [answers[i] for i in (predicted @ model.embed_text(answers).T).argmax(dim=1).tolist()]
+    share = sum(a == b for a, b in zip(given, right, strict=True)) / len(right)
+    assert checkpoint.metrics["val/answer_accuracy"] == pytest.approx(share)
 
 
 def test_only_what_should_train_has_moved(finished: Path) -> None:

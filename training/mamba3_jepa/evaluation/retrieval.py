@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba3_jepa.data.plain_text import plain_text
+
 RECALL_AT = (1, 5, 10)
 
 # Two float32 cosines closer than this differ by rounding only.
@@ -162,14 +164,14 @@ def label_recall(predicted: Tensor, label_embeddings: Tensor, right: Sequence[in
 def answer_accuracy(
     given: Sequence[str], expected: Sequence[str], question_types: Sequence[str] | None = None
 ) -> AnswerReport:
-    """Share of answers that are exactly the expected text, over all and per question type.
+    """Share of answers that are the expected text, but for case and white space, over all and per question type.
 
     Raises:
         ValueError: no answers, or lengths that differ.
     """
     if not given or len(given) != len(expected):
         raise ValueError(f"{len(given)} answers for {len(expected)} questions")
-    right = [answer == wanted for answer, wanted in zip(given, expected, strict=True)]
+    right = [plain_text(answer) == plain_text(wanted) for answer, wanted in zip(given, expected, strict=True)]
     groups: dict[str, list[bool]] = defaultdict(list)
     if question_types is not None:
         for kind, is_right in zip(question_types, right, strict=True):

@@ -234,8 +234,8 @@ class EvaluateSettings(Checked):
     """Measure all questions as this benchmark does; default: the one that their lines name, and VQA accuracy where a
     question has several answers."""
     answers: _Path = None
-    """What questions may be answered with by nearest embedding, one a line in a text file; default: the different right
-    answers of the measured questions."""
+    """What questions may be answered with by nearest embedding, one a line in a text file; default: the frequent
+    answers of the training data."""
     skip_generation: bool = False
     """Leave out the generated answers, which take the most time."""
     output: _Path = None

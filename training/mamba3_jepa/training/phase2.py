@@ -24,6 +24,7 @@ from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
+from mamba3_jepa.evaluation.text_gallery import validation_answers
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import score_tokens
@@ -269,12 +270,14 @@ class Phase2Task(KeptOutputs):
         expected = [sample.target or "" for sample in samples]
         questions = [sample.question for sample in samples]
         self._rows = rows
+        embedding, target = self.val.embedding[rows], self.val.target_embedding[rows]
+        gallery = validation_answers(self.model, expected, target, questions, self._record.answers)
         return Answers(
             index=index,
             questions=questions,
             expected=expected,
             generated=[],
-            nearest=nearest_texts(self.val.embedding[rows], self.val.target_embedding[rows], expected, questions),
+            nearest=nearest_texts(embedding, target, expected, questions, gallery),
         )
 
     def _generate(self, device: torch.device) -> tuple[Answers, float]:
