@@ -135,19 +135,30 @@ def test_retrieval_on_captions_and_accuracy_on_questions():
         predicted=unit(0, 1, 2, 3, 3),
         target=unit(0, 1, 2, 3, 4),
         texts=["cat", "dog", "yes", "blue", "red"],
-        questions=[None, None, "is it?", "what?", "which?"],
+        questions=[None, None, "Is it red?", "what colour?", "What colour is it?"],
         gate_activity=torch.tensor([0.25, 0.75]),
     )
-    report = evaluate(collected, question_types=["", "", "bool", "colour", "colour"])
+    report = evaluate(collected)
     metrics = report.metrics()
     assert metrics["val/image_to_text_r1"] == metrics["val/text_to_image_r1"] == 1.0
     assert (metrics["val/gallery_texts"], metrics["val/gallery_images"], metrics["val/samples"]) == (2, 2, 5)
     assert metrics["val/answer_accuracy"] == pytest.approx(2 / 3)
-    assert (metrics["val/answer_accuracy_bool"], metrics["val/answer_accuracy_colour"]) == (1.0, 0.5)
+    assert (metrics["val/answer_accuracy_is_it"], metrics["val/answer_accuracy_what_colour"]) == (1.0, 0.5)
     assert metrics["val/questions"] == 3
     assert metrics["val/alignment"] == pytest.approx(2 / 5)
     assert (metrics["val/gate_activity_0"], metrics["val/gate_activity_1"]) == (0.25, 0.75)
     assert report.metrics("unseen")["unseen/image_to_text_r1"] == 1.0
+
+
+def test_only_frequent_question_types_are_logged():
+    questions = [f"kind {i}?" for i in range(40) for _ in range(40 - i)]
+    texts = ["yes", "no"] * (len(questions) // 2)
+    answered = torch.eye(6)[[0, 1] * (len(questions) // 2)]
+    report = evaluate(made_up(answered, answered, texts, questions))
+    assert report.answers is not None
+    assert report.answers.by_type["kind 39"] == (1.0, 1)
+    keys = [key for key in report.metrics() if key.startswith("val/answer_accuracy_")]
+    assert keys == [f"val/answer_accuracy_kind_{i}" for i in range(16)]
 
 
 def test_questions_only_are_retrieved_over_all_samples():
@@ -171,8 +182,6 @@ def test_given_answers_replace_the_collected_ones():
     assert report.metrics()["val/answer_accuracy"] == 0.0
     report = evaluate(collected, TextGallery(texts=[" Yes", "NO"], embeddings=unit(0, 1)))
     assert report.metrics()["val/answer_accuracy"] == 1.0, "case and white space do not count"
-    with pytest.raises(ValueError, match="question types"):
-        evaluate(collected, question_types=["a"])
 
 
 def test_during_training_known_answers_stand_beside_the_right_ones():

@@ -22,7 +22,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     """
     report = evaluate_checkpoint(settings)
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
-    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "swap_"))}
+    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "answer_accuracy_", "swap_"))}
     in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}
     rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables]
     say(report.data)

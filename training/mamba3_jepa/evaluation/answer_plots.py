@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from mamba3_jepa.evaluation.answer_metrics import ByType
 from mamba3_jepa.evaluation.plots import BLUE, INK, ORANGE, save_figure
-
-ByType = Mapping[str, tuple[float, int]]
 
 _MAX_TYPES = 20
 _FAINT = "#57606a"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.answer_metrics import by_type_metrics
 from mamba3_jepa.evaluation.embedding_metrics import (
     alignment,
     collapse_warning,
@@ -88,7 +89,8 @@ class ValidationReport:
         - `val/gallery_texts`, `val/gallery_images`, `val/samples`: sizes;
         - `val/alignment`; `val/uniformity_predicted`, `val/uniformity_target`, their mean `val/uniformity`;
         - `val/effective_rank_predicted`, `val/effective_rank_target`;
-        - with questions: `val/answer_accuracy`, `val/questions`, `val/answer_accuracy_{type}` of each type;
+        - with questions: `val/answer_accuracy`, `val/questions`, and `val/answer_accuracy_{type}` of the most frequent
+          question types, such as `val/answer_accuracy_what_color`;
         - with negatives: `val/swap_accuracy`, `val/swap_chance`, `val/swap_samples`, `val/swap_accuracy_{kind}`;
         - with ANGN: `val/gate_activity_{layer}`, the mean gate of each layer in [0, 1].
         """
@@ -109,8 +111,7 @@ class ValidationReport:
         if self.answers is not None:
             values["answer_accuracy"] = self.answers.accuracy
             values["questions"] = self.answers.n_questions
-            for kind, accuracy in self.answers.by_type.items():
-                values[f"answer_accuracy_{kind}"] = accuracy
+            values |= by_type_metrics("answer_accuracy", self.answers.by_type)
         if self.swaps is not None:
             values |= self.swaps.metrics()
         for layer, activity in enumerate(self.gate_activity):
@@ -192,7 +193,6 @@ def merge(parts: Sequence[Collected]) -> Collected:
 def evaluate(
     collected: Collected,
     answers: TextGallery | None = None,
-    question_types: Sequence[str] | None = None,
     captions: Captions | None = None,
 ) -> ValidationReport:
     """Retrieval, answers, and the state of the embeddings.
@@ -202,13 +202,10 @@ def evaluate(
 
     Args:
         answers: what questions may be answered with; unless given, all answers that are right for one of them.
-        question_types: N types, one per sample, to report the accuracy of each (ignored where there is no
-            question).
         captions: where images have several, all of them, which retrieval is then computed on.
 
     Raises:
         UserError: nothing was collected.
-        ValueError: lengths differ.
     """
     if not collected.texts:
         raise UserError("validation: there is no sample to evaluate; is the held-out split empty?")
@@ -222,7 +219,7 @@ def evaluate(
     return ValidationReport(
         n_samples=len(collected.texts),
         retrieval=_retrieval(collected, captions),
-        answers=_answer(collected, answers, question_types),
+        answers=_answer(collected, answers),
         swaps=swap_accuracy(collected.wrong, collected.questions),
         alignment=alignment(collected.predicted, collected.target),
         uniformity_predicted=uniformity(collected.predicted),
@@ -255,16 +252,11 @@ def _retrieval(collected: Collected, captions: Captions | None) -> RetrievalRepo
     return retrieval(collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows])
 
 
-def _answer(
-    collected: Collected, answers: TextGallery | None, question_types: Sequence[str] | None
-) -> AnswerReport | None:
-    if question_types is not None and len(question_types) != len(collected.texts):
-        raise ValueError(f"{len(question_types)} question types for {len(collected.texts)} samples")
+def _answer(collected: Collected, answers: TextGallery | None) -> AnswerReport | None:
     rows = asked_rows(collected.questions)
     if not rows:
         return None
     expected = [collected.texts[i] for i in rows]
     answers = answers or TextGallery.of_rows(collected.texts, collected.target, rows)
     given = nearest_answer(collected.predicted[rows], answers.embeddings, answers.texts)
-    types = None if question_types is None else [question_types[i] for i in rows]
-    return answer_accuracy(given, expected, types)
+    return answer_accuracy(given, expected, [collected.questions[i] or "" for i in rows])
