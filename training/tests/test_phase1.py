@@ -104,6 +104,20 @@ def test_validation_questions_are_answered_with_known_answers_too(finished: Path
     assert checkpoint.metrics["val/answer_accuracy"] == pytest.approx(share)
 
 
+def test_the_learned_temperature_is_in_the_checkpoints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logged = [line["train/temperature"] for line in read_metrics(finished / "metrics.jsonl") if "train/loss" in line]
+    for name in ("phase1_best.pt", "phase1_last.pt"):
+        checkpoint = load_checkpoint(finished / name)
+        assert checkpoint.temperature is not None
+        assert min(abs(checkpoint.temperature - each) for each in logged) < 1e-4
+        assert checkpoint.temperature != pytest.approx(0.07, abs=1e-6), "where it started"
+        capsys.readouterr()
+        assert main(["inspect", str(finished / name)]) == 0
+        assert f"learned temperature {checkpoint.temperature:.4g}" in capsys.readouterr().out
+    assert checkpoint.trainer is not None
+    assert checkpoint.temperature == pytest.approx(float(checkpoint.trainer["objective"]["log_temperature"].exp()))
+
+
 def test_only_what_should_train_has_moved(finished: Path) -> None:
     checkpoint = load_checkpoint(finished / "phase1_last.pt")
     torch.manual_seed(0)

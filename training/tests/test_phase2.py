@@ -306,6 +306,7 @@ def test_a_run_leaves_everything_behind(finished: Path):
     assert checkpoint.data.earlier is not None
     assert checkpoint.data.earlier.synthetic is True
     assert checkpoint.data.answers
+    assert 0.01 < (checkpoint.temperature or 0) < 1, "phase 1's"
     assert "answers" not in json.loads((finished / "config.json").read_text())["data"]
 
 

@@ -383,7 +383,8 @@ class Phase1Task:
             write_contact_sheet(self.collected, self.data.val, folder / "contact_sheet.png", self._gallery)
 
     def checkpoint_fields(self) -> dict[str, Any]:
-        """The tokenizer, where the data came from, and its most frequent answers."""
+        """The tokenizer, where the data came from, with its most frequent answers, and the temperature."""
         known, left = self._record.train_samples or 0, len(self.data.train_indices) - len(self._lost)
         data = dataclasses.replace(self._record, train_samples=min(known, left))
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": data}
+        temperature = float(self.objective.log_temperature.detach().exp())
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": data, "temperature": temperature}

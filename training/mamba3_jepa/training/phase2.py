@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +102,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
         say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
     record = data_record(data, start=start, phase=2, train_samples=len(train))
-    fit(Phase2Task(model, train, val, data, settings, record), settings, run, accelerator)
+    fit(Phase2Task(model, train, val, data, settings, record, start.temperature), settings, run, accelerator)
     end_training(accelerator)
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
@@ -181,15 +180,16 @@ class Phase2Task(KeptOutputs):
         data: DataSplits,
         settings: Phase2Settings,
         record: DataRecord,
+        temperature: float | None = None,
     ) -> None:
         """`train`, `val`: the frozen model's outputs on samples of `data` with a target; `record`: what the
-        checkpoint says about the data."""
+        checkpoint says about the data; `temperature`: phase 1's, which it hands on."""
         if model.y_decoder is None:
             raise ValueError("the model has no Y-Decoder to train")
         self.model, self.config, self.decoder = model, model.config, model.y_decoder
         self.train, self.val, self.data, self.settings = train, val, data, settings
         self.objective = Phase2Objective(self.decoder)
-        super().__init__("exact match", record, train.bad)
+        super().__init__("exact match", record, train.bad, temperature)
         self._targets = EpochTargets(
             train, data.train, model.tokenizer, max_tokens=model.config.max_answer_tokens, seed=settings.seed
         )
@@ -297,7 +297,3 @@ class Phase2Task(KeptOutputs):
         """answer_sheet.png: a few validation samples and what was said; plots/answers_by_type.png."""
         if self._answers is not None:
             write_answer_pictures(self._answers, self.data.val, folder)
-
-    def checkpoint_fields(self) -> dict[str, Any]:
-        """The tokenizer, and where the data came from."""
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}
