@@ -189,7 +189,7 @@ class Phase2Task(KeptOutputs):
         self.model, self.config, self.decoder = model, model.config, model.y_decoder
         self.train, self.val, self.data, self.settings = train, val, data, settings
         self.objective = Phase2Objective(self.decoder)
-        super().__init__("exact match", record, train.bad, temperature)
+        super().__init__("exact match and token accuracy", record, train.bad, temperature)
         self._targets = EpochTargets(
             train, data.train, model.tokenizer, max_tokens=model.config.max_answer_tokens, seed=settings.seed
         )
@@ -239,7 +239,17 @@ class Phase2Task(KeptOutputs):
         return [batch.n_tokens * world_size() / total for batch in batches]
 
     def validate(self, device: torch.device) -> Validation:
-        """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share."""
+        """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share.
+
+        The best weights have the highest mean of two shares over all validation samples: questions answered word for
+        word, and tokens right when led. Greedy generation says a text just where each of its tokens is the likeliest
+        behind those before it, so the first needs no generation; alone it leaves the choice to the few questions that
+        neighbouring checkpoints answer differently. Measured on the 24 checkpoints of a tiny run (two seeds, 400 draws
+        of 2,048 validation samples each), what was chosen answers so many percent fewer of the other samples than the
+        best one would: exact match of 512 generated samples, the loss where they are equal, 0.7 and 0.8 (with a scatter
+        of 0.6); exact match of all 0.4 and 0.6 (0.4, 0.5); this mean 0.4 and 0.4 (0.2, 0.25); the loss alone, which
+        counts how sure wrong answers are, 0.5 and 2.0.
+        """
         with eval_mode(self.decoder):
             scores = on_every_rank(lambda: sum_scores(self.decoder, self._val_batches(), device))
             tokens = TokenReport.of(all_gather_object(scores))
@@ -248,19 +258,22 @@ class Phase2Task(KeptOutputs):
             "val/loss": tokens.loss,
             "val/perplexity": tokens.perplexity,
             "val/token_accuracy": tokens.accuracy,
+            "val/led_exact_match": tokens.exact_match,
             **self._answers.metrics().metrics("val"),
             "val/unfinished": unfinished,
         }
-        # The best answers; where two checkpoints answer alike, the one with the lower loss. One more right answer
-        # outweighs any loss.
-        tie = min(tokens.loss, 10.0) / 10 / (2 * GENERATED_SAMPLES)
-        return Validation(metrics=metrics, score=metrics["val/exact_match"] - tie)
+        # Where two checkpoints are right alike, the one with the lower loss: one more right token outweighs any loss.
+        tie = min(tokens.loss, 10.0) / 10 / (2 * max(1, tokens.tokens))
+        return Validation(metrics=metrics, score=(tokens.exact_match + tokens.accuracy - tie) / 2)
 
-    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """This rank's validation samples, in batches of similar length."""
+    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """This rank's validation samples, in batches of similar length, and which of them are questions; all count as
+        such where there is none."""
+        is_question = torch.isin(self.val.index, torch.from_numpy(self.data.val.indices("question")))
+        counts = is_question | ~is_question.any()
         order = self.val.target_lengths.argsort(stable=True)[rank() :: world_size()]
         for rows in order.split(_SCORED_TOGETHER):
-            yield self.val.embedding[rows], *self.val.targets(rows)
+            yield self.val.embedding[rows], *self.val.targets(rows), counts[rows]
 
     def _questions(self) -> Answers:
         """The samples to answer by generation, with nothing generated yet."""
