@@ -79,8 +79,8 @@ def write_answer_pictures(answers: Answers, source: Source, folder: Path) -> lis
     written = [write_answer_sheet(answers, source, folder / "answer_sheet.png")]
     by_type = answers.metrics().by_type
     if by_type:
-        path, other = folder / "plots" / "answers_by_type.png", answers.nearest_metrics().by_type
-        written.append(plot_answers_by_type(by_type, path, other=other, other_label="nearest answer"))
+        path, nearest = folder / "plots" / "answers_by_type.png", answers.nearest_metrics().by_type
+        written.append(plot_answers_by_type(path, generated=by_type, nearest=nearest))
     return written
 
 

@@ -264,8 +264,8 @@ def _write(
     settings: EvaluateSettings, report: EvaluationReport, collected: Collected, answers: Answers, source: Source
 ) -> None:
     """The files that were asked for."""
-    nearest, path = report.nearest.by_type, settings.answers_plot
-    if path is not None and not nearest:
+    nearest = report.nearest.by_type
+    if settings.answers_plot is not None and not nearest:
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
         values: dict[str, Any] = {"checkpoint": str(settings.checkpoint), "data": report.data, "split": report.split}
@@ -282,9 +282,6 @@ def _write(
         write_contact_sheet(collected, source, settings.contact_sheet, gallery)
     if settings.answer_sheet is not None:
         write_answer_sheet(answers, source, settings.answer_sheet)
-    if path is None:
-        return
-    if report.generated is None:
-        plot_answers_by_type(nearest, path, label="nearest answer")
-    else:
-        plot_answers_by_type(report.generated.by_type, path, other=nearest, other_label="nearest answer")
+    if settings.answers_plot is not None:
+        generated = None if report.generated is None else report.generated.by_type
+        plot_answers_by_type(settings.answers_plot, generated=generated, nearest=nearest)
