@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answer_sheet import answer_sheet
+from mamba3_jepa.evaluation.palette import GENERATED, NEAREST, RIGHT, WRONG
 
-GREEN, RED, GREY = (0x1A, 0x7F, 0x37), (0xCF, 0x22, 0x2E), (0xE1, 0xE4, 0xE8)
-BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+GREEN, RED, DARK, LIGHT = map(ImageColor.getrgb, (RIGHT, WRONG, GENERATED, NEAREST))
+GREY = (0xE1, 0xE4, 0xE8)
 
 
 def share(path: Path, color: tuple[int, int, int]) -> float:
@@ -62,31 +63,34 @@ def test_answer_sheet_refuses_nothing_unequal_lists_and_a_bad_path(tmp_path: Pat
 
 def test_bars_are_as_long_as_the_shares_and_end_with_the_total(tmp_path: Path) -> None:
     by_type = {"is there": (0.25, 100), "what color": (1.0, 300), "how many": (0.5, 10)}
-    path = plot_answers_by_type(by_type, tmp_path / "plots" / "a.png")
-    full, quarter, half, total = widths(path, BLUE)
+    path = plot_answers_by_type(tmp_path / "plots" / "a.png", generated=by_type)
+    full, quarter, half, total, _ = widths(path, DARK)  # the last one is the legend's
     assert quarter / full == pytest.approx(0.25, abs=0.02)
     assert half / full == pytest.approx(0.5, abs=0.02)
     assert total / full == pytest.approx((300 + 25 + 5) / 410, abs=0.02)
-    assert share(path, ORANGE) == 0
+    assert share(path, LIGHT) == 0
+    alone = plot_answers_by_type(tmp_path / "b.png", nearest=by_type)
+    assert len(widths(alone, LIGHT)) == 5
+    assert share(alone, DARK) == 0, "each way to answer has its colour, alone too"
 
 
 def test_a_second_way_to_answer_is_a_second_bar(tmp_path: Path) -> None:
     by_type = {"what color": (1.0, 300), "is there": (0.5, 100)}
     other = {"what color": (0.5, 300)}
-    path = plot_answers_by_type(by_type, tmp_path / "a.png", other=other, other_label="nearest")
-    bars, others = widths(path, BLUE)[-3:], widths(path, ORANGE)
-    assert others[-1] / bars[0] == pytest.approx(0.5, abs=0.02)
-    assert len(others) == 2, "the legend's patch and one bar: a total over fewer questions is left out"
+    path = plot_answers_by_type(tmp_path / "a.png", generated=by_type, nearest=other)
+    bars, others = widths(path, DARK), widths(path, LIGHT)
+    assert others[0] / bars[0] == pytest.approx(0.5, abs=0.02)
+    assert len(others) == 2, "one bar and the legend's patch: a total over fewer questions is left out"
 
 
 def test_rare_types_share_a_bar(tmp_path: Path) -> None:
     by_type = {f"kind {number}": (1.0, 100 - number) for number in range(60)}
-    assert len(widths(plot_answers_by_type(by_type, tmp_path / "a.png"), BLUE)) == 19 + 1 + 1
+    assert len(widths(plot_answers_by_type(tmp_path / "a.png", generated=by_type), DARK)) == 19 + 1 + 1 + 1
 
 
 def test_chart_of_nothing_and_a_bad_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no question type"):
-        plot_answers_by_type({}, tmp_path / "a.png")
+        plot_answers_by_type(tmp_path / "a.png", generated={})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        plot_answers_by_type({"a": (1.0, 1)}, tmp_path / "file" / "a.png")
+        plot_answers_by_type(tmp_path / "file" / "a.png", nearest={"a": (1.0, 1)})

@@ -34,12 +34,13 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "phase1_last.pt"
     saved = _checkpoint()
     saved.trainer = {"position": {"step": 3}, "rng": [torch.get_rng_state()]}
+    saved.temperature = 0.05
     save_checkpoint(path, saved)
     loaded = load_checkpoint(path, phase=1)
     assert loaded.config == saved.config
     assert torch.equal(loaded.model["weight"], saved.model["weight"])
-    assert (loaded.tokenizer, loaded.data, loaded.metrics, loaded.run) == (
-        saved.tokenizer, saved.data, saved.metrics, saved.run,
+    assert (loaded.tokenizer, loaded.data, loaded.metrics, loaded.run, loaded.temperature) == (
+        saved.tokenizer, saved.data, saved.metrics, saved.run, 0.05,
     )  # fmt: skip
     assert loaded.trainer is not None
     assert loaded.trainer["position"] == {"step": 3}
@@ -92,6 +93,19 @@ def test_data_that_is_no_record_names_the_field(tmp_path: Path, data: dict[str, 
     torch.save(torch.load(path, weights_only=True) | {"data": data}, path)
     with pytest.raises(UserError, match=rf"c\.pt is damaged: its data: {message}"):
         load_checkpoint(path)
+
+
+def test_a_temperature_is_known_or_the_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, _checkpoint())
+    values = torch.load(path, weights_only=True)
+    del values["temperature"]
+    torch.save(values, path)
+    assert load_checkpoint(path).temperature is None, "of an earlier version"
+    for wrong in (0.0, float("nan"), "0.07"):
+        torch.save(values | {"temperature": wrong}, path)
+        with pytest.raises(UserError, match=r"c\.pt is damaged: its temperature is"):
+            load_checkpoint(path)
 
 
 def test_a_checkpoint_from_before_the_memory_floor(tmp_path: Path) -> None:

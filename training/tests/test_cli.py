@@ -1,5 +1,6 @@
 """The command line as a user meets it: help at once, every subcommand through its real entry point."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -41,16 +42,47 @@ def test_help_does_not_load_torch(command: list[str]) -> None:
     assert "usage" in result.stdout
 
 
-@pytest.mark.parametrize("scenes", ["val", "compositional"])
-def test_evaluate_writes_what_it_measured(checkpoint: Path, tmp_path: Path, scenes: str) -> None:
+@pytest.mark.parametrize("scenes", [None, "val", "compositional"])
+def test_evaluate_writes_what_it_measured(
+    checkpoint: Path, tmp_path: Path, scenes: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default on scenes that did not choose the checkpoint; on those that did it says so."""
     output, sheet = tmp_path / "out" / "numbers.json", tmp_path / "sheet.png"
-    arguments = ["--checkpoint", str(checkpoint), "--scenes", scenes, "--samples", "48"]
+    arguments = ["--checkpoint", str(checkpoint), *(["--scenes", scenes] if scenes else []), "--samples", "48"]
     assert main(["evaluate", *arguments, "--output", str(output), "--contact-sheet", str(sheet)]) == 0
     numbers = json.loads(output.read_text())
     assert numbers["test/samples"] == 48
     assert 0 <= numbers["test/image_to_text_r1"] <= numbers["test/image_to_text_r10"] <= 1
-    assert numbers["data"] == f"synthetic scenes ({scenes})"
+    assert numbers["data"] == f"synthetic scenes ({scenes or 'test'})"
+    assert numbers["split"] == (scenes or "test")
+    shown = capsys.readouterr().out
+    assert ("--scenes test measures others" in shown) == (scenes == "val")
+    assert ("may look too good" in (numbers["note"] or "")) == (scenes == "val")
     assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_says_that_a_validation_split_chose_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "scenes", "--output", str(tmp_path / "data"), "--scenes", "20", "--image-size", "32"]) == 0
+    for arguments, split in (([], "val"), (["--manifest", "manifest.jsonl"], "manifest")):
+        command = ["evaluate", "--checkpoint", str(checkpoint), "--data-dir", str(tmp_path / "data"), *arguments]
+        assert main([*command, "--output", str(tmp_path / "numbers.json")]) == 0
+        numbers, shown = json.loads((tmp_path / "numbers.json").read_text()), capsys.readouterr().out
+        assert numbers["split"] == split
+        assert ("--manifest measures others" in shown) == (split == "val") == (numbers["note"] is not None)
+
+
+def test_a_checkpoint_from_before_there_was_a_test_split(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = load_checkpoint(checkpoint)
+    assert old.data.fingerprint is not None
+    assert "+scenes-2/val/" in old.data.fingerprint
+    old.data = dataclasses.replace(old.data, fingerprint=old.data.fingerprint.replace("scenes-2/val", "scenes-1/val"))
+    save_checkpoint(tmp_path / "old.pt", old)
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "old.pt"), "--samples", "12"]) == 0
+    assert "from before there was a test split" in capsys.readouterr().out
 
 
 def test_a_collapsed_model_is_said_aloud(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

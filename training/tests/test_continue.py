@@ -133,6 +133,39 @@ def test_another_division_of_the_same_global_batch(
             assert line["train/loss"] == pytest.approx(other["train/loss"], rel=2e-3), line["step"]
 
 
+@pytest.mark.parametrize("phase", [1, 2, 3])
+def test_best_weights_that_another_measure_chose_are_measured_again(
+    phase: int, checkpoints: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those are that were chosen on other scenes, before there was a test split; else a score of the old scale would
+    never be reached, or the first validation would replace better weights."""
+    arguments = ["--synthetic-scenes", "8", "--val-samples", "20", "--batch-size", "8", "--eval-every", "2"]
+    arguments += ["--max-steps", "5"]
+    assert main(command(phase, checkpoints, tmp_path / "whole", *arguments)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch)
+        assert main(command(phase, checkpoints, tmp_path / "run", *arguments)) == 128 + signal.SIGTERM
+    path = tmp_path / "run" / f"phase{phase}_last.pt"
+    content = torch.load(path, weights_only=True)
+    assert "scenes-2/val/" in content["trainer"].pop("measure")
+    content["data"]["fingerprint"] = content["data"]["fingerprint"].replace("scenes-2/val", "scenes-1/val")
+    content["trainer"]["position"]["best_score"] = 1e9
+    torch.save(content, path)
+    assert main(command(phase, checkpoints, tmp_path / "run", *arguments, "--resume")) == 0
+    assert f"phase{phase}_best.pt was chosen by another measure" in caplog.text
+    scores = [
+        load_checkpoint(tmp_path / name / path.name).trainer["position"]["best_score"] for name in ("whole", "run")
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+    bests = [load_checkpoint(tmp_path / name / f"phase{phase}_best.pt").model for name in ("whole", "run")]
+    assert_close(bests[1], bests[0], 1e-6)
+    content["trainer"]["position"]["best_score"] = 1e9
+    torch.save(content, path)
+    (tmp_path / "run" / f"phase{phase}_best.pt").unlink()
+    assert main(command(phase, checkpoints, tmp_path / "run", *arguments, "--resume")) == 0
+    assert (tmp_path / "run" / f"phase{phase}_best.pt").exists()
+
+
 def beginning(settings: TrainSettings, processes: int) -> Beginning:
     return Beginning(
         path=Path("there"), settings=settings.to_dict(), processes=processes, config=preset("tiny"), data=DataRecord()

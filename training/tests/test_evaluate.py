@@ -81,6 +81,49 @@ def test_generated_and_nearest_answers(
             assert picture.format == "PNG"
 
 
+def test_an_answer_that_training_did_not_know_is_wrong(
+    model: Mamba3Jepa, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chosen from the right answers of the measured questions, the only one would always be right."""
+    checkpoint = str(write_checkpoint(tmp_path / "2.pt", model, 2, answers=["blue", "red", "two"]))
+
+    def measured(*records: dict[str, object]) -> dict[str, float]:
+        (data / "asked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        output, sheet = tmp_path / "numbers.json", tmp_path / "sheet.png"
+        arguments = ["--checkpoint", checkpoint, "--data-dir", str(data), "--manifest", "asked.jsonl"]
+        files = ["--output", str(output), "--contact-sheet", str(sheet), "--predictions", str(tmp_path / "said.jsonl")]
+        assert main(["evaluate", *arguments, *files, "--skip-generation"]) == 0
+        return json.loads(output.read_text())
+
+    elephant = {"image": "red.png", "question": "What animal is it?", "answer": "elephant"}
+    numbers = measured(elephant)
+    assert numbers["test/answer_accuracy"] == numbers["test/answers_known"] == 0
+    assert (numbers["test/gallery_answers"], numbers["test/answers_unknown"]) == (3, 1)
+    assert numbers["answers_from"] == "checkpoint"
+    said = json.loads((tmp_path / "said.jsonl").read_text())["nearest"]
+    assert said in ("blue", "red", "two")
+    assert "of 1 of 1 questions no right answer is among the 3" in caplog.text
+    caplog.clear()
+    several = elephant | {"answers": ["elephant", f" {said.upper()}"]}
+    numbers = measured(elephant | {"answer": said}, several, {"image": "red.png", "text": "a red picture"})
+    assert (numbers["test/answers_unknown"], numbers["test/answers_known"]) == (0, 1)
+    assert numbers["test/answer_accuracy"] == 0.5, "of several answers the first is what is trained on"
+    assert numbers["test/several_answers_accuracy_nearest"] == 0.5, "one of two people said it"
+    assert numbers["test/gallery_texts"] == 3, "captions are found among all texts of the samples, as before"
+    assert "no right answer" not in caplog.text
+
+
+def test_a_checkpoint_that_keeps_no_answers_says_so(
+    checkpoints: dict[int, str], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--checkpoint", checkpoints[1], "--data-dir", str(data), "--manifest", "test.jsonl"]
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "numbers.json")]) == 0
+    assert "keeps no answers that it was trained on" in caplog.text
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["answers_from"] == "measured questions"
+    assert (numbers["test/gallery_answers"], numbers["test/answers_unknown"]) == (4, 0)
+
+
 def test_a_line_labelled_as_confused_is_not_measured(
     checkpoints: dict[int, str], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

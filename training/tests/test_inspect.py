@@ -35,6 +35,7 @@ def test_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         "source": "synthetic scenes", "synthetic": True, "train_samples": 3, "answers": ANSWERS,
     }  # fmt: skip
     assert found["metrics"]["val/loss"] == 0.5
+    assert found["temperature"] is None
     assert found["run"]["seed"] == 0
     expected = {
         name: sum(parameter.numel() for parameter in child.parameters())

@@ -16,6 +16,7 @@ from processes import torchrun
 from short import changed
 
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.models.vit import VisionEncoder
@@ -74,7 +75,7 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     wanted = {"train/loss", "train/temperature", "train/lr", "train/samples_per_second", "train/gate_activity_0",
               "val/loss", "val/image_to_text_r1", "val/image_to_text_r5", "val/image_to_text_r10",
               "val/text_to_image_r1", "val/alignment", "val/uniformity", "val/effective_rank_predicted",
-              "val/gate_activity_1", "val/answer_accuracy"}  # fmt: skip
+              "val/gate_activity_1", "val/answer_accuracy", "val/answer_accuracy_is_there"}  # fmt: skip
     assert wanted <= set(last)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 12
@@ -88,6 +89,34 @@ def test_the_best_is_right_most_often(finished: Path) -> None:
     best = max(validations, key=lambda line: sum(line[name] for name in shares))
     saved = load_checkpoint(finished / "phase1_best.pt").metrics
     assert {name: best[name] for name in saved} == saved
+
+
+def test_validation_questions_are_answered_with_known_answers_too(finished: Path) -> None:
+    checkpoint = load_checkpoint(finished / "phase1_best.pt")
+    model = Mamba3Jepa.from_checkpoint(finished / "phase1_best.pt")
+    val = SceneSource("val", n_scenes=8, image_size=checkpoint.config.vision.image_size)
+    asked = [val.sample(i) for i in val.indices("question").tolist()]
+    right = [sample.target or "" for sample in asked]
+    assert set(checkpoint.data.answers) - set(right), "some that are right for none of them"
+    answers = list(dict.fromkeys(right + checkpoint.data.answers))
+    predicted = model.embed([sample.image() for sample in asked if sample.image], [each.question for each in asked])
+    given = [answers[i] for i in (predicted @ model.embed_text(answers).T).argmax(dim=1).tolist()]
+    share = sum(a == b for a, b in zip(given, right, strict=True)) / len(right)
+    assert checkpoint.metrics["val/answer_accuracy"] == pytest.approx(share)
+
+
+def test_the_learned_temperature_is_in_the_checkpoints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logged = [line["train/temperature"] for line in read_metrics(finished / "metrics.jsonl") if "train/loss" in line]
+    for name in ("phase1_best.pt", "phase1_last.pt"):
+        checkpoint = load_checkpoint(finished / name)
+        assert checkpoint.temperature is not None
+        assert min(abs(checkpoint.temperature - each) for each in logged) < 1e-4
+        assert checkpoint.temperature != pytest.approx(0.07, abs=1e-6), "where it started"
+        capsys.readouterr()
+        assert main(["inspect", str(finished / name)]) == 0
+        assert f"learned temperature {checkpoint.temperature:.4g}" in capsys.readouterr().out
+    assert checkpoint.trainer is not None
+    assert checkpoint.temperature == pytest.approx(float(checkpoint.trainer["objective"]["log_temperature"].exp()))
 
 
 def test_only_what_should_train_has_moved(finished: Path) -> None:

@@ -28,7 +28,7 @@ from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import GenerationConfig
 from mamba3_jepa.settings.training import Phase2Settings
-from mamba3_jepa.training import frozen
+from mamba3_jepa.training import frozen, phase2
 from mamba3_jepa.training.frozen import frozen_outputs
 from mamba3_jepa.training.phase2 import Phase2Task
 
@@ -270,15 +270,55 @@ def test_a_decoder_that_learned_by_heart_scores_everything():
     assert last.score > first.score
 
 
-def test_equal_answers_are_ranked_by_the_loss():
+def half_learned() -> Phase2Task:
+    """A task whose decoder says some of the answers."""
+    task = build_task(batch_size=24)
+    task.decoder.float()
+    for outputs in (task.train, task.val):
+        for kept in (outputs.embedding, outputs.target_embedding):
+            kept._pieces[0] = torch.eye(24, 32)
+    optimizer = torch.optim.Adam(task.decoder.parameters(), lr=1e-2)
+    for epoch in range(8):
+        for batch in task.batches(epoch, skip=0):
+            optimizer.zero_grad()
+            task.objective(batch).loss.backward()
+            optimizer.step()
+    return task
+
+
+def test_the_best_answers_most_questions_of_all_validation_samples(monkeypatch):
+    """Also of those that are not generated, which a generation of all of them shows."""
+    task = half_learned()
+    every = task.validate(torch.device("cpu")).metrics
+    assert 0 < every["val/exact_match"] < 1, "else the test shows nothing"
+    assert every["val/led_exact_match"] == pytest.approx(every["val/exact_match"])
+    monkeypatch.setattr(phase2, "GENERATED_SAMPLES", 4)
+    task._asked = task._questions()
+    few = task.validate(torch.device("cpu"))
+    assert few.metrics["val/exact_match"] != every["val/exact_match"], "else the test shows nothing"
+    assert few.metrics["val/led_exact_match"] == every["val/led_exact_match"]
+    assert few.score == pytest.approx((every["val/led_exact_match"] + every["val/token_accuracy"]) / 2, abs=1e-2)
+
+
+def test_without_questions_all_texts_count(monkeypatch):
+    task = half_learned()
+    monkeypatch.setattr(SceneSource, "indices", lambda self, kind: np.arange(0))
+    metrics = task.validate(torch.device("cpu")).metrics
+    assert metrics["val/led_exact_match"] == pytest.approx(metrics["val/all_exact_match"])
+    assert metrics["val/led_exact_match"] != pytest.approx(metrics["val/exact_match"])
+
+
+def test_where_all_is_equally_right_the_loss_decides():
     task = build_task(batch_size=6)
     before = task.validate(torch.device("cpu"))
     with torch.no_grad():
         task.decoder.lm_head.weight *= 1.5  # the same choices, another loss
     after = task.validate(torch.device("cpu"))
-    assert before.metrics["val/exact_match"] == after.metrics["val/exact_match"]
+    for name in ("val/led_exact_match", "val/token_accuracy"):
+        assert before.metrics[name] == after.metrics[name]
     assert (before.score > after.score) == (before.metrics["val/loss"] < after.metrics["val/loss"])
-    assert before.score != after.score
+    n_tokens = int((task.val.target_lengths - 1).sum())
+    assert 0 < abs(before.score - after.score) < 1 / (2 * n_tokens), "less than one more token that is right"
 
 
 # --- the command ---
@@ -307,6 +347,7 @@ def test_a_run_leaves_everything_behind(finished: Path):
     assert checkpoint.data.earlier is not None
     assert checkpoint.data.earlier.synthetic is True
     assert checkpoint.data.answers
+    assert 0.01 < (checkpoint.temperature or 0) < 1, "phase 1's"
     assert "answers" not in json.loads((finished / "config.json").read_text())["data"]
 
 

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.contact_sheet import contact_sheet
-from mamba3_jepa.evaluation.plots import plot_training, read_series
+from mamba3_jepa.evaluation.palette import RIGHT, WRONG
+from mamba3_jepa.evaluation.plots import _smooth, plot_training, read_series
 from mamba3_jepa.files.metrics_log import MetricsLog
 
-GREEN, RED, GREY = (0x1A, 0x7F, 0x37), (0xCF, 0x22, 0x2E), (0xE1, 0xE4, 0xE8)
+GREEN, RED, GREY = (*map(ImageColor.getrgb, (RIGHT, WRONG)), (0xE1, 0xE4, 0xE8))
 
 
 def write_run(path, steps):
@@ -74,6 +75,12 @@ def test_resumed_run_later_line_wins_and_truncated_tail_is_ignored(tmp_path):
     assert series["only_before"].steps.tolist() == [1, 2]  # step 3 and 4 of the abandoned run are gone
     assert set(series) == {"a", "only_before", "b"}
     assert plot_training(tmp_path) == []
+
+
+def test_a_smoothed_line_has_no_hook_at_its_ends():
+    values = np.tile([0.0, 2.0], 600)
+    assert abs(_smooth(values) - 1).max() < 0.1
+    assert _smooth(np.arange(5.0)).tolist() == [0.5, 1.0, 2.0, 3.0, 3.5]
 
 
 def test_unwritable_plot_is_a_user_error(tmp_path):

@@ -14,7 +14,7 @@ from mamba3_jepa.data.sources import ManifestSource
 def test_the_written_scenes_are_those_of_the_source(tmp_path: Path) -> None:
     output = tmp_path / "scenes"
     assert main(["prepare", "scenes", "--output", str(output), "--scenes", "5", "--seed", "3"]) == 0
-    scenes, written = SceneSource("val", n_scenes=5, seed=3, image_size=64), ManifestSource(output)
+    scenes, written = SceneSource("test", n_scenes=5, seed=3, image_size=64), ManifestSource(output)
     assert len(list((output / "images").iterdir())) == 5
     assert len(written) == len(scenes) == 15
     for i in range(15):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mamba3_jepa.data.scene_world import (
     Scene,
     SceneObject,
 )
-from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.scenes import SceneSource, SceneSplit, may_have_validated_on_test
 from mamba3_jepa.errors import UserError
 
 N = 400
@@ -134,7 +135,7 @@ def test_confusing_samples_differ_by_the_sample_they_are_made_of(train: SceneSou
 
 def test_held_out_pairs_occur_in_the_compositional_split_only() -> None:
     kinds = ("caption", "question", "unanswerable", "mismatched")
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         source = SceneSource(split, n_scenes=300, kinds=kinds, questions_per_scene=3)
         seen = set().union(*(source.scene(i).pairs for i in range(300)))
         assert seen == set(ALL_PAIRS) - set(HELD_OUT_PAIRS)
@@ -150,13 +151,42 @@ def test_held_out_pairs_occur_in_the_compositional_split_only() -> None:
     assert {s for _, s in set(ALL_PAIRS) - set(HELD_OUT_PAIRS)} == set(SHAPES)
 
 
-@pytest.mark.parametrize("split", ["val", "compositional"])
-def test_held_out_captions_are_distinct_and_unseen(split: str) -> None:
-    source = SceneSource(split, n_scenes=256)  # type: ignore[arg-type]
-    captions = {source.scene(i).caption for i in range(256)}
-    assert len(captions) == 256
-    train = SceneSource("train", n_scenes=5000)
-    assert captions.isdisjoint(train.scene(i).caption for i in range(5000))
+def _captions(split: SceneSplit, n_scenes: int, seed: int = 0) -> list[str]:
+    source = SceneSource(split, n_scenes=n_scenes, seed=seed)
+    return [source.scene(i).caption for i in range(n_scenes)]
+
+
+def test_held_out_captions_are_distinct_and_unseen() -> None:
+    """Whatever the seeds: no split has a caption of another one, so what chose a checkpoint is not what measures it."""
+    held_out: tuple[SceneSplit, ...] = ("val", "test", "compositional")
+    captions: dict[SceneSplit, set[str]] = {"train": set(_captions("train", 5000)) | set(_captions("train", 1000, 1))}
+    for split in held_out:
+        drawn = [_captions(split, 256, seed) for seed in (0, 1)]
+        assert [len(set(each)) for each in drawn] == [256, 256]
+        assert drawn[0] != drawn[1]
+        captions[split] = {caption for each in drawn for caption in each}
+    for one, other in combinations(captions, 2):
+        assert captions[one].isdisjoint(captions[other]), (one, other)
+
+
+def test_test_scenes_are_like_validation_scenes() -> None:
+    """Scenes of one object have few captions; both splits get some of them."""
+    counts = {
+        split: Counter(len(_read_caption(caption)) for caption in _captions(split, 256)) for split in ("val", "test")
+    }
+    for split in counts:
+        assert counts[split][1] >= 10, split
+        assert counts[split][2] > counts[split][3] > 30, split
+
+
+def test_validation_scenes_of_before_are_told() -> None:
+    """What is kept of the frozen model's outputs on them must not be taken for that on today's."""
+    old = "scenes-1/train/0/64/32/[('caption', 0)]+scenes-1/val/0/32/32/[('caption', 0)]"
+    train, val = SceneSource("train", n_scenes=2), SceneSource("val", n_scenes=2)
+    assert may_have_validated_on_test(old)
+    assert not may_have_validated_on_test(f"{train.fingerprint}+{val.fingerprint}")
+    assert not may_have_validated_on_test(None)
+    assert train.fingerprint.startswith("scenes-1/train/"), "runs from before go on"
 
 
 def test_everything_follows_from_seed_and_index(train: SceneSource) -> None:

@@ -94,7 +94,7 @@ def test_a_wrong_text_that_is_cut_to_the_right_one_is_passed_over(tmp_path: Path
 
 
 def test_evaluate_shows_it_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = SceneSource("val", n_scenes=12)
+    source = SceneSource("test", n_scenes=12)
     texts = [source.sample(i).target for i in source.indices("target").tolist()]
     checkpoint = write_checkpoint(tmp_path / "phase1.pt", tiny_model(1, texts), 1)
     command = ["evaluate", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out.json")]
@@ -105,7 +105,8 @@ def test_evaluate_shows_it_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture
     shown, written = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
     kinds = {"all", "colors", "shapes", "sizes", "places", "number", "absent_color", "answer"}
     assert set(written["swaps"]) == kinds
-    assert written["swaps"]["absent_color"]["samples"] == written["swaps"]["all"]["samples"] == 12
+    assert 8 < written["swaps"]["absent_color"]["samples"] <= 12  # a long one may be cut to the right caption
+    assert written["swaps"]["all"]["samples"] == 12
     assert written["swaps"]["answer"] == {"samples": 24, "chance": 0.5, "right": written["test/swap_accuracy_answer"]}
     assert 0 < written["swaps"]["all"]["chance"] < 0.5
     assert "swap accuracy" in shown

@@ -16,6 +16,7 @@ from mamba3_jepa.data.images import to_pixels
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation import embedding_metrics
 from mamba3_jepa.evaluation.retrieval import retrieval
+from mamba3_jepa.evaluation.text_gallery import TextGallery, validation_answers
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -134,19 +135,30 @@ def test_retrieval_on_captions_and_accuracy_on_questions():
         predicted=unit(0, 1, 2, 3, 3),
         target=unit(0, 1, 2, 3, 4),
         texts=["cat", "dog", "yes", "blue", "red"],
-        questions=[None, None, "is it?", "what?", "which?"],
+        questions=[None, None, "Is it red?", "what colour?", "What colour is it?"],
         gate_activity=torch.tensor([0.25, 0.75]),
     )
-    report = evaluate(collected, question_types=["", "", "bool", "colour", "colour"])
+    report = evaluate(collected)
     metrics = report.metrics()
     assert metrics["val/image_to_text_r1"] == metrics["val/text_to_image_r1"] == 1.0
     assert (metrics["val/gallery_texts"], metrics["val/gallery_images"], metrics["val/samples"]) == (2, 2, 5)
     assert metrics["val/answer_accuracy"] == pytest.approx(2 / 3)
-    assert (metrics["val/answer_accuracy_bool"], metrics["val/answer_accuracy_colour"]) == (1.0, 0.5)
+    assert (metrics["val/answer_accuracy_is_it"], metrics["val/answer_accuracy_what_colour"]) == (1.0, 0.5)
     assert metrics["val/questions"] == 3
     assert metrics["val/alignment"] == pytest.approx(2 / 5)
     assert (metrics["val/gate_activity_0"], metrics["val/gate_activity_1"]) == (0.25, 0.75)
     assert report.metrics("unseen")["unseen/image_to_text_r1"] == 1.0
+
+
+def test_only_frequent_question_types_are_logged():
+    questions = [f"kind {i}?" for i in range(40) for _ in range(40 - i)]
+    texts = ["yes", "no"] * (len(questions) // 2)
+    answered = torch.eye(6)[[0, 1] * (len(questions) // 2)]
+    report = evaluate(made_up(answered, answered, texts, questions))
+    assert report.answers is not None
+    assert report.answers.by_type["kind 39"] == (1.0, 1)
+    keys = [key for key in report.metrics() if key.startswith("val/answer_accuracy_")]
+    assert keys == [f"val/answer_accuracy_kind_{i}" for i in range(16)]
 
 
 def test_questions_only_are_retrieved_over_all_samples():
@@ -166,12 +178,26 @@ def test_questions_only_are_retrieved_over_all_samples():
 def test_given_answers_replace_the_collected_ones():
     collected = made_up(unit(0, 1), unit(0, 1), ["yes", "no"], ["a?", "b?"])
     assert evaluate(collected).metrics()["val/answer_accuracy"] == 1.0
-    report = evaluate(collected, answers=["no", "yes", "maybe"], answer_embeddings=unit(0, 1, 2))
+    report = evaluate(collected, TextGallery(texts=["no", "yes", "maybe"], embeddings=unit(0, 1, 2)))
     assert report.metrics()["val/answer_accuracy"] == 0.0
-    with pytest.raises(ValueError, match="both"):
-        evaluate(collected, answers=["no"])
-    with pytest.raises(ValueError, match="question types"):
-        evaluate(collected, question_types=["a"])
+    report = evaluate(collected, TextGallery(texts=[" Yes", "NO"], embeddings=unit(0, 1)))
+    assert report.metrics()["val/answer_accuracy"] == 1.0, "case and white space do not count"
+
+
+def test_during_training_known_answers_stand_beside_the_right_ones():
+    """A right answer can be found also where the training data does not know it; what it knows can be taken for it."""
+    model = make_model(angn=False)
+    known = model.embed_text(["blue", "red"])
+    texts, questions = ["yes", "no", "a caption", "yes"], ["a?", "b?", None, "c?"]
+    target = F.normalize(torch.randn(4, known.shape[1]), dim=-1)
+    gallery = validation_answers(model, texts, target, questions, ["blue", "no", "red", "blue"])
+    assert gallery is not None
+    assert gallery.texts == ["yes", "no", "blue", "red"]
+    torch.testing.assert_close(gallery.embeddings, torch.cat([target[:2], known]))
+    predicted = torch.stack([target[0], known[0], target[2], known[1]])
+    collected = made_up(predicted, target[[0, 1, 2, 0]], texts, questions)
+    assert evaluate(collected, gallery).metrics()["val/answer_accuracy"] == pytest.approx(1 / 3)
+    assert validation_answers(model, texts[2:3], target[2:3], [None], ["blue"]) is None
 
 
 def test_embedding_metrics_count_each_text_once():

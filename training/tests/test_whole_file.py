@@ -21,7 +21,7 @@ from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.cards import draw_cards, text_rows
-from mamba3_jepa.evaluation.plots import save_figure
+from mamba3_jepa.evaluation.figure import save_figure
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog

@@ -157,23 +157,21 @@ def _accuracy(model: ParityModel, length: int, settings: ParitySettings) -> floa
 
 def write_results(results: list[ParityResult], settings: ParitySettings) -> tuple[Path, Path]:
     """A plot (PNG) of accuracy by length, and the numbers (JSON); returns their paths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from mamba3_jepa.evaluation.figure import add_panel, legend_beside, new_figure, save_figure, set_title
+    from mamba3_jepa.evaluation.palette import INK, REST, WITH_ROTATION, WITHOUT_ROTATION
 
-    from mamba3_jepa.evaluation.plots import save_figure
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure = new_figure(7.4, 3.6)
+    axes = add_panel(figure)
+    set_title(axes, "Parity of random bits", "bits", "accuracy at the last bit")
     for result in results:
-        label = "rotation on" if result.rotation else "rotation off"
-        axes.plot(list(result.accuracy), list(result.accuracy.values()), marker="o", label=label)
-    axes.axvline(settings.train_length, color="gray", linestyle=":", label="longest in training")
-    axes.axhline(0.5, color="gray", linewidth=0.8)
-    axes.set(xscale="log", xlabel="bits", ylabel="accuracy at the last bit", ylim=(0.4, 1.03))
+        label, color = ("rotation on", WITH_ROTATION) if result.rotation else ("rotation off", WITHOUT_ROTATION)
+        axes.plot(list(result.accuracy), list(result.accuracy.values()), color=color, marker="o", label=label)
+    axes.axvline(settings.train_length, color=INK, linestyle=":", linewidth=1.0, label="longest in training")
+    axes.axhline(0.5, color=REST, linestyle="--", linewidth=1.0, label="chance", zorder=1)
+    axes.set(xscale="log", ylim=(0.4, 1.03))
     axes.set_xticks(settings.test_lengths, [str(n) for n in settings.test_lengths])
     axes.minorticks_off()
-    axes.legend()
+    legend_beside(axes)
     plot, numbers = settings.output_dir / "parity.png", settings.output_dir / "parity.json"
     save_figure(figure, plot)
     write_json(numbers, [asdict(result) for result in results])

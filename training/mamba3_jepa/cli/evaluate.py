@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mamba3_jepa.cli.flags import with_flags
 from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, Scores
 from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint, results
@@ -24,10 +25,12 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         write_out(results(settings, report))
         return
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
-    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "swap_"))}
+    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "answer_accuracy_", "swap_"))}
     in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}
     rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables]
     say(report.data)
+    if report.note is not None:
+        say(with_flags(report.note))
     show(table(("metric", "value"), rows))
     if report.nearest.by_type:
         show(table(*_types(report)))

@@ -66,6 +66,8 @@ def inspect(settings: Annotated[InspectSettings, tyro.conf.arg(name="")]) -> Non
     heading = f"{found['file']}: {found['kind']}, {found['bytes']:,} bytes"
     if found["kind"] == "checkpoint":
         heading += f", phase {found['phase']}, {'resumable' if found['resumable'] else 'weights only'}"
+        if found["temperature"] is not None:
+            heading += f", learned temperature {found['temperature']:.4g}"
     output.say(heading)
     descriptions = found.get("metadata", {}).get("tensors")  # golden files say what each tensor is
     if isinstance(descriptions, dict):

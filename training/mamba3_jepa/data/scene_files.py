@@ -13,8 +13,8 @@ from mamba3_jepa.files.whole_file import whole_folder
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
     """Writes `images/N.png` and `manifest.jsonl` with a caption and two questions of each scene, each with wrong texts.
 
-    The scenes are those of the "val" split, which no training run on scenes sees. All of it appears at once:
-    written beside `output_dir`, then renamed.
+    The scenes are those of the "test" split, which no training run on scenes sees, nor chooses its best checkpoint by.
+    All of it appears at once: written beside `output_dir`, then renamed.
 
     Returns:
         The number of manifest lines.
@@ -22,7 +22,7 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
     Raises:
         UserError: `output_dir` holds something already, or cannot be written.
     """
-    source = SceneSource("val", n_scenes=n_scenes, seed=seed, image_size=image_size)
+    source = SceneSource("test", n_scenes=n_scenes, seed=seed, image_size=image_size)
     with whole_folder(Path(output_dir)) as build:
         (build / "images").mkdir()
         records = []

@@ -1,8 +1,9 @@
 """Synthetic scenes as a source of samples: coloured shapes with captions, questions and answers.
 
 Every sample follows from (seed, split, index) alone. Six of the forty colour-shape pairs are held out: in
-pictures and in questions they occur only in the "compositional" split. One caption in ten, by hash, is
-reserved for the "val" split, so that no validation caption is ever seen in training.
+pictures and in questions they occur only in the "compositional" split. One caption in twenty, by hash, is
+reserved for the "val" split and one for the "test" split: whatever the seeds and numbers of scenes, training sees no
+caption of theirs, and what chooses the best checkpoint none of "test".
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from mamba3_jepa.data.scene_world import (
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-SceneSplit = Literal["train", "val", "compositional"]
+SceneSplit = Literal["train", "val", "test", "compositional"]
 SceneKind = Literal["caption", "question", "unanswerable", "mismatched"]
 ConfusingKind = Literal["unanswerable", "mismatched"]
 
 MAX_QUESTIONS = 3  # so many different questions can be asked about any scene
-_VAL_SHARE = 10  # one caption in so many is reserved for validation
+_RESERVED_SHARE = 10  # one caption in so many is kept out of training, for "val" or "test"
 _MAX_ATTEMPTS = 10_000
 _MAX_OTHER_SCENES = 20  # tried for a question that does not fit; 98 of 100 have one
 
@@ -48,7 +49,7 @@ class SceneSource:
     A "caption" has no question, a "question" its answer; both have `confused` False. "unanswerable" asks
     about an object that is not there and has no target. "mismatched" is a question of another scene that cannot
     be answered here; its target is the answer it has there, which nobody can tell from this picture. Both have
-    `confused` True, and `indices("target")` leaves them out. In "val" and "compositional" all captions differ. Captions
+    `confused` True, and `indices("target")` leaves them out. In all splits but "train" all captions differ. Captions
     and questions have negatives (`scene_negatives`); what is held out of training is held out of those too.
     """
 
@@ -83,7 +84,8 @@ class SceneSource:
         ]
         self._pairs = ALL_PAIRS if split == "compositional" else SEEN_PAIRS
         self.name = f"synthetic scenes ({split})"
-        self.fingerprint = f"scenes-1/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
+        version = 2 if split == "val" else 1
+        self.fingerprint = f"scenes-{version}/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
         self._attempts = None if split == "train" else self._distinct_attempts()
 
     def __len__(self) -> int:
@@ -97,7 +99,7 @@ class SceneSource:
             return self._draft(index, int(self._attempts[index]))
         for attempt in range(_MAX_ATTEMPTS):
             scene = self._draft(index, attempt)
-            if not _is_reserved(scene.caption):
+            if _reserved_for(scene.caption) is None:
                 return scene
         raise AssertionError("one caption in ten cannot be all of them")
 
@@ -138,7 +140,7 @@ class SceneSource:
         return wrong_captions(scene, dice, self._pairs, self._may_be_said)
 
     def _may_be_said(self, scene: Scene) -> bool:
-        return self.split != "train" or not _is_reserved(scene.caption)
+        return self.split != "train" or _reserved_for(scene.caption) is None
 
     def group(self, i: int) -> str:
         return f"scene/{self.split}/{self.seed}/{i // len(self._slots)}"
@@ -167,13 +169,13 @@ class SceneSource:
         return random_scene(dice, with_held_out_pair=self.split == "compositional")
 
     def _distinct_attempts(self) -> NDArray[np.int64]:
-        """For every scene the first attempt with a new caption (for "val": one reserved for it)."""
+        """For every scene the first attempt with a new caption (for "val" and "test": one reserved for it)."""
         seen: set[str] = set()
         attempts = np.zeros(self.n_scenes, dtype=np.int64)
         for index in range(self.n_scenes):
             for attempt in range(_MAX_ATTEMPTS):
                 caption = self._draft(index, attempt).caption
-                if caption not in seen and (self.split != "val" or _is_reserved(caption)):
+                if caption not in seen and self.split in ("compositional", _reserved_for(caption)):
                     break
             else:
                 raise UserError(f"{self.name}: there are not {self.n_scenes} scenes with different captions")
@@ -191,5 +193,14 @@ class SceneSource:
         return unanswerable_question(scene, dice, self._pairs)
 
 
-def _is_reserved(caption: str) -> bool:
-    return stable_hash(caption) % _VAL_SHARE == 0
+def may_have_validated_on_test(fingerprint: str | None) -> bool:
+    """Whether a run with data of this fingerprint is from before there was a "test" split: its validation scenes were
+    drawn from all reserved captions, those of "test" included."""
+    return "scenes-1/val/" in (fingerprint or "")
+
+
+def _reserved_for(caption: str) -> SceneSplit | None:
+    rest, is_free = divmod(stable_hash(caption), _RESERVED_SHARE)
+    if is_free:
+        return None
+    return "test" if rest % 2 else "val"

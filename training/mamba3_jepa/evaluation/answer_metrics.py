@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.question_type import question_type
+
+ByType = Mapping[str, tuple[float, int]]
+"""For each question type, most frequent first, its share of right answers in [0, 1] and its number of questions."""
 
 # A data set may have thousands of ways to begin a question; the log gets the frequent ones.
 MAX_LOGGED_TYPES = 16
@@ -21,14 +24,14 @@ class AnswerMetrics:
 
     Shares are in [0, 1], and None where there is no such sample; BLEU is from 0 to 100, over everything.
 
-    by_type: for each question type, most frequent first, its share of exact matches and its number of questions.
+    by_type: exact matches by question type.
     """
 
     exact_match: float
     question_exact_match: float | None
     caption_exact_match: float | None
     bleu: float
-    by_type: dict[str, tuple[float, int]]
+    by_type: ByType
     n_samples: int
     n_questions: int
 
@@ -44,9 +47,7 @@ class AnswerMetrics:
         values = {"exact_match": exact_match, "all_exact_match": self.exact_match, "bleu": self.bleu}
         if self.caption_exact_match is not None:
             values["caption_exact_match"] = self.caption_exact_match
-        for kind, (share, _) in list(self.by_type.items())[:MAX_LOGGED_TYPES]:
-            name = re.sub(r"\W+", "_", kind)
-            values.setdefault(f"exact_match_{name}", share)
+        values |= by_type_metrics("exact_match", self.by_type)
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
@@ -87,6 +88,14 @@ def answer_metrics(
         n_samples=len(right),
         n_questions=len(right) - len(of_captions),
     )
+
+
+def by_type_metrics(name: str, by_type: ByType) -> dict[str, float]:
+    """The shares of the most frequent question types, such as `name_what_color`."""
+    values: dict[str, float] = {}
+    for kind, (share, _) in list(by_type.items())[:MAX_LOGGED_TYPES]:
+        values.setdefault(name + "_" + re.sub(r"\W+", "_", kind), share)
+    return values
 
 
 def same_text(expected: str, generated: str) -> bool:

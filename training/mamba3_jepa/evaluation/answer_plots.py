@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from mamba3_jepa.evaluation.plots import BLUE, INK, ORANGE, save_figure
-
-ByType = Mapping[str, tuple[float, int]]
+from mamba3_jepa.evaluation.answer_metrics import ByType
+from mamba3_jepa.evaluation.figure import add_panel, new_figure, save_figure, set_title, shortened
+from mamba3_jepa.evaluation.palette import EDGE, FAINT, GENERATED, INK, NEAREST
 
 _MAX_TYPES = 20
-_FAINT = "#57606a"
 
 
-def plot_answers_by_type(
-    by_type: ByType,
-    path: str | Path,
-    *,
-    label: str = "generated",
-    other: ByType | None = None,
-    other_label: str = "nearest known answer",
-    title: str = "Answers by question type",
-) -> Path:
-    """Draw a bar for each question type, the most frequent ones on top, as the PNG `path`.
+def plot_answers_by_type(path: str | Path, *, generated: ByType | None = None, nearest: ByType | None = None) -> Path:
+    """Draw a bar for each question type and way to answer, the most frequent types on top, as the PNG `path`.
 
-    Args:
-        by_type: for each type its share of right answers in [0, 1] and its number of questions, as
-            `AnswerMetrics.by_type` has it. Beyond the twenty most frequent types, the rest become one bar.
-        label: how these answers came about.
-        other: the same of another way to answer the same questions, as a second bar; where a type is
-            missing, its bar and the total's are left out.
+    Types and their numbers of questions are those of `generated`, if it is given; where a type is missing in `nearest`,
+    its bar and the total's are left out there. Beyond the twenty most frequent types, the rest become one bar.
 
     Raises:
         ValueError: no type at all.
         UserError: the file cannot be written.
     """
+    by_type = generated if generated is not None else nearest
     if not by_type:
         raise ValueError("there is no question type to draw")
     ranked = sorted(by_type, key=lambda kind: (-by_type[kind][1], kind))
     frequent, rare = (ranked, []) if len(ranked) <= _MAX_TYPES else (ranked[: _MAX_TYPES - 1], ranked[_MAX_TYPES - 1 :])
-    groups = [(kind, [kind]) for kind in frequent] + ([(f"{len(rare)} rarer types", rare)] if rare else [])
+    groups = [(shortened(kind), [kind]) for kind in frequent] + ([(f"{len(rare)} rarer types", rare)] if rare else [])
     groups.append(("all questions", ranked))
-    series = [(label, by_type, BLUE)] + ([] if other is None else [(other_label, other, ORANGE)])
+    ways = (("generated", generated, GENERATED), ("nearest answer", nearest, NEAREST))
+    series = [(label, shares, color) for label, shares, color in ways if shares is not None]
 
-    thickness, inches = (0.5, 0.42) if other is None else (0.36, 0.6)  # of a bar in rows; per row
-    figure = Figure(figsize=(7.6, 1.3 + inches * len(groups)), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    thickness, inches = (0.5, 0.42) if len(series) == 1 else (0.36, 0.6)  # of a bar in rows; per row
+    figure = new_figure(8.4, 1.5 + inches * len(groups))
+    axes = add_panel(figure)
     for number, (_, shares, color) in enumerate(series):
         offset = (number - (len(series) - 1) / 2) * thickness
         for row, (_, kinds) in enumerate(groups):
@@ -59,24 +44,23 @@ def plot_answers_by_type(
             if share is not None:
                 axes.barh(row + offset, share, height=0.8 * thickness, color=color)
                 axes.text(share + 0.012, row + offset, f"{share:.1%}", va="center", fontsize=8.5, color=INK)
-    counts = [sum(by_type[kind][1] for kind in kinds) for _, kinds in groups]
-    axes.set_yticks(
-        range(len(groups)), [f"{kind}   {count:,}" for (kind, _), count in zip(groups, counts, strict=True)]
-    )
-    axes.axhline(len(groups) - 1.5, color="#b8bec6", linewidth=0.8)
+    counts = [f"{sum(by_type[kind][1] for kind in kinds):,}" for _, kinds in groups]
+    for row, count in enumerate(counts):
+        axes.annotate(count, (0, row), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9,
+                      color=FAINT)  # fmt: skip
+    axes.set_yticks(range(len(groups)), [label for label, _ in groups])
+    axes.axhline(len(groups) - 1.5, color=EDGE, linewidth=0.8)
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlim(0, 1.1)
+    axes.set_xlim(0, 1.14)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("answered right   (beside each type: its number of questions)", fontsize=9, color=_FAINT)
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.tick_params(colors=_FAINT, labelsize=9, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="x", color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if len(series) > 1:
-        handles = [Patch(color=color, label=name) for name, _, color in series]
-        figure.legend(handles=handles, loc="outside upper right", fontsize=9, frameon=False, ncols=2, labelcolor=INK)
+    set_title(axes, "Answers by question type", "answered right   (beside each type: its number of questions)")
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", pad=14 + 6.5 * max(map(len, counts)))  # room for the counts
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    handles = [Patch(color=color, label=label) for label, _, color in series]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=9, frameon=False, ncols=2, labelcolor=INK)
     return save_figure(figure, Path(path))
 
 

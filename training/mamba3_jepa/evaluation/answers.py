@@ -15,7 +15,8 @@ from mamba3_jepa.data.sample import Source, image_to_show
 from mamba3_jepa.evaluation.answer_metrics import AnswerMetrics, answer_metrics
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answer_sheet import answer_sheet
-from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
+from mamba3_jepa.evaluation.retrieval import nearest_answer
+from mamba3_jepa.evaluation.text_gallery import TextGallery, asked_rows, caption_rows
 
 _CARDS = 12
 
@@ -45,40 +46,26 @@ class Answers:
         return answer_metrics(self.expected, self.nearest, self.questions, self.also_right)
 
 
-@dataclass(frozen=True, kw_only=True)
-class KnownAnswers:
-    """What questions may be answered with: G different texts and their (G, E) embeddings, on the CPU."""
-
-    texts: list[str]
-    embeddings: Tensor
-
-
 def nearest_texts(
     predicted: Tensor,
     target: Tensor,
     expected: Sequence[str],
     questions: Sequence[str | None],
-    known: KnownAnswers | None = None,
+    answers: TextGallery | None = None,
 ) -> list[str]:
-    """For each of N samples the nearest of all answers to questions, or, for a caption, of all captions.
+    """For each of N samples the nearest answer, or, for a caption, the nearest of all captions.
 
     Args:
         predicted, target: (N, E), the targets those of the N texts `expected`.
-        known: for questions, the nearest of these instead.
+        answers: what questions may be answered with; unless given, all answers that are right for one.
     """
     nearest = [""] * len(expected)
-    for is_question in (True, False):
-        chosen = [i for i, question in enumerate(questions) if (question is not None) == is_question]
-        if not chosen:
+    for rows, gallery in ((asked_rows(questions), answers), (caption_rows(questions), None)):
+        if not rows:
             continue
-        if is_question and known is not None:
-            texts, embeddings = known.texts, known.embeddings
-        else:
-            _, first = distinct([expected[i] for i in chosen])
-            gallery = [chosen[i] for i in first]
-            texts, embeddings = [expected[i] for i in gallery], target[gallery]
-        found = nearest_answer(predicted[chosen], embeddings, texts)
-        for i, text in zip(chosen, found, strict=True):
+        gallery = gallery or TextGallery.of_rows(expected, target, rows)
+        found = nearest_answer(predicted[rows], gallery.embeddings, gallery.texts)
+        for i, text in zip(rows, found, strict=True):
             nearest[i] = text
     return nearest
 
@@ -92,8 +79,8 @@ def write_answer_pictures(answers: Answers, source: Source, folder: Path) -> lis
     written = [write_answer_sheet(answers, source, folder / "answer_sheet.png")]
     by_type = answers.metrics().by_type
     if by_type:
-        path, other = folder / "plots" / "answers_by_type.png", answers.nearest_metrics().by_type
-        written.append(plot_answers_by_type(by_type, path, other=other, other_label="nearest validation answer"))
+        path, nearest = folder / "plots" / "answers_by_type.png", answers.nearest_metrics().by_type
+        written.append(plot_answers_by_type(path, generated=by_type, nearest=nearest))
     return written
 
 
@@ -103,8 +90,7 @@ def write_answer_sheet(answers: Answers, source: Source, path: Path) -> Path:
     Raises:
         UserError: the picture cannot be written.
     """
-    asked = [i for i, question in enumerate(answers.questions) if question is not None]
-    captions = [i for i, question in enumerate(answers.questions) if question is None]
+    asked, captions = asked_rows(answers.questions), caption_rows(answers.questions)
     chosen = captions[: max(_CARDS // 3, _CARDS - len(asked))]
     chosen += asked[: _CARDS - len(chosen)]
     return answer_sheet(

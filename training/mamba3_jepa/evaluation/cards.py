@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mamba3_jepa.evaluation.palette import FAINT, INK, RIGHT, WRONG
 from mamba3_jepa.files.whole_file import whole_file
 
 # Everything is in pixels of the PNG, which is drawn at twice the size it is meant to be seen at.
@@ -19,9 +20,7 @@ _MARK, _SCORE = 36, 84
 _MAX_COLUMNS = 4
 _TEXT_WIDTH = _CARD - 2 * _PAD
 
-_PAGE, _PAPER, _BORDER = "#eef0f3", "#ffffff", "#d5d9df"
-INK, _FAINT, _EMPTY = "#1f2328", "#6a737d", "#e1e4e8"
-_RIGHT, _WRONG = "#1a7f37", "#cf222e"
+_PAGE, _PAPER, _BORDER, _EMPTY = "#eef0f3", "#ffffff", "#d5d9df", "#e1e4e8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +96,12 @@ def text_rows(
 
 def heading(text: str, *, space_above: int = 10) -> Row:
     """What the texts below it are."""
-    return Row(text=text, color=_FAINT, size=_SMALL, space_above=space_above)
+    return Row(text=text, color=FAINT, size=_SMALL, space_above=space_above)
 
 
 def marked_rows(text: str, is_right: bool, *, score: float | None = None, max_lines: int = 4) -> list[Row]:
     """A text of the model's, green with a tick or red with a cross."""
-    color = _RIGHT if is_right else _WRONG
+    color = RIGHT if is_right else WRONG
     return text_rows(text, color=color, mark=is_right, score=score, space_above=4, max_lines=max_lines)
 
 
@@ -128,7 +127,7 @@ def _draw_card(
         if row.mark is not None:
             draw.text((x, baseline), "✓" if row.mark else "✗", row.color, _font(_BODY, True), anchor="ls")
         if row.score is not None:
-            draw.text((right_edge, baseline), f"{row.score:.2f}", _FAINT, _font(_SMALL), anchor="rs")
+            draw.text((right_edge, baseline), f"{row.score:.2f}", FAINT, _font(_SMALL), anchor="rs")
         y += _LINE
 
 
@@ -137,7 +136,7 @@ def _draw_image(sheet: Image.Image, x: int, y: int, image: Image.Image | None) -
     draw = ImageDraw.Draw(sheet)
     draw.rectangle(box, fill=_EMPTY)
     if image is None:
-        draw.text((x + _IMAGE // 2, y + _IMAGE // 2), "no image", _FAINT, _font(_BODY), anchor="mm")
+        draw.text((x + _IMAGE // 2, y + _IMAGE // 2), "no image", FAINT, _font(_BODY), anchor="mm")
         return
     # Few pixels stay crisp when enlarged; many are averaged when shrunk.
     method = Image.Resampling.NEAREST if max(image.size) * 4 <= _IMAGE else Image.Resampling.LANCZOS

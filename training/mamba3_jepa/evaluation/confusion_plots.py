@@ -7,26 +7,19 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor
 
 from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
+from mamba3_jepa.evaluation.figure import add_panel, legend_beside, new_figure, save_figure, set_title
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
-from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, save_figure
+from mamba3_jepa.evaluation.palette import FAINT, GUIDE, INK, REST, RIGHT, SCORE, WRONG, confusion_colors
 
-_COLORS = {
-    "clear": BLUE,
-    "mismatched": ORANGE,
-    "unanswerable": PURPLE,
-    "corrupted": GREEN,
-    "given": INK,
-    "given_clear": GREY,
-}
 _LABELS = {"given": "labelled confused", "given_clear": "labelled not confused"}
-_FAINT = "#57606a"
 _HISTOGRAM_BINS = 40
 
 
@@ -36,7 +29,7 @@ def plot_confusion(report: ConfusionReport, folder: Path) -> list[Path]:
     Raises:
         UserError: a picture cannot be written.
     """
-    written = [_histograms(report, folder / "confusion_histograms.png")]
+    written = [_scores(report, folder / "confusion_histograms.png")]
     if report.rocs:
         written.append(_roc(report, folder / "confusion_roc.png"))
     if report.ece is not None:
@@ -55,25 +48,31 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
         groups["generated"] = report.generated
     if len(report.by_kind) > 1:
         groups |= {f"retrieved,\n{_name(kind)}": rates for kind, rates in report.by_kind.items()}
-    figure, (axes,) = _figure(1, (2.6 + 1.5 * len(groups), 4.2))
-    _title(axes, f"Right answers to {report.n_samples:,} confused samples", "", "share right")
+    figure = new_figure(max(7.0, 2.6 + 1.5 * len(groups)), 4.2)
+    axes = add_panel(figure)
+    set_title(axes, f"Right answers to {report.n_samples:,} confused samples", ylabel="share right")
     wrong = "wrong knowledge"
     if report.n_without_wrong:
         wrong += f" ({report.n_samples - report.n_without_wrong:,} samples)"
-    series = (("before", "before", GREY), ("after", "right knowledge", GREEN), ("wrong", wrong, ORANGE))
-    for number, (when, label, color) in enumerate(series):
-        for place, rates in enumerate(groups.values()):
-            value = getattr(rates, when)
-            if value is None:
-                continue
-            x = place + (number - 1) * 0.26
-            axes.bar(x, value, width=0.24, color=color, label=label if place == 0 else None)
-            axes.annotate(f"{value:.2f}", (x, value), ha="center", va="bottom", fontsize=8, color=INK)
+    handles = []
+    for number, (when, label, color) in enumerate(
+        (("before", "before", REST), ("after", "right knowledge", RIGHT), ("wrong", wrong, WRONG))
+    ):
+        values = [getattr(rates, when) for rates in groups.values()]
+        for place, value in enumerate(values):
+            if value is not None:
+                x = place + (number - 1) * 0.26
+                axes.bar(x, value, width=0.24, color=color)
+                axes.annotate(f"{value:.1%}", (x, value), ha="center", va="bottom", fontsize=7.5, color=INK)
+        if any(value is not None for value in values):
+            handles.append(Patch(color=color, label=label))
     axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(visible=False, axis="x")
     axes.set_ylim(0, 1.08)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
     return save_figure(figure, folder / "injection.png")
 
 
@@ -83,101 +82,82 @@ def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:
     Raises:
         UserError: the picture cannot be written.
     """
-    rows = (
-        ("nearest text, where it is the right one", floor.right, GREEN),
-        ("nearest text, where the right one is not in the memory", floor.wrong, ORANGE),
-    )
-    figure, panels = _figure(len(rows), (6.4, 3.6), columns=1)
+    rows = [
+        ("nearest text, where it is the right one", floor.right, RIGHT),
+        ("nearest text, where the right one is not in the memory", floor.wrong, WRONG),
+    ]
     lowest = min([float(cosines.min()) for _, cosines, _ in rows if len(cosines)], default=0.0)
-    edges = np.linspace(min(lowest, 0.0), 1, _HISTOGRAM_BINS + 1)
-    for axes, (label, cosines, color) in zip(panels, rows, strict=True):
-        weights = np.full(len(cosines), 1 / max(1, len(cosines)))
-        axes.hist(cosines.numpy(), bins=edges.tolist(), weights=weights, color=color)
-        if floor.floor > NO_FLOOR:
-            axes.axvline(floor.floor, color=INK, linewidth=1.0, linestyle="--")
-        axes.set_title(f"{label}   ({len(cosines):,})", loc="left", fontsize=9, color=INK)
-        axes.set_xlim(edges[0], 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    panels[0].set_xticklabels([])
+    figure, panels = _histograms("What a memory finds", rows, min(lowest, 0.0), floor.floor)
     shown = f"dashed: the floor, {floor.floor:.2f}" if floor.floor > NO_FLOOR else "no floor"
-    panels[-1].set_xlabel(f"cosine to the predicted embedding; {shown}", fontsize=9, color=_FAINT)
-    figure.suptitle("What a memory finds", x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
+    panels[-1].set_xlabel(f"cosine to the predicted embedding; {shown}", fontsize=9, color=FAINT)
     return save_figure(figure, folder / "memory_floor.png")
 
 
-def _histograms(report: ConfusionReport, path: Path) -> Path:
-    """One row for each kind, on one scale, with the threshold across all."""
-    kinds = [kind for kind in _COLORS if kind in report.scores]
-    figure, rows = _figure(len(kinds), (6.4, 0.9 + 1.25 * len(kinds)), columns=1)
-    edges = np.linspace(0, 1, _HISTOGRAM_BINS + 1)
+def _scores(report: ConfusionReport, path: Path) -> Path:
+    colors = confusion_colors(report.scores)
+    rows = [(_name(kind), report.scores[kind], color) for kind, color in colors.items()]
     threshold = report.calibration.threshold
-    for axes, kind in zip(rows, kinds, strict=True):
-        scores = report.scores[kind].numpy()
-        axes.hist(scores, bins=edges.tolist(), weights=np.full(len(scores), 1 / len(scores)), color=_COLORS[kind])
-        axes.axvline(threshold, color=INK, linewidth=1.0, linestyle="--")
-        axes.set_title(f"{_name(kind)}   ({len(scores):,})", loc="left", fontsize=9, color=INK)
-        axes.set_xlim(0, 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        if axes is not rows[-1]:
-            axes.set_xticklabels([])
-    rows[-1].set_xlabel(f"P(confused); dashed: the threshold, {threshold:.2f}", fontsize=9, color=_FAINT)
-    figure.suptitle("Confusion scores by kind", x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure, panels = _histograms("Confusion scores by kind", rows, 0.0, threshold)
+    panels[-1].set_xlabel(f"P(confused); dashed: the threshold, {threshold:.2f}", fontsize=9, color=FAINT)
     return save_figure(figure, path)
 
 
+def _histograms(
+    title: str, rows: Sequence[tuple[str, Tensor, str]], lowest: float, limit: float
+) -> tuple[Figure, list[Axes]]:
+    """A row for each label, its values and its colour, all on the same two scales, with a limit across them; values
+    reach from `lowest` to 1."""
+    figure = new_figure(6.6, 0.9 + 1.3 * len(rows))
+    panels = [add_panel(figure, len(rows), 1, number + 1) for number in range(len(rows))]
+    edges = np.linspace(lowest, 1, _HISTOGRAM_BINS + 1)
+    shares = [np.histogram(values.numpy(), bins=edges)[0] / max(1, len(values)) for _, values, _ in rows]
+    highest = max(float(share.max()) for share in shares) or 1.0
+    for axes, (label, values, color), share in zip(panels, rows, shares, strict=True):
+        axes.stairs(share, edges, fill=True, color=color)
+        if limit > NO_FLOOR:
+            axes.axvline(limit, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_title(f"{label}   ({len(values):,})", loc="left", fontsize=9, color=INK)
+        axes.set_xlim(lowest, 1)
+        axes.set_ylim(0, 1.08 * highest)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if axes is not panels[-1]:
+            axes.set_xticklabels([])
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
+    return figure, panels
+
+
 def _roc(report: ConfusionReport, path: Path) -> Path:
-    figure, (axes,) = _figure(1, (5.4, 5.2))
-    _title(axes, "Confused against clear samples", "clear samples taken for confused", "confused samples noticed")
-    axes.plot([0, 1], [0, 1], color="#c9ced6", linewidth=1.0)
-    for kind, curve in report.rocs.items():
+    figure = new_figure(8.6, 5.2)
+    axes = add_panel(figure)
+    set_title(axes, "Confused against clear samples", "clear samples taken for confused", "confused samples noticed")
+    axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1.0)
+    for kind, color in confusion_colors(report.rocs).items():
+        curve = report.rocs[kind]
         label = f"{_name(kind)}   AUROC {curve.auroc:.3f}"
-        axes.plot(
-            curve.false_positive.numpy(), curve.true_positive.numpy(),
-            color=_COLORS.get(kind, GREY), linewidth=1.8, label=label,
-        )  # fmt: skip
+        axes.plot(curve.false_positive.numpy(), curve.true_positive.numpy(), color=color, linewidth=1.8, label=label)
     _square(axes)
-    axes.legend(loc="lower right", fontsize=9, frameon=False, labelcolor=INK)
+    legend_beside(axes)
     return save_figure(figure, path)
 
 
 def _reliability(report: ConfusionReport, path: Path) -> Path:
-    figure, panels = _figure(2, (9.6, 5.0))
+    figure = new_figure(9.6, 5.0)
     series: Sequence[tuple[str, list[Bin], float | None]] = (
         ("As trained", report.reliability_uncalibrated, report.ece_uncalibrated),
         (f"Temperature {report.calibration.temperature:.2f}", report.reliability, report.ece),
     )
-    for axes, (title, bins, error) in zip(panels, series, strict=True):
-        _title(axes, f"{title}: calibration error {error:.3f}", "P(confused)", "share confused")
-        axes.plot([0, 1], [0, 1], color="#c9ced6", linewidth=1.0)
+    for number, (title, bins, error) in enumerate(series):
+        axes = add_panel(figure, 1, len(series), number + 1)
+        shown = "P(confused)   (size: samples in the bin)"
+        set_title(axes, f"{title}: calibration error {error:.3f}", shown, "share confused")
+        axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1.0)
         total = sum(each.count for each in bins)
         scores, shares = [each.score for each in bins], [each.confused for each in bins]
-        axes.plot(scores, shares, color=BLUE, linewidth=1.2)
-        axes.scatter(scores, shares, s=[20 + 400 * each.count / total for each in bins], color=BLUE, alpha=0.75)
+        axes.plot(scores, shares, color=SCORE, linewidth=1.2, zorder=3)
+        sizes = [20 + 400 * each.count / total for each in bins]
+        axes.scatter(scores, shares, s=sizes, color=SCORE, alpha=0.75, zorder=3, clip_on=False)
         _square(axes)
-    panels[0].annotate("size: samples in the bin", (0.03, 0.95), fontsize=8, color=_FAINT)
     return save_figure(figure, path)
-
-
-def _figure(n_panels: int, size: tuple[float, float], columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    columns = columns or n_panels
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    panels = []
-    for number in range(n_panels):
-        axes = figure.add_subplot(-(-n_panels // columns), columns, number + 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#b8bec6")
-        axes.tick_params(colors=_FAINT, labelsize=9)
-        axes.grid(color="#e6e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        panels.append(axes)
-    return figure, panels
-
-
-def _title(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.set_xlabel(xlabel, fontsize=9, color=_FAINT)
-    axes.set_ylabel(ylabel, fontsize=9, color=_FAINT)
 
 
 def _square(axes: Axes) -> None:

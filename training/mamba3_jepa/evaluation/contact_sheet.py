@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mamba3_jepa.evaluation.answer_metrics import same_text
 from mamba3_jepa.evaluation.cards import Row, draw_cards, heading, marked_rows, text_rows
 
 
@@ -42,5 +43,5 @@ def _rows(question: str | None, expected: str, retrieved: Sequence[tuple[str, fl
     rows += text_rows(expected)
     rows.append(heading("retrieved"))
     for text, score in retrieved:
-        rows += marked_rows(text, text == expected, score=score, max_lines=3)
+        rows += marked_rows(text, same_text(expected, text), score=score, max_lines=3)
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +22,15 @@ from mamba3_jepa.settings.inference import GenerationConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TokenReport:
-    """Teacher forcing over all valid tokens. loss: nats per token; accuracy: share in [0, 1]."""
+    """Teacher forcing over all valid tokens.
+
+    loss: nats per token; accuracy: share of tokens in [0, 1]; exact_match: share of the texts that count of which
+    every token is right. Greedy generation says these texts and no others word for word, so none is generated for it.
+    """
 
     loss: float
     accuracy: float
+    exact_match: float
     tokens: int
 
     @property
@@ -33,24 +39,41 @@ class TokenReport:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @staticmethod
-    def of(sums: Iterable[tuple[float, int, int]]) -> TokenReport:
-        """From (nll, right, tokens) of several batches or processes."""
-        nll, right, tokens = (sum(column) for column in zip(*sums, strict=True))
-        return TokenReport(loss=nll / max(1, tokens), accuracy=right / max(1, tokens), tokens=int(tokens))
+    def of(sums: Iterable[TokenSums]) -> TokenReport:
+        """From those of several batches or processes."""
+        nll, right, tokens, whole, texts = (sum(column) for column in zip(*sums, strict=True))
+        return TokenReport(
+            loss=nll / max(1, tokens),
+            accuracy=right / max(1, tokens),
+            exact_match=whole / max(1, texts),
+            tokens=int(tokens),
+        )
+
+
+class TokenSums(NamedTuple):
+    """Sums of `TokenScores`; `texts`: the texts that count, `whole`: those of them that are right in every token."""
+
+    nll: float = 0.0
+    right: int = 0
+    tokens: int = 0
+    whole: int = 0
+    texts: int = 0
 
 
 @torch.no_grad()
 def sum_scores(
-    decoder: YDecoder, batches: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device | str
-) -> tuple[float, int, int]:
-    """(nll, right, tokens) of batches of (embedding, ids, mask)."""
-    nll, right, tokens = 0.0, 0, 0
-    for batch in batches:
-        scores = score_tokens(decoder, *(tensor.to(device) for tensor in batch))
+    decoder: YDecoder, batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], device: torch.device | str
+) -> TokenSums:
+    """Of batches of (embedding, ids, mask, counts), the last (B,) bool: whether a text counts as a whole."""
+    nll, right, tokens, whole, texts = TokenSums()
+    for *inputs, counts in batches:
+        scores = score_tokens(decoder, *(tensor.to(device) for tensor in inputs))
         nll += float(scores.nll)
         right += int(scores.right)
         tokens += int(scores.tokens)
-    return nll, right, tokens
+        whole += int((scores.whole.cpu() & counts).sum())
+        texts += int(counts.sum())
+    return TokenSums(nll, right, tokens, whole, texts)
 
 
 def generate_texts(

@@ -5,30 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mamba3_jepa.data.content import content_of
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
-from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.seen import warn_of_seen
-from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.annotations import Annotation, read_annotations, repeated_ids
+from mamba3_jepa.evaluation.answer_choice import AnswerChoice, answer_choice
 from mamba3_jepa.evaluation.answer_metrics import AnswerMetrics
 from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
-from mamba3_jepa.evaluation.answers import Answers, KnownAnswers, nearest_texts, write_answer_sheet
+from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_sheet
 from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, benchmark_reports
 from mamba3_jepa.evaluation.decoding import generate_texts
+from mamba3_jepa.evaluation.measured_data import MeasuredData, MeasuredSplit, open_measured
 from mamba3_jepa.evaluation.predictions import write_predictions
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
+from mamba3_jepa.evaluation.text_gallery import TextGallery
 from mamba3_jepa.evaluation.validate import Captions, Collected, ValidationReport, collect, evaluate
 from mamba3_jepa.evaluation.vqa_accuracy import N_ANSWERS
 from mamba3_jepa.evaluation.zero_shot import (
@@ -38,7 +35,7 @@ from mamba3_jepa.evaluation.zero_shot import (
     different_labels,
     zero_shot,
 )
-from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.path_text import path_text
@@ -48,43 +45,48 @@ from mamba3_jepa.settings.inference import EvaluateSettings
 
 logger = logging.getLogger(__name__)
 
-SCENES = 256  # as many distinct scenes as the gallery of the README's numbers
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """Everything one evaluation measured.
 
-    n_skipped: bad samples that were left out.
+    split, note: see `MeasuredData`. n_skipped: bad samples that were left out.
     generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
-    ending; empty: the share that says nothing. nearest: of the nearest texts instead; answers_known: where the answers
-    to choose from were given, the share of questions of which a right one is among them.
+    ending; empty: the share that says nothing. nearest: of the nearest texts instead; choice: what questions were
+    answered with there, None without questions.
     """
 
     data: str
+    split: MeasuredSplit
+    note: str | None
     n_skipped: int
     validation: ValidationReport
     nearest: AnswerMetrics
     generated: AnswerMetrics | None
     unfinished: float | None
     empty: float | None
-    answers_known: float | None
+    choice: AnswerChoice | None
     zero_shot: ZeroShotReport | None
     benchmarks: list[BenchmarkReport]
 
     def metrics(self, prefix: str = "test") -> dict[str, float]:
         """Flat numbers: those of `ValidationReport` and `AnswerMetrics`, and with the prefix `test`:
 
-        - `test/unfinished` and `test/empty`, where there are generated answers; with `answers`, `test/answers_known`;
+        - `test/unfinished` and `test/empty`, where there are generated answers;
+        - with questions `test/gallery_answers`, how many there are to choose from, `test/answers_known`, the share of
+          questions of which a right one is among them, and `test/answers_unknown`, the number of the others;
         - with labels `test/zero_shot_top{1,5,10}`, `test/zero_shot_{samples,labels,templates}`;
         - of benchmarks `test/{benchmark}_{measure}_{nearest,generated}`, `test/{benchmark}_questions`.
         """
         values = self.validation.metrics(prefix)
         if self.generated is not None and self.unfinished is not None:
             values |= self.generated.metrics(prefix) | {f"{prefix}/unfinished": self.unfinished}
-        for name, share in (("empty", self.empty), ("answers_known", self.answers_known)):
-            if share is not None:
-                values[f"{prefix}/{name}"] = share
+        if self.empty is not None:
+            values[f"{prefix}/empty"] = self.empty
+        if self.choice is not None:
+            values[f"{prefix}/gallery_answers"] = len(self.choice.gallery.texts)
+            values[f"{prefix}/answers_known"] = 1 - self.choice.n_unknown / self.nearest.n_questions
+            values[f"{prefix}/answers_unknown"] = self.choice.n_unknown
         if self.zero_shot is not None:
             values |= {f"{prefix}/zero_shot_top{k}": share for k, share in self.zero_shot.recall.items()}
             values[f"{prefix}/zero_shot_samples"] = self.zero_shot.n_samples
@@ -122,14 +124,15 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         )
     if model.y_decoder is not None:
         settings.generation.demand_choice(model.config.vocab_size)
-    source, indices, fingerprint = _open(settings, checkpoint)
+    data = open_measured(settings, checkpoint)
+    source, indices = data.source, data.indices
     if len(indices) > settings.samples:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
                        len(indices))  # fmt: skip
     indices = spread(indices, settings.samples)
     if not source.synthetic:
         phases = checkpoint.data.of_phases(checkpoint.phase)
-        warn_of_seen(phases, content_of(source, indices).keys, same_split_as=fingerprint)
+        warn_of_seen(phases, content_of(source, indices).keys, same_split_as=data.held_out_of)
     loader = build_loader(
         source,
         indices,
@@ -150,7 +153,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     for what, embeddings in (("predicted", collected.predicted), ("target", collected.target)):
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
     found = read_annotations(source, collected.index.tolist())
-    report, answers = _measure(model, collected, found, source, settings, labels, templates)
+    choice = answer_choice(model, collected, found, checkpoint.data.answers, settings)
+    report, answers = _measure(model, collected, found, data, choice, settings, labels, templates)
     for warning in report.validation.warnings:
         logger.warning(warning)
     _write(settings, report, collected, answers, source)
@@ -162,6 +166,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
 def results(settings: EvaluateSettings, report: EvaluationReport) -> dict[str, Any]:
     """All that was measured, ready for JSON."""
     values: dict[str, Any] = {"checkpoint": path_text(settings.checkpoint), "data": report.data}
+    values |= {"split": report.split, "note": report.note}
+    values["answers_from"] = None if report.choice is None else report.choice.origin
     values["skipped_samples"] = report.n_skipped
     values |= report.metrics() | {"by_type": report.by_type()}
     if report.validation.swaps is not None:
@@ -174,30 +180,28 @@ def _measure(
     model: Mamba3Jepa,
     collected: Collected,
     found: Sequence[Annotation],
-    source: Source,
+    data: MeasuredData,
+    choice: AnswerChoice | None,
     settings: EvaluateSettings,
     labels: Sequence[str] | None,
     templates: Sequence[str],
 ) -> tuple[EvaluationReport, Answers]:
     """All measures of what the model made of some samples, and the answers themselves."""
-    known = None if settings.answers is None else _known_answers(model, settings.answers)
-    answers, unfinished = _answers(model, collected, found, known, settings)
+    gallery = None if choice is None else choice.gallery
+    answers, unfinished = _answers(model, collected, found, gallery, settings)
     report = EvaluationReport(
-        data=source.name,
+        data=data.source.name,
+        split=data.split,
+        note=data.note,
         n_skipped=len(collected.bad),
-        validation=evaluate(
-            collected,
-            None if known is None else known.texts,
-            None if known is None else known.embeddings,
-            captions=_captions(model, found),
-        ),
+        validation=evaluate(collected, gallery, captions=_captions(model, found)),
         nearest=answers.nearest_metrics(),
         generated=None if unfinished is None else answers.metrics(),
         unfinished=unfinished,
         empty=None if unfinished is None else sum(not text.strip() for text in answers.generated) / len(found),
-        answers_known=None if known is None else _share_known(found, known),
+        choice=choice,
         zero_shot=None if labels is None else _zero_shot(model, collected, labels, templates, settings),
-        benchmarks=_benchmarks(answers, found, source, settings.benchmark),
+        benchmarks=_benchmarks(answers, found, data.source, settings.benchmark),
     )
     return report, answers
 
@@ -226,20 +230,6 @@ def _captions(model: Mamba3Jepa, found: Sequence[Annotation]) -> Captions | None
     texts = [caption for row in rows for caption in found[row].captions]
     embeddings = model.embed_text(texts).cpu()
     return Captions(texts=texts, embeddings=demand_finite(embeddings, model, "the embedding of", texts), sample=sample)
-
-
-def _known_answers(model: Mamba3Jepa, path: Path) -> KnownAnswers:
-    texts = read_lines(path, "answer")
-    embeddings = model.embed_text(texts).cpu()
-    return KnownAnswers(texts=texts, embeddings=demand_finite(embeddings, model, "the embedding of", texts))
-
-
-def _share_known(found: Sequence[Annotation], known: KnownAnswers) -> float | None:
-    """The share of questions of which a right answer is among the known ones; None without questions."""
-    plain = {plain_text(text) for text in known.texts}
-    asked = [each.question for each in found if each.question is not None]
-    reachable = sum(any(plain_text(answer) in plain for answer in question.answers) for question in asked)
-    return reachable / len(asked) if asked else None
 
 
 def _benchmarks(
@@ -272,7 +262,7 @@ def _answers(
     model: Mamba3Jepa,
     collected: Collected,
     found: Sequence[Annotation],
-    known: KnownAnswers | None,
+    gallery: TextGallery | None,
     settings: EvaluateSettings,
 ) -> tuple[Answers, float | None]:
     """What is nearest and what is generated, and the share of the latter that met the limit; None if none are."""
@@ -293,7 +283,7 @@ def _answers(
         questions=collected.questions,
         expected=collected.texts,
         generated=[text for text, _ in said],
-        nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions, known),
+        nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions, gallery),
         also_right=[
             tuple(caption for caption in each.captions if caption != expected)
             for each, expected in zip(found, collected.texts, strict=True)
@@ -306,42 +296,16 @@ def _write(
     settings: EvaluateSettings, report: EvaluationReport, collected: Collected, answers: Answers, source: Source
 ) -> None:
     """The files that were asked for."""
-    nearest, path = report.nearest.by_type, settings.answers_plot
-    if path is not None and not nearest:
+    nearest = report.nearest.by_type
+    if settings.answers_plot is not None and not nearest:
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
         write_json(settings.output, results(settings, report))
     if settings.contact_sheet is not None:
-        write_contact_sheet(collected, source, settings.contact_sheet)
+        gallery = None if report.choice is None else report.choice.gallery
+        write_contact_sheet(collected, source, settings.contact_sheet, gallery)
     if settings.answer_sheet is not None:
         write_answer_sheet(answers, source, settings.answer_sheet)
-    if path is None:
-        return
-    if report.generated is None:
-        plot_answers_by_type(nearest, path, label="nearest answer")
-    else:
-        plot_answers_by_type(report.generated.by_type, path, other=nearest, other_label="nearest answer")
-
-
-def _open(settings: EvaluateSettings, checkpoint: Checkpoint) -> tuple[Source, NDArray[np.int64], str | None]:
-    """The data to measure on, and of which data it is the held-out part. What was held out is what the checkpoint's own
-    run held out."""
-    image_size, seed = checkpoint.config.vision.image_size, int(checkpoint.run["seed"])
-    if settings.data_dir is None:
-        scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
-        return scenes, scenes.indices("target"), None
-    if settings.manifest is not None:
-        source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
-        assert source is not None  # a named manifest is opened or is an error
-        return source, usable(source), None
-    val_fraction = float(checkpoint.run["val_fraction"])
-    splits = open_splits(
-        settings.data_dir,
-        image_size=image_size,
-        seed=seed,
-        val_fraction=val_fraction,
-        on_bad_sample=settings.on_bad_sample,
-    )
-    if splits.synthetic:
-        raise UserError(f"`data_dir` {settings.data_dir} holds no data; leave it out to measure on synthetic scenes")
-    return splits.val, splits.val_indices, splits.fingerprint
+    if settings.answers_plot is not None:
+        generated = None if report.generated is None else report.generated.by_type
+        plot_answers_by_type(settings.answers_plot, generated=generated, nearest=nearest)

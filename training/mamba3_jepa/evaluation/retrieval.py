@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba3_jepa.data.plain_text import plain_text
+from mamba3_jepa.data.question_type import question_type
+
 RECALL_AT = (1, 5, 10)
 
 # Two float32 cosines closer than this differ by rounding only.
@@ -35,10 +38,11 @@ class RetrievalReport:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerReport:
-    """Share of questions answered right, in [0, 1]: all of them, and by question type where known."""
+    """Share of questions answered right, in [0, 1]: all of them, and of each question type, the most frequent first,
+    with its number of questions."""
 
     accuracy: float
-    by_type: dict[str, float]
+    by_type: dict[str, tuple[float, int]]
     n_questions: int
 
 
@@ -159,24 +163,22 @@ def label_recall(predicted: Tensor, label_embeddings: Tensor, right: Sequence[in
     return _recall(_ranks(_unit(predicted), _unit(label_embeddings), own))
 
 
-def answer_accuracy(
-    given: Sequence[str], expected: Sequence[str], question_types: Sequence[str] | None = None
-) -> AnswerReport:
-    """Share of answers that are exactly the expected text, over all and per question type.
+def answer_accuracy(given: Sequence[str], expected: Sequence[str], questions: Sequence[str]) -> AnswerReport:
+    """Share of answers that are the expected text, but for case and white space, over all and by question type.
 
     Raises:
         ValueError: no answers, or lengths that differ.
     """
-    if not given or len(given) != len(expected):
-        raise ValueError(f"{len(given)} answers for {len(expected)} questions")
-    right = [answer == wanted for answer, wanted in zip(given, expected, strict=True)]
+    if not given or len({len(given), len(expected), len(questions)}) != 1:
+        raise ValueError(f"{len(given)} answers, {len(expected)} right ones, {len(questions)} questions")
+    right = [plain_text(answer) == plain_text(wanted) for answer, wanted in zip(given, expected, strict=True)]
     groups: dict[str, list[bool]] = defaultdict(list)
-    if question_types is not None:
-        for kind, is_right in zip(question_types, right, strict=True):
-            groups[kind].append(is_right)
+    for question, is_right in zip(questions, right, strict=True):
+        groups[question_type(question)].append(is_right)
+    by_frequency = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return AnswerReport(
         accuracy=sum(right) / len(right),
-        by_type={kind: sum(hits) / len(hits) for kind, hits in sorted(groups.items())},
+        by_type={kind: (sum(hits) / len(hits), len(hits)) for kind, hits in by_frequency},
         n_questions=len(right),
     )
 

@@ -6,23 +6,29 @@ from pathlib import Path
 
 from mamba3_jepa.data.sample import Source, image_to_show
 from mamba3_jepa.evaluation.contact_sheet import contact_sheet
-from mamba3_jepa.evaluation.retrieval import distinct, top_texts
+from mamba3_jepa.evaluation.retrieval import top_texts
+from mamba3_jepa.evaluation.text_gallery import TextGallery, asked_rows, caption_rows
 from mamba3_jepa.evaluation.validate import Collected
 
 _CARDS, _TOP_TEXTS = 12, 5
 
 
-def write_contact_sheet(collected: Collected, source: Source, path: Path) -> Path:
+def write_contact_sheet(collected: Collected, source: Source, path: Path, answers: TextGallery | None = None) -> Path:
     """The first few captions and questions with the texts nearest to their predicted embeddings.
 
-    Captions are looked up among the captions, questions among the answers.
+    Captions are looked up among the captions, questions among `answers`, or else among their own right answers.
     """
-    captions = [i for i, question in enumerate(collected.questions) if question is None]
-    questions = [i for i, question in enumerate(collected.questions) if question is not None]
+    captions, questions = caption_rows(collected.questions), asked_rows(collected.questions)
     half = _CARDS // 2
     chosen = captions[: _CARDS - min(half, len(questions))]
     chosen += questions[: _CARDS - len(chosen)]
-    nearest = {i: texts for rows in (captions, questions) for i, texts in _nearest(collected, rows, chosen)}
+    nearest: dict[int, list[tuple[str, float]]] = {}
+    for rows, gallery in ((captions, None), (questions, answers)):
+        wanted = [i for i in rows if i in set(chosen)]
+        if wanted:
+            gallery = gallery or TextGallery.of_rows(collected.texts, collected.target, rows)
+            top = top_texts(collected.predicted[wanted], gallery.embeddings, gallery.texts, k=_TOP_TEXTS)
+            nearest |= zip(wanted, top, strict=True)
     return contact_sheet(
         images=[image_to_show(source, int(collected.index[i])) for i in chosen],
         questions=[collected.questions[i] for i in chosen],
@@ -30,15 +36,3 @@ def write_contact_sheet(collected: Collected, source: Source, path: Path) -> Pat
         retrieved=[nearest[i] for i in chosen],
         path=path,
     )
-
-
-def _nearest(collected: Collected, gallery: list[int], chosen: list[int]) -> list[tuple[int, list[tuple[str, float]]]]:
-    """For each chosen row that belongs to the gallery: its nearest distinct texts with their cosines."""
-    wanted = [i for i in gallery if i in set(chosen)]
-    if not wanted:
-        return []
-    _, first = distinct([collected.texts[i] for i in gallery])
-    rows = [gallery[i] for i in first]
-    texts = [collected.texts[i] for i in rows]
-    top = top_texts(collected.predicted[wanted], collected.target[rows], texts, k=_TOP_TEXTS)
-    return list(zip(wanted, top, strict=True))

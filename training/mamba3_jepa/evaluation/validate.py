@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.answer_metrics import by_type_metrics
 from mamba3_jepa.evaluation.embedding_metrics import (
     alignment,
     collapse_warning,
@@ -34,6 +35,7 @@ from mamba3_jepa.evaluation.retrieval import (
     retrieval,
 )
 from mamba3_jepa.evaluation.swaps import SwapReport, WrongText, swap_accuracy, wrong_texts
+from mamba3_jepa.evaluation.text_gallery import TextGallery, asked_rows, caption_rows
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -87,7 +89,8 @@ class ValidationReport:
         - `val/gallery_texts`, `val/gallery_images`, `val/samples`: sizes;
         - `val/alignment`; `val/uniformity_predicted`, `val/uniformity_target`, their mean `val/uniformity`;
         - `val/effective_rank_predicted`, `val/effective_rank_target`;
-        - with questions: `val/answer_accuracy`, `val/questions`, `val/answer_accuracy_{type}` of each type;
+        - with questions: `val/answer_accuracy`, `val/questions`, and `val/answer_accuracy_{type}` of the most frequent
+          question types, such as `val/answer_accuracy_what_color`;
         - with negatives: `val/swap_accuracy`, `val/swap_chance`, `val/swap_samples`, `val/swap_accuracy_{kind}`;
         - with ANGN: `val/gate_activity_{layer}`, the mean gate of each layer in [0, 1].
         """
@@ -108,8 +111,7 @@ class ValidationReport:
         if self.answers is not None:
             values["answer_accuracy"] = self.answers.accuracy
             values["questions"] = self.answers.n_questions
-            for kind, accuracy in self.answers.by_type.items():
-                values[f"answer_accuracy_{kind}"] = accuracy
+            values |= by_type_metrics("answer_accuracy", self.answers.by_type)
         if self.swaps is not None:
             values |= self.swaps.metrics()
         for layer, activity in enumerate(self.gate_activity):
@@ -190,9 +192,7 @@ def merge(parts: Sequence[Collected]) -> Collected:
 
 def evaluate(
     collected: Collected,
-    answers: Sequence[str] | None = None,
-    answer_embeddings: Tensor | None = None,
-    question_types: Sequence[str] | None = None,
+    answers: TextGallery | None = None,
     captions: Captions | None = None,
 ) -> ValidationReport:
     """Retrieval, answers, and the state of the embeddings.
@@ -201,18 +201,12 @@ def evaluate(
     ones, and on all samples otherwise. A question is answered by the nearest answer embedding.
 
     Args:
-        answers, answer_embeddings: the G possible answers and (G, E), both or neither; unless given, the
-            distinct answers of the collected questions with their target embeddings.
-        question_types: N types, one per sample, to report the accuracy of each (ignored where there is no
-            question).
+        answers: what questions may be answered with; unless given, all answers that are right for one of them.
         captions: where images have several, all of them, which retrieval is then computed on.
 
     Raises:
         UserError: nothing was collected.
-        ValueError: only one of `answers` and `answer_embeddings` is given, or lengths differ.
     """
-    if (answers is None) != (answer_embeddings is None):
-        raise ValueError("give both answers and answer_embeddings, or neither")
     if not collected.texts:
         raise UserError("validation: there is no sample to evaluate; is the held-out split empty?")
     _, first = distinct(collected.texts)
@@ -225,7 +219,7 @@ def evaluate(
     return ValidationReport(
         n_samples=len(collected.texts),
         retrieval=_retrieval(collected, captions),
-        answers=_answer(collected, answers, answer_embeddings, question_types),
+        answers=_answer(collected, answers),
         swaps=swap_accuracy(collected.wrong, collected.questions),
         alignment=alignment(collected.predicted, collected.target),
         uniformity_predicted=uniformity(collected.predicted),
@@ -239,7 +233,7 @@ def evaluate(
 
 def _same_point(collected: Collected) -> str | None:
     """A warning if frequent answers have fallen on one point, as "yes" and "no" may."""
-    rows = [i for i, question in enumerate(collected.questions) if question is not None]
+    rows = asked_rows(collected.questions)
     counts = Counter(collected.texts[i] for i in rows)
     frequent = [text for text, count in counts.most_common(_FREQUENT_ANSWERS) if count >= _FREQUENT_SHARE * len(rows)]
     first = {text: i for i, text in reversed(list(enumerate(collected.texts)))}
@@ -252,28 +246,17 @@ def _retrieval(collected: Collected, captions: Captions | None) -> RetrievalRepo
         number = {row: i for i, row in enumerate(rows)}
         image_of = [number[row] for row in captions.sample]
         return caption_retrieval(collected.predicted[rows], captions.embeddings, captions.texts, image_of)
-    rows = [i for i, question in enumerate(collected.questions) if question is None]
+    rows = caption_rows(collected.questions)
     if len({collected.texts[i] for i in rows}) < 2:
         rows = list(range(len(collected.texts)))
     return retrieval(collected.predicted[rows], collected.target[rows], [collected.texts[i] for i in rows])
 
 
-def _answer(
-    collected: Collected,
-    answers: Sequence[str] | None,
-    answer_embeddings: Tensor | None,
-    question_types: Sequence[str] | None,
-) -> AnswerReport | None:
-    if question_types is not None and len(question_types) != len(collected.texts):
-        raise ValueError(f"{len(question_types)} question types for {len(collected.texts)} samples")
-    rows = [i for i, question in enumerate(collected.questions) if question is not None]
+def _answer(collected: Collected, answers: TextGallery | None) -> AnswerReport | None:
+    rows = asked_rows(collected.questions)
     if not rows:
         return None
     expected = [collected.texts[i] for i in rows]
-    if answers is None or answer_embeddings is None:
-        _, first = distinct(expected)
-        answers = [expected[i] for i in first]
-        answer_embeddings = collected.target[rows][first]
-    given = nearest_answer(collected.predicted[rows], answer_embeddings.cpu(), answers)
-    types = None if question_types is None else [question_types[i] for i in rows]
-    return answer_accuracy(given, expected, types)
+    answers = answers or TextGallery.of_rows(collected.texts, collected.target, rows)
+    given = nearest_answer(collected.predicted[rows], answers.embeddings, answers.texts)
+    return answer_accuracy(given, expected, [collected.questions[i] or "" for i in rows])

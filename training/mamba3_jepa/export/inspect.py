@@ -20,7 +20,8 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
     Returns:
         `kind` ("checkpoint" or "safetensors"), `file`, `bytes` and `parameters` (by component, with their `total`). A
-        checkpoint adds phase, config, data, metrics, run, resumable; a safetensors file metadata and tensors.
+        checkpoint adds phase, config, data, metrics, temperature, run, resumable; a safetensors file metadata and
+        tensors.
 
     Raises:
         UserError: the file is missing, damaged, or neither.
@@ -44,6 +45,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "config": checkpoint.config.to_dict(),
         "data": checkpoint.data.in_short().to_dict(),
         "metrics": checkpoint.metrics,
+        "temperature": checkpoint.temperature,
         "run": checkpoint.run,
         "resumable": checkpoint.trainer is not None,
         "parameters": _counts(shapes),

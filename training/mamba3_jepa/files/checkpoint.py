@@ -116,6 +116,7 @@ class Checkpoint:
         tokenizer: the tokenizer as JSON.
         data: where the training data came from.
         metrics: validation metrics at the moment of saving.
+        temperature: what phase 1 has learned to divide cosines by, before a softmax over texts; None in older files.
         run: settings of the run that wrote the file.
         trainer: state of the training loop (optimizer, step, data position, RNG), or None when only the weights
             were kept.
@@ -127,6 +128,7 @@ class Checkpoint:
     tokenizer: str
     data: DataRecord = field(default_factory=DataRecord)
     metrics: dict[str, float] = field(default_factory=dict)
+    temperature: float | None = None
     run: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] | None = None
 
@@ -140,6 +142,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     values: dict[str, Any] = {name: getattr(checkpoint, name) for name in _REQUIRED[1:] if name != "config"}
     values["format_version"] = FORMAT_VERSION
     values["config"], values["data"] = checkpoint.config.to_dict(), checkpoint.data.to_dict()
+    values["temperature"] = checkpoint.temperature
     try:
         with whole_file(path) as file:
             torch.save(values, file)
@@ -183,9 +186,17 @@ def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None
     config = ModelConfig.from_dict(values["config"], source=str(path))
     fields = {name: values[name] for name in _REQUIRED[1:] if name != "config"}
     fields["data"] = DataRecord.from_dict(values["data"], source=str(path))
+    fields["temperature"] = _temperature(values, path)
     add_missing_floor(fields["model"])
     check_recursion_scalars(fields["model"], source=str(path))
     return Checkpoint(config=config, **fields)
+
+
+def _temperature(values: dict[str, Any], path: Path) -> float | None:
+    found = values.get("temperature")
+    if found is None or (isinstance(found, float) and 0 < found < math.inf):
+        return found
+    raise UserError(f"{path} is damaged: its temperature is {found!r}, expected a finite number above 0")
 
 
 def content_digest(path: Path) -> str | None:

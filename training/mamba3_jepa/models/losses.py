@@ -69,11 +69,13 @@ def info_nce(
 
 class TokenScores(NamedTuple):
     """Sums over the valid tokens of a batch: negative log-likelihood (nats, differentiable), how many had the
-    highest logit, and how many there are."""
+    highest logit, and how many there are. whole: (B,) bool, the texts of which every token had: what greedy generation
+    says word for word."""
 
     nll: Tensor
     right: Tensor
     tokens: Tensor
+    whole: Tensor
 
 
 def score_tokens(decoder: YDecoder, embedding: Tensor, ids: Tensor, mask: Tensor) -> TokenScores:
@@ -88,7 +90,8 @@ def score_tokens(decoder: YDecoder, embedding: Tensor, ids: Tensor, mask: Tensor
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     expected = ids[:, 1:].masked_fill(~valid, _IGNORED)
     nll = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), ignore_index=_IGNORED, reduction="sum")
-    return TokenScores(nll, (logits.argmax(-1) == expected).sum(), valid.sum())
+    right = logits.argmax(-1) == expected
+    return TokenScores(nll, right.sum(), valid.sum(), (right | ~valid).all(dim=1))
 
 
 def confusion_loss(logits: Tensor, confused: Tensor) -> Tensor:

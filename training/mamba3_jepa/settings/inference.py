@@ -236,12 +236,13 @@ class EvaluateSettings(Checked):
     checkpoint: Path
     """A checkpoint of any phase."""
     data_dir: _Path = None
-    """Data directory; without it, synthetic scenes the model never saw."""
+    """Data directory; without it, synthetic scenes (--scenes)."""
     manifest: _Path = None
     """A manifest in --data-dir, such as test.jsonl, or elsewhere; its images lie in --data-dir. Default: the held-out
-    validation split."""
-    scenes: Literal["val", "compositional"] = "val"
-    """Without --data-dir: ordinary held-out scenes, or only scenes with colour-shape pairs kept out of training."""
+    validation split, by which training on this data chose its best checkpoint."""
+    scenes: Literal["test", "val", "compositional"] = "test"
+    """Without --data-dir: scenes that neither training nor the choice of the best checkpoint saw; those that chose it;
+    or scenes with colour-shape pairs kept out of training."""
     samples: Count = 100_000
     """Measure on at most this many samples."""
     batch_size: Batch = 64
@@ -260,8 +261,8 @@ class EvaluateSettings(Checked):
     """Measure all questions as this benchmark does; default: the one that their lines name, and VQA accuracy where a
     question has several answers."""
     answers: _Path = None
-    """What questions may be answered with by nearest embedding, one a line in a text file; default: the different right
-    answers of the measured questions."""
+    """What questions may be answered with by nearest embedding, one a line in a text file; default: the frequent
+    answers of the training data."""
     skip_generation: bool = False
     """Leave out the generated answers, which take the most time."""
     output: _Path = None

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import (
@@ -35,6 +36,7 @@ from mamba3_jepa.training.optim import build_optimizer
 from mamba3_jepa.training.progress import ProgressReport
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.schedule import Position, Schedule, learning_rate
+from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
 from mamba3_jepa.training.task import Task
 
 logger = logging.getLogger(__name__)
@@ -286,6 +288,7 @@ class _State:
                     name: parameter.detach() for name, parameter in self.task.objective.named_parameters(recurse=False)
                 },
                 "rng": rng,
+                "measure": self.task.measure,
                 "world_size": world_size(),
             }
             self.run.save_last(self._checkpoint_fields() | {"trainer": trainer})
@@ -297,6 +300,7 @@ class _State:
         if checkpoint is None or checkpoint.trainer is None:
             return
         trainer = checkpoint.trainer
+        best_score = None if trainer.get("measure") == self.task.measure else self._score_best_again()
         load_state(self.task.model, checkpoint.model, source=str(self.run.last_path))
         own = dict(self.task.objective.named_parameters(recurse=False))
         with torch.no_grad():
@@ -307,6 +311,8 @@ class _State:
             self.accelerator.scaler.load_state_dict(trainer["scaler"])
         # Earlier versions did not write down when they had validated; they saved after it.
         self.position = Position(**{"validated": trainer["position"]["step"]} | trainer["position"])
+        if best_score is not None:
+            self.position.best_score = best_score
         steps_of_epoch = self.position.batch // checkpoint.run.get("grad_accum", self.settings.grad_accum)
         self.position.batch = steps_of_epoch * self.settings.grad_accum
         self._epoch_samples = None if self.position.batch else 0
@@ -320,6 +326,19 @@ class _State:
             "continuing from step %d (epoch %d, batch %d)",
             self.position.step, self.position.epoch + 1, self.position.batch,
         )  # fmt: skip
+
+    def _score_best_again(self) -> float:
+        """The score of the run's best weights, for a run whose own measure is another; the model then has them."""
+        path = self.run.best_path
+        best = read_from_rank_0(path, lambda: load_checkpoint(path) if path.exists() else None)
+        if best is None:
+            return float("-inf")
+        load_state(self.task.model, best.model, source=str(path))
+        self.objective.eval()
+        score = self.task.validate(self.accelerator.device).score
+        if self.run.is_main:
+            logger.warning("%s was chosen by another measure than today's: it was measured again", path)
+        return score
 
     def _checkpoint_fields(self) -> dict[str, Any]:
         return {

@@ -28,6 +28,7 @@ from mamba3_jepa.data.splits import spread, stable_hash
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
+from mamba3_jepa.evaluation.text_gallery import TextGallery, validation_answers
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.folder_lock import alone_in
@@ -43,7 +44,7 @@ from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activati
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
-from mamba3_jepa.training.task import LrScales, StepOutput, Validation
+from mamba3_jepa.training.task import LrScales, StepOutput, Validation, measure_on
 
 logger = logging.getLogger(__name__)
 
@@ -274,12 +275,14 @@ class Phase1Task:
         self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)
         self.collected: Collected | None = None
+        self._gallery: TextGallery | None = None
         self._epoch, self._n_truncated = 0, 0  # of the training batches since all ranks last spoke of them
         self._watch = NegativesWatch()
         self._bad: list[str] = []
         self._lost: set[int] = set()  # bad training samples of all ranks, as hashes of what was wrong with them
         self._example = ""
         self._record = data_record(data)
+        self.measure = measure_on("share right, known answers beside", self._record)
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
         settings = self.settings
@@ -354,7 +357,9 @@ class Phase1Task:
             self.data.left_out.say("validation", everyone.bad)
         if not everyone.texts:
             raise UserError(f"validation: not one of {len(everyone.bad)} samples could be read: {everyone.bad[0]}")
-        report = evaluate(everyone)
+        known = self._record.answers
+        self._gallery = validation_answers(self.model, everyone.texts, everyone.target, everyone.questions, known)
+        report = evaluate(everyone, self._gallery)
         metrics = report.metrics()
         metrics["val/loss"] = self._loss(everyone)
         # How often the model is right, whatever it was asked: what "best" means.
@@ -375,10 +380,11 @@ class Phase1Task:
     def illustrate(self, folder: Path) -> None:
         """contact_sheet.png: the nearest texts for a few validation samples."""
         if self.collected is not None:
-            write_contact_sheet(self.collected, self.data.val, folder / "contact_sheet.png")
+            write_contact_sheet(self.collected, self.data.val, folder / "contact_sheet.png", self._gallery)
 
     def checkpoint_fields(self) -> dict[str, Any]:
-        """The tokenizer, where the data came from, and its most frequent answers."""
+        """The tokenizer, where the data came from, with its most frequent answers, and the temperature."""
         known, left = self._record.train_samples or 0, len(self.data.train_indices) - len(self._lost)
         data = dataclasses.replace(self._record, train_samples=min(known, left))
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": data}
+        temperature = float(self.objective.log_temperature.detach().exp())
+        return {"tokenizer": self.model.tokenizer.to_json(), "data": data, "temperature": temperature}

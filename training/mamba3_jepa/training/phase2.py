@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.evaluation.answers import Answers, nearest_texts, write_answer_pictures
 from mamba3_jepa.evaluation.decoding import TokenReport, generate_texts, sum_scores
+from mamba3_jepa.evaluation.text_gallery import validation_answers
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.losses import score_tokens
@@ -102,7 +102,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
         say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))
     record = data_record(data, start=start, phase=2, train_samples=len(train))
-    fit(Phase2Task(model, train, val, data, settings, record), settings, run, accelerator)
+    fit(Phase2Task(model, train, val, data, settings, record, start.temperature), settings, run, accelerator)
     end_training(accelerator)
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
@@ -180,15 +180,16 @@ class Phase2Task(KeptOutputs):
         data: DataSplits,
         settings: Phase2Settings,
         record: DataRecord,
+        temperature: float | None = None,
     ) -> None:
         """`train`, `val`: the frozen model's outputs on samples of `data` with a target; `record`: what the
-        checkpoint says about the data."""
+        checkpoint says about the data; `temperature`: phase 1's, which it hands on."""
         if model.y_decoder is None:
             raise ValueError("the model has no Y-Decoder to train")
         self.model, self.config, self.decoder = model, model.config, model.y_decoder
         self.train, self.val, self.data, self.settings = train, val, data, settings
         self.objective = Phase2Objective(self.decoder)
-        super().__init__(record, train.bad)
+        super().__init__("exact match and token accuracy", record, train.bad, temperature)
         self._targets = EpochTargets(
             train, data.train, model.tokenizer, max_tokens=model.config.max_answer_tokens, seed=settings.seed
         )
@@ -238,7 +239,17 @@ class Phase2Task(KeptOutputs):
         return [batch.n_tokens * world_size() / total for batch in batches]
 
     def validate(self, device: torch.device) -> Validation:
-        """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share."""
+        """Tokens of all held-out samples when led, and generated answers to some of them, each rank doing its share.
+
+        The best weights have the highest mean of two shares over all validation samples: questions answered word for
+        word, and tokens right when led. Greedy generation says a text just where each of its tokens is the likeliest
+        behind those before it, so the first needs no generation; alone it leaves the choice to the few questions that
+        neighbouring checkpoints answer differently. Measured on the 24 checkpoints of a tiny run (two seeds, 400 draws
+        of 2,048 validation samples each), what was chosen answers so many percent fewer of the other samples than the
+        best one would: exact match of 512 generated samples, the loss where they are equal, 0.7 and 0.8 (with a scatter
+        of 0.6); exact match of all 0.4 and 0.6 (0.4, 0.5); this mean 0.4 and 0.4 (0.2, 0.25); the loss alone, which
+        counts how sure wrong answers are, 0.5 and 2.0.
+        """
         with eval_mode(self.decoder):
             scores = on_every_rank(lambda: sum_scores(self.decoder, self._val_batches(), device))
             tokens = TokenReport.of(all_gather_object(scores))
@@ -247,19 +258,22 @@ class Phase2Task(KeptOutputs):
             "val/loss": tokens.loss,
             "val/perplexity": tokens.perplexity,
             "val/token_accuracy": tokens.accuracy,
+            "val/led_exact_match": tokens.exact_match,
             **self._answers.metrics().metrics("val"),
             "val/unfinished": unfinished,
         }
-        # The best answers; where two checkpoints answer alike, the one with the lower loss. One more right answer
-        # outweighs any loss.
-        tie = min(tokens.loss, 10.0) / 10 / (2 * GENERATED_SAMPLES)
-        return Validation(metrics=metrics, score=metrics["val/exact_match"] - tie)
+        # Where two checkpoints are right alike, the one with the lower loss: one more right token outweighs any loss.
+        tie = min(tokens.loss, 10.0) / 10 / (2 * max(1, tokens.tokens))
+        return Validation(metrics=metrics, score=(tokens.exact_match + tokens.accuracy - tie) / 2)
 
-    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """This rank's validation samples, in batches of similar length."""
+    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """This rank's validation samples, in batches of similar length, and which of them are questions; all count as
+        such where there is none."""
+        is_question = torch.isin(self.val.index, torch.from_numpy(self.data.val.indices("question")))
+        counts = is_question | ~is_question.any()
         order = self.val.target_lengths.argsort(stable=True)[rank() :: world_size()]
         for rows in order.split(_SCORED_TOGETHER):
-            yield self.val.embedding[rows], *self.val.targets(rows)
+            yield self.val.embedding[rows], *self.val.targets(rows), counts[rows]
 
     def _questions(self) -> Answers:
         """The samples to answer by generation, with nothing generated yet."""
@@ -269,12 +283,14 @@ class Phase2Task(KeptOutputs):
         expected = [sample.target or "" for sample in samples]
         questions = [sample.question for sample in samples]
         self._rows = rows
+        embedding, target = self.val.embedding[rows], self.val.target_embedding[rows]
+        gallery = validation_answers(self.model, expected, target, questions, self._record.answers)
         return Answers(
             index=index,
             questions=questions,
             expected=expected,
             generated=[],
-            nearest=nearest_texts(self.val.embedding[rows], self.val.target_embedding[rows], expected, questions),
+            nearest=nearest_texts(embedding, target, expected, questions, gallery),
         )
 
     def _generate(self, device: torch.device) -> tuple[Answers, float]:
@@ -294,7 +310,3 @@ class Phase2Task(KeptOutputs):
         """answer_sheet.png: a few validation samples and what was said; plots/answers_by_type.png."""
         if self._answers is not None:
             write_answer_pictures(self._answers, self.data.val, folder)
-
-    def checkpoint_fields(self) -> dict[str, Any]:
-        """The tokenizer, and where the data came from."""
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}

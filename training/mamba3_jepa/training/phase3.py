@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +101,7 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     record = data_record(data, start=start, phase=3, train_samples=n_read, confusion=_counts(train_data))
     if run.is_main:
         _say(model, train_data, val_data)
-    fit(Phase3Task(model, train_data, val_data, settings, record), settings, run, accelerator)
+    fit(Phase3Task(model, train_data, val_data, settings, record, start.temperature), settings, run, accelerator)
     end_training(accelerator)
     if run.is_main:
         exported = export_recursion(run.best_path, settings.output_dir)
@@ -246,8 +245,9 @@ class Phase3Task(KeptOutputs):
         val: Phase3Data,
         settings: Phase3Settings,
         record: DataRecord,
+        temperature: float | None = None,
     ) -> None:
-        """`record`: what the checkpoint says about the data.
+        """`record`: what the checkpoint says about the data; `temperature`: phase 1's, which it hands on.
 
         Raises:
             UserError: there is not one batch.
@@ -262,7 +262,7 @@ class Phase3Task(KeptOutputs):
         if scale is None:
             scale = 1 / train.knowledge_size()
         self.lr_scales: LrScales = [] if scale == 1 else [(self.recursion.injector, scale)]
-        super().__init__(record, train.frozen.bad)
+        super().__init__("confusion and injection", record, train.frozen.bad, temperature)
         demand_one_batch(train.source.name, len(train), settings, train.frozen.bad)
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
@@ -389,7 +389,3 @@ class Phase3Task(KeptOutputs):
             plot_confusion(self._confusion, folder / "plots")
         if self._injection is not None:
             plot_injection(self._injection, folder / "plots")
-
-    def checkpoint_fields(self) -> dict[str, Any]:
-        """The tokenizer, and where the data came from."""
-        return {"tokenizer": self.model.tokenizer.to_json(), "data": self._record}

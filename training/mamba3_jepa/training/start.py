@@ -179,7 +179,9 @@ def demand_same(run: Run, config: ModelConfig, data: DataSplits) -> None:
 
 def _demand_same_data(run: Run, begun: Beginning, data: DataSplits) -> None:
     known, changed = begun.data, ""
-    if data.content is None or not known.content:
+    if data.synthetic:  # another version may validate on other scenes; what is learnt from counts
+        changed = "" if _of_training(known.fingerprint) == _of_training(data.fingerprint) else "its scenes"
+    elif data.content is None or not known.content:
         changed = "" if known.fingerprint == data.fingerprint else "its names or lines"
         if not changed and data.content is not None and run.resumed is not None and run.is_main:
             logger.warning(
@@ -199,6 +201,10 @@ def _demand_same_data(run: Run, begun: Beginning, data: DataSplits) -> None:
             f"{len(data.train_indices)} training samples; it was {known.source}, {known.train_samples}). "
             "Put it back as it was, or start a new run in another `output_dir`."
         )
+
+
+def _of_training(fingerprint: str | None) -> str:
+    return (fingerprint or "").partition("+")[0]
 
 
 def warn_of_seen_samples(start: Checkpoint, data: DataSplits, settings: TrainSettings, phase: int) -> None:

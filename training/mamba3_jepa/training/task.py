@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord
+from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import world_size
 
@@ -50,6 +51,8 @@ class Task(Protocol):
     """Names of what the objective logs that are counts, to be added up; the others are means."""
     lr_scales: LrScales
     """Modules that learn with a share of the learning rate, and the share."""
+    measure: str
+    """Which measure, on which data, `Validation.score` is: scores are compared with those of the same one only."""
 
     @property
     def objective(self) -> nn.Module:
@@ -85,18 +88,29 @@ class Task(Protocol):
         """Leave pictures of what the last validation saw in `folder`; called on the main process."""
 
     def checkpoint_fields(self) -> dict[str, Any]:
-        """`tokenizer` and `data` of the checkpoint."""
+        """`tokenizer`, `data` and `temperature` of the checkpoint."""
+
+
+def measure_on(name: str, record: DataRecord) -> str:
+    """`Task.measure`: the measure called `name` on the validation samples of some data. Made-up samples, which another
+    version may make otherwise, are part of it; real ones are not, as their files may have other names today."""
+    held_out = (record.fingerprint or "").partition("+")[2]
+    return f"{name}, {held_out}" if record.synthetic else name
 
 
 class KeptOutputs:
     """What tasks share that train on frozen outputs kept from before: no data is read meanwhile."""
 
+    model: Mamba3Jepa
+
     counts: Sequence[str] = ()
     lr_scales: LrScales = ()
 
-    def __init__(self, record: DataRecord, bad: Sequence[str]) -> None:
-        """`record`: what the checkpoint says about the data; `bad`: what was wrong with samples left out of it."""
-        self._record, self._bad = record, bad
+    def __init__(self, measure: str, record: DataRecord, bad: Sequence[str], temperature: float | None) -> None:
+        """`measure`: name of what the score is; `record`: what the checkpoint says about the data; `bad`: what was
+        wrong with samples left out of it; `temperature`: what phase 1 has learned, to be handed on."""
+        self._record, self._bad, self._temperature = record, bad, temperature
+        self.measure = measure_on(measure, record)
 
     def say_left_out(self) -> str:
         """It was said when the outputs were computed."""
@@ -114,6 +128,11 @@ class KeptOutputs:
 
     def after_step(self) -> None:
         """Nothing to keep in place."""
+
+    def checkpoint_fields(self) -> dict[str, Any]:
+        """The tokenizer, where the data came from, and phase 1's temperature."""
+        tokenizer = self.model.tokenizer.to_json()
+        return {"tokenizer": tokenizer, "data": self._record, "temperature": self._temperature}
 
 
 def demand_one_batch(name: str, n_samples: int, settings: TrainSettings, bad: Sequence[str] = ()) -> None:

@@ -1,0 +1,83 @@
+"""The samples that `mamba3-jepa evaluate` measures on, and what must be known of them to read the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.scenes import may_have_validated_on_test
+from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint
+from mamba3_jepa.settings.inference import EvaluateSettings
+
+SCENES = 256  # as many distinct scenes as the gallery of the README's numbers
+
+MeasuredSplit = Literal["test", "val", "compositional", "manifest"]
+
+_TOO_GOOD = "the numbers may look too good"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredData:
+    """What is measured.
+
+    split: of scenes which; of a data directory "val", the held-out part, or "manifest", the one that was named.
+    note: why the numbers may look too good, if they may. held_out_of: fingerprint of the data of which it is the
+    held-out part.
+    """
+
+    source: Source
+    indices: NDArray[np.int64]
+    split: MeasuredSplit
+    note: str | None = None
+    held_out_of: str | None = None
+
+
+def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> MeasuredData:
+    """What was held out is what the checkpoint's own run held out.
+
+    Raises:
+        UserError: the data cannot be used, or there is none in the folder.
+    """
+    image_size, seed = checkpoint.config.vision.image_size, int(checkpoint.run["seed"])
+    if settings.data_dir is None:
+        scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
+        note = _note_on_scenes(settings, checkpoint)
+        return MeasuredData(source=scenes, indices=scenes.indices("target"), split=settings.scenes, note=note)
+    if settings.manifest is not None:
+        source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
+        assert source is not None  # a named manifest is opened or is an error
+        return MeasuredData(source=source, indices=usable(source), split="manifest")
+    val_fraction = float(checkpoint.run["val_fraction"])
+    splits = open_splits(
+        settings.data_dir,
+        image_size=image_size,
+        seed=seed,
+        val_fraction=val_fraction,
+        on_bad_sample=settings.on_bad_sample,
+    )
+    if splits.synthetic:
+        raise UserError(f"`data_dir` {settings.data_dir} holds no data; leave it out to measure on synthetic scenes")
+    note = (
+        f"the held-out validation split, which chose the checkpoint if it was trained on this data: {_TOO_GOOD}; "
+        "`manifest` measures others"
+    )
+    held_out = splits.val_indices
+    return MeasuredData(source=splits.val, indices=held_out, split="val", note=note, held_out_of=splits.fingerprint)
+
+
+def _note_on_scenes(settings: EvaluateSettings, checkpoint: Checkpoint) -> str | None:
+    if settings.scenes == "val":
+        return (
+            f"validation scenes, which chose the checkpoint if it was trained on scenes: {_TOO_GOOD}; `scenes` test "
+            "measures others"
+        )
+    fingerprints = [record.fingerprint for _, record in checkpoint.data.of_phases(checkpoint.phase)]
+    if settings.scenes == "test" and any(map(may_have_validated_on_test, fingerprints)):
+        return f"the checkpoint is from before there was a test split, and some of these scenes chose it: {_TOO_GOOD}"
+    return None
