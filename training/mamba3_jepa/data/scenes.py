@@ -18,6 +18,7 @@ from mamba3_jepa.data.draw import draw_scene
 from mamba3_jepa.data.hard_negatives import Negative
 from mamba3_jepa.data.sample import Kind, Sample
 from mamba3_jepa.data.scene_negatives import wrong_answers, wrong_captions
+from mamba3_jepa.data.scene_wording import plain, worded
 from mamba3_jepa.data.scene_world import (
     ALL_PAIRS,
     SEEN_PAIRS,
@@ -83,7 +84,7 @@ class SceneSource:
         ]
         self._pairs = ALL_PAIRS if split == "compositional" else SEEN_PAIRS
         self.name = f"synthetic scenes ({split})"
-        self.fingerprint = f"scenes-1/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
+        self.fingerprint = f"scenes-2/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
         self._attempts = None if split == "train" else self._distinct_attempts()
 
     def __len__(self) -> int:
@@ -107,32 +108,37 @@ class SceneSource:
         scene = self.scene(index)
         dice = Dice(kind, self.split, self.seed, index)
         if kind == "caption":
-            return self._make(scene, index, kind, None)
+            return self._make(scene, index, kind, None, dice)
         if kind == "question":
             questions = answerable_questions(scene, dice, MAX_QUESTIONS, self._pairs)
-            return self._make(scene, index, kind, questions[number])
-        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice))
+            dice = Dice("wording", self.split, self.seed, index, number)
+            return self._make(scene, index, kind, questions[number], dice)
+        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice), dice)
 
     def confusing(self, i: int, kind: ConfusingKind) -> Sample:
         """A sample of `kind` on the scene of sample i, with another question for every i."""
         index = i // len(self._slots)
         scene = self.scene(index)
         dice = Dice("confusing", kind, self.split, self.seed, i)
-        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice))
+        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice), dice)
 
-    def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None) -> Sample:
+    def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None, dice: Dice) -> Sample:
+        """`dice` chooses the words of the question."""
+        meta = {"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind}
+        if asked is not None:
+            meta |= {"asked": asked.asked, "plain": plain(asked)}
         return Sample(
             image=partial(draw_scene, scene, self.image_size),
             picture=f"scene {index}",
-            question=None if asked is None else asked.text,
+            question=None if asked is None else worded(asked, dice),
             target=scene.caption if asked is None else asked.answer,
             negatives=self._negatives(scene, index, asked) if kind in ("caption", "question") else (),
             confused=kind in ("unanswerable", "mismatched"),
-            meta={"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind},
+            meta=meta,
         )
 
     def _negatives(self, scene: Scene, index: int, asked: Question | None) -> list[Negative]:
-        dice = Dice("negatives", self.split, self.seed, index, "" if asked is None else asked.text)
+        dice = Dice("negatives", self.split, self.seed, index, "" if asked is None else plain(asked))
         if asked is not None:
             return wrong_answers(scene, asked, dice)
         return wrong_captions(scene, dice, self._pairs, self._may_be_said)
