@@ -54,6 +54,7 @@ class ConfusionSource:
     Attributes:
         kinds: (len(self),) uint8, positions in `CONFUSION_KINDS`.
         confused: (len(self),) bool.
+        answered: (len(self),) bool, the samples "clear" and "degraded".
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class ConfusionSource:
             raise UserError(f'{source.name}: no sample has a question with an answer, a caption, or a "confused" label')
         rows, kinds, donors = _plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
         self._base, self._donor, self.kinds = base.index[rows], donors, kinds
+        self.answered = np.isin(kinds, (_CLEAR, _DEGRADED))
         self.confused = np.where(kinds == _GIVEN, base.confused[rows], (kinds > _GIVEN) & (kinds != _DEGRADED))
         content = blake2b(digest_size=16)
         for array in (self._base, self._donor, self.kinds):

@@ -2,7 +2,8 @@
 
 Every sample follows from (seed, split, index) alone. Six of the forty colour-shape pairs are held out: in
 pictures and in questions they occur only in the "compositional" split. One caption in ten, by hash, is
-reserved for the "val" split, so that no validation caption is ever seen in training.
+reserved for the "val" split, so that no validation caption is ever seen in training. "fresh" scenes are like those
+of "train", but others: what a model answers to them is what it answers in use.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mamba3_jepa.data.scene_world import (
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-SceneSplit = Literal["train", "val", "compositional"]
+SceneSplit = Literal["train", "fresh", "val", "compositional"]
 SceneKind = Literal["caption", "question", "unanswerable", "mismatched"]
 ConfusingKind = Literal["unanswerable", "mismatched"]
 
@@ -85,7 +86,7 @@ class SceneSource:
         self._pairs = ALL_PAIRS if split == "compositional" else SEEN_PAIRS
         self.name = f"synthetic scenes ({split})"
         self.fingerprint = f"scenes-2/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
-        self._attempts = None if split == "train" else self._distinct_attempts()
+        self._attempts = None if split in ("train", "fresh") else self._distinct_attempts()
 
     def __len__(self) -> int:
         return self.n_scenes * len(self._slots)
@@ -144,7 +145,7 @@ class SceneSource:
         return wrong_captions(scene, dice, self._pairs, self._may_be_said)
 
     def _may_be_said(self, scene: Scene) -> bool:
-        return self.split != "train" or not _is_reserved(scene.caption)
+        return self.split not in ("train", "fresh") or not _is_reserved(scene.caption)
 
     def group(self, i: int) -> str:
         return f"scene/{self.split}/{self.seed}/{i // len(self._slots)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,21 @@ from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
-from mamba3_jepa.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, save_figure
+from mamba3_jepa.evaluation.plots import AMBER, BLUE, BROWN, GREEN, GREY, INK, ORANGE, PURPLE, SKY, save_figure
+from mamba3_jepa.evaluation.selective import SelectiveReport
 
 _COLORS = {
     "clear": BLUE,
     "mismatched": ORANGE,
     "unanswerable": PURPLE,
     "corrupted": GREEN,
+    "imageless": SKY,
+    "foreign": AMBER,
+    "wrong_answer": BROWN,
     "given": INK,
     "given_clear": GREY,
 }
-_LABELS = {"given": "labelled confused", "given_clear": "labelled not confused"}
+_LABELS = {"given": "labelled confused", "given_clear": "labelled not confused", "wrong_answer": "wrong answer"}
 _FAINT = "#57606a"
 _HISTOGRAM_BINS = 40
 
@@ -75,6 +79,35 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
     return save_figure(figure, folder / "injection.png")
+
+
+def plot_risk_coverage(reports: Mapping[str, SelectiveReport], folder: Path) -> Path:
+    """confusion_risk_coverage.png: how many answers are wrong if only the surest are given, by each score, and by none.
+
+    Args:
+        reports: of the monitor ("") and of the plain confidence ("_confidence").
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    figure, (axes,) = _figure(1, (6.4, 4.4))
+    first = next(iter(reports.values()))
+    _title(
+        axes, f"Wrong among the surest of {len(first.risk):,} answers", "share of answers given", "share of them wrong"
+    )
+    looks = {"": ("confusion", BLUE, "-"), "_confidence": ("plain confidence", ORANGE, "--")}
+    for name, report in reports.items():
+        label, color, style = looks[name]
+        coverage = np.arange(1, len(report.risk) + 1) / len(report.risk)
+        axes.plot(coverage, report.risk.numpy(), style, color=color, label=f"{label}, area {report.aurc:.4f}")
+    chance = 1 - first.accuracy
+    axes.axhline(chance, color=GREY, linestyle=":", label=f"chance, area {chance:.4f}")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
+    return save_figure(figure, folder / "confusion_risk_coverage.png")
 
 
 def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from mamba3_jepa.files.whole_file import whole_file
 
 # Okabe & Ito's palette: distinct for colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
+SKY, AMBER, BROWN = "#56B4E9", "#E69F00", "#7a4b2a"
 INK = "#24292f"
 # Fewer points than this are drawn as they are, more get a smoothed line over a faint one.
 _SMOOTH_FROM = 30

@@ -71,6 +71,11 @@ def doubt(answers: Sequence[Generated]) -> Tensor:
     return torch.log(DOUBT_FLOOR - torch.tensor(numbers, dtype=torch.float32).clamp(max=0))
 
 
+def mean_log_probability(doubts: Tensor) -> Tensor:
+    """The mean log-probabilities (B,) of the tokens, back from `doubt` (B, `N_DOUBTS`)."""
+    return DOUBT_FLOOR - doubts[:, 0].exp()
+
+
 def generate(
     decoder: YDecoder,
     embedding: Tensor,
