@@ -4,6 +4,7 @@
 
 use crate::config::{CONFUSION_PROBE_LAYER_NORM_EPS, Mamba3JepaConfig};
 use crate::error::{Error, LoadError};
+use crate::generate::Doubt;
 use crate::linalg::{Linear, Matrix, math, norm};
 use crate::loader::{Fields, Weights};
 use crate::pooling::demand_finite;
@@ -23,7 +24,8 @@ pub struct Recursion {
     pub memory_floor: f32,
 }
 
-/// Pooled state -> probability that the model does not know: LayerNorm, then a perceptron with one hidden layer.
+/// Pooled state -> probability that the model does not know: LayerNorm, then a perceptron with one hidden layer, which
+/// may be told the decoder's doubt in its own answer too.
 pub struct ConfusionMonitor {
     norm_weight: Vec<f32>,
     norm_bias: Vec<f32>,
@@ -34,6 +36,7 @@ pub struct ConfusionMonitor {
     /// Divides the logit: above 1 it makes scores less certain.
     pub temperature: f32,
     ema_decay: f32,
+    hears_answer: bool,
 }
 
 /// h' = h + W k: knowledge added to the pooled state.
@@ -50,6 +53,7 @@ impl Recursion {
     pub fn from_weights(weights: &Weights) -> Result<Recursion, LoadError> {
         let (mut fields, config) = Fields::open(weights, "recursion")?;
         let (width, hidden) = (config.predictor.d_model(), config.recursion.hidden_dim);
+        let doubts = if config.recursion.hears_answer { size_of::<Doubt>() / size_of::<f32>() } else { 0 };
         let threshold = fields.scalar("confusion_probe.threshold", "a finite number", f32::is_finite)?;
         let is_divisor = |x: f32| x.is_finite() && x > 0.0;
         let temperature = fields.scalar("confusion_probe.temperature", "a finite number above 0", is_divisor)?;
@@ -60,11 +64,12 @@ impl Recursion {
         let confusion_probe = ConfusionMonitor {
             norm_weight: fields.vector("confusion_probe.norm.weight", &[width])?,
             norm_bias: fields.vector("confusion_probe.norm.bias", &[width])?,
-            hidden: fields.linear("confusion_probe.hidden", hidden, width)?,
+            hidden: fields.linear("confusion_probe.hidden", hidden, width + doubts)?,
             linear: fields.linear("confusion_probe.linear", 1, hidden)?,
             threshold,
             temperature,
             ema_decay: config.recursion.ema_decay as f32,
+            hears_answer: config.recursion.hears_answer,
         };
         let projection = fields.matrix("injector.projection.weight", width, config.knowledge_dim())?;
         fields.finish()?;
@@ -78,12 +83,23 @@ impl Recursion {
 }
 
 impl ConfusionMonitor {
-    /// P(confused), in [0, 1], of a pooled state (D): sigmoid(logit / temperature).
+    /// Whether it is told the doubt in the answer: then [`ConfusionMonitor::score`] needs it.
+    pub fn hears_answer(&self) -> bool {
+        self.hears_answer
+    }
+
+    /// P(confused), in [0, 1], of a pooled state (D) and of what the decoder answers greedily from it, if the monitor
+    /// hears that: sigmoid(logit / temperature).
     ///
     /// # Errors
-    /// [`Error::Input`] if `pooled` has another length; [`Error::NotFinite`] if the score is not a number.
-    pub fn score(&self, pooled: &[f32]) -> Result<f32, Error> {
-        let score = math::sigmoid(self.logit(&self.normed(pooled)?) / self.temperature);
+    /// [`Error::Input`] if `pooled` has another length, or `doubt` is missing or too much; [`Error::NotFinite`] if the
+    /// score is not a number.
+    pub fn score(&self, pooled: &[f32], doubt: Option<Doubt>) -> Result<f32, Error> {
+        if doubt.is_some() != self.hears_answer {
+            let (is, was) = if self.hears_answer { ("hears", "no") } else { ("does not hear", "a") };
+            return Err(Error::Input(format!("the confusion monitor {is} the answer, but {was} doubt was given")));
+        }
+        let score = math::sigmoid(self.logit(&self.normed(pooled)?, doubt) / self.temperature);
         demand_finite(&[score], "the score of confusion")?;
         Ok(score)
     }
@@ -101,10 +117,11 @@ impl ConfusionMonitor {
         Ok(normed)
     }
 
-    /// The logit of confusion from a normed state (D).
-    pub(crate) fn logit(&self, normed: &[f32]) -> f32 {
+    /// The logit of confusion from a normed state (D), and doubt if there is.
+    pub(crate) fn logit(&self, normed: &[f32], doubt: Option<Doubt>) -> f32 {
+        let known = [normed, doubt.as_ref().map_or(&[], |doubt| &doubt[..])].concat();
         let mut hidden = vec![0.0; self.hidden.bias.len()];
-        self.hidden.apply(normed, &mut hidden);
+        self.hidden.apply(&known, &mut hidden);
         for x in &mut hidden {
             *x = math::silu(*x);
         }
@@ -177,7 +194,7 @@ mod tests {
             .collect();
         let logit = product(&read("linear.weight"), &hidden)[0] + read("linear.bias")[0];
         let expected = 1.0 / (1.0 + (-logit / 1.7).exp());
-        assert!((probe.score(&pooled).unwrap() - expected).abs() < 1e-6);
+        assert!((probe.score(&pooled, None).unwrap() - expected).abs() < 1e-6);
         assert_eq!((probe.threshold, probe.temperature), (0.5, 1.7));
     }
 

@@ -30,7 +30,9 @@ LARGEST_SIZE, MOST_LAYERS = 10_000_000, 10_000
 
 MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
-_AS_BEFORE = {"mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False}
+_AS_BEFORE = {
+    "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "hears_answer": False,
+}  # fmt: skip
 
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 
@@ -172,6 +174,8 @@ class RecursionConfig:
     """Length of a knowledge vector; None: `embed_dim`, what the Y-Encoder gives."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """How much of the smoothed confusion score stays when the next state is observed."""
+    hears_answer: bool = False
+    """Whether the monitor is told how improbable the Y-Decoder found its own answer, beside the pooled state."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -214,7 +218,7 @@ class ModelConfig:
         Choices that came later are left out where they change nothing: every file, digest and reader stays as it was.
         """
         values = dataclasses.asdict(self)
-        for name in BACKBONES:
+        for name in (*BACKBONES, "recursion"):
             values[name] = {key: value for key, value in values[name].items() if _AS_BEFORE.get(key) != value}
         return values
 
@@ -262,6 +266,9 @@ def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> Predi
     return PredictorConfig(n_layers=n_layers, layer=backbone.layer, order="question_visual", pooling="attention")
 
 
+_RECURSION = RecursionConfig(hears_answer=True)
+
+
 def preset(name: PresetName) -> ModelConfig:
     """The named size: `small` (full size), `mini` (learns on a laptop), `tiny` (seconds, for tests)."""
     if name == "small":
@@ -269,6 +276,7 @@ def preset(name: PresetName) -> ModelConfig:
             preset="small",
             vision=VisionConfig(),
             predictor=_predictor(12, 1024, 128, 64),
+            recursion=_RECURSION,
             y_encoder=_backbone(12, 768, 64, 32),
             y_decoder=_backbone(6, 512, 64, 32),
         )
@@ -277,6 +285,7 @@ def preset(name: PresetName) -> ModelConfig:
             preset="mini",
             vision=VisionConfig(hidden_size=384, depth=1, heads=6, image_size=64, patch_size=32, frames=2),
             predictor=_predictor(4, 128, 32, 32),
+            recursion=_RECURSION,
             y_encoder=_backbone(2, 128, 32, 32),
             y_decoder=_backbone(2, 128, 32, 32),
             prefix_tokens=8,
@@ -290,6 +299,7 @@ def preset(name: PresetName) -> ModelConfig:
             preset="tiny",
             vision=VisionConfig(hidden_size=64, depth=2, heads=1, image_size=32, patch_size=8, frames=2),
             predictor=_predictor(2, 64, 16, 16),
+            recursion=_RECURSION,
             y_encoder=_backbone(2, 64, 16, 16),
             y_decoder=_backbone(2, 64, 16, 16),
             prefix_tokens=4,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
-from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
+from mamba3_jepa.data.confusion import CONFUSION_KINDS, MADE_KINDS, ConfusionSource
+from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.sample import FileBacked, Sample
 from mamba3_jepa.data.scenes import SceneSource
@@ -32,22 +32,23 @@ def kinds_of(source: ConfusionSource) -> list[str]:
 def test_scenes_give_as_many_clear_as_confused_and_each_kind_alike(scenes: SceneSource) -> None:
     source = ConfusionSource(scenes, range(len(scenes)))
     # 120 questions and 60 captions: every question twice, every caption once
-    assert Counter(kinds_of(source)) == {"clear": 150, "mismatched": 50, "unanswerable": 50, "corrupted": 50}
+    assert Counter(kinds_of(source)) == {"clear": 150, **dict.fromkeys(MADE_KINDS, 25)}
     for i, kind in enumerate(kinds_of(source)):
         sample = source.sample(i)
         assert sample.meta["kind"] == kind
-        assert sample.confused == bool(source.confused[i]) == (kind != "clear")
-        assert (sample.target is None) == (kind == "unanswerable")
-        assert sample.image is not None
+        assert sample.confused == bool(source.confused[i]) == (kind not in ("clear", "degraded"))
+        assert (sample.target is None) == (kind in ("unanswerable", "foreign"))
+        assert (sample.image is None) == (kind == "imageless")
     corrupted = [source.sample(i) for i, kind in enumerate(kinds_of(source)) if kind == "corrupted"]
     assert {sample.question is None for sample in corrupted} == {True, False}
     assert {sample.meta["corruption"] for sample in corrupted} == set(CORRUPTIONS)
 
 
-def test_a_corrupted_sample_keeps_its_answer_but_not_its_picture(scenes: SceneSource) -> None:
+@pytest.mark.parametrize("kind", ["corrupted", "degraded"])
+def test_a_spoilt_sample_keeps_its_answer_but_not_its_picture(scenes: SceneSource, kind: str) -> None:
     source = ConfusionSource(scenes, range(len(scenes)))
     originals = {(s.question, s.target, s.meta["scene"]) for s in (scenes.sample(i) for i in range(len(scenes)))}
-    for i in np.flatnonzero(source.kinds == CONFUSION_KINDS.index("corrupted")):
+    for i in np.flatnonzero(source.kinds == CONFUSION_KINDS.index(kind)):
         sample = source.sample(int(i))
         assert (sample.question, sample.target, sample.meta["scene"]) in originals
 
@@ -62,9 +63,7 @@ def test_everything_follows_from_seed_and_index(scenes: SceneSource) -> None:
     for i in range(0, len(source), 7):
         a, b = source.sample(i), copy.sample(i)
         assert (a.question, a.target, a.confused, a.meta) == (b.question, b.target, b.confused, b.meta)
-        assert a.image is not None
-        assert b.image is not None
-        assert a.image().tobytes() == b.image().tobytes()
+        assert (None if a.image is None else a.image().tobytes()) == (None if b.image is None else b.image().tobytes())
     assert kinds_of(other) != kinds_of(source)
 
 
@@ -93,9 +92,10 @@ def test_a_manifest_gives_every_kind(manifest: ManifestSource) -> None:
     by_kind: dict[str, list] = {kind: [] for kind in CONFUSION_KINDS}
     for i, kind in enumerate(kinds_of(source)):
         by_kind[kind].append(source.sample(i))
-    # 20 questions and one labelled as not confused are made confusing; 5 of 10 captions are corrupted
+    # 20 questions and one labelled as not confused are made confusing; 5 of 10 captions are spoilt
     assert {kind: len(samples) for kind, samples in by_kind.items()} == {
-        "clear": 25, "given": 4, "mismatched": 9, "unanswerable": 8, "corrupted": 9
+        "clear": 25, "given": 4, "mismatched": 6, "unanswerable": 0, "corrupted": 5, "imageless": 5, "foreign": 5,
+        "degraded": 5,
     }  # fmt: skip
     given = {sample.question: (sample.confused, sample.target) for sample in by_kind["given"]}
     assert given == {
@@ -110,11 +110,15 @@ def test_a_manifest_gives_every_kind(manifest: ManifestSource) -> None:
         assert sample.image is not None
         shown = round(sample.image().getpixel((0, 0))[0] / 25)
         assert (sample.question, f"images/{shown}.png") not in asked
-    for sample in by_kind["unanswerable"]:
+    for sample in by_kind["imageless"]:
         assert sample.image is None
         assert sample.target is not None
-    assert all(sample.confused for kind in ("mismatched", "unanswerable", "corrupted") for sample in by_kind[kind])
-    assert not any(sample.confused for sample in by_kind["clear"])
+    for sample in by_kind["foreign"]:
+        assert sample.question not in answers
+        assert sample.target is None
+    certain = ("mismatched", "corrupted", "imageless", "foreign")
+    assert all(sample.confused for kind in certain for sample in by_kind[kind])
+    assert not any(sample.confused for kind in ("clear", "degraded") for sample in by_kind[kind])
 
 
 def test_indices_by_kind_agree_with_the_samples(manifest: ManifestSource) -> None:
@@ -163,14 +167,14 @@ def test_a_replaced_image_is_noticed_where_it_was_borrowed_too(manifest: Manifes
 
 
 def test_only_the_kinds_asked_for_are_made(manifest: ManifestSource) -> None:
-    counts = Counter(kinds_of(ConfusionSource(manifest, range(30), made_kinds=["unanswerable"])))
-    assert counts == {"clear": 30, "unanswerable": 20}
+    counts = Counter(kinds_of(ConfusionSource(manifest, range(30), made_kinds=["imageless"])))
+    assert counts == {"clear": 30, "imageless": 20}
     counts = Counter(kinds_of(ConfusionSource(manifest, range(30), made_kinds=["corrupted", "mismatched"])))
     assert set(counts) == {"clear", "corrupted", "mismatched"}
     assert Counter(kinds_of(ConfusionSource(manifest, range(30), made_kinds=[]))) == {"clear": 30}
     alone = Counter(kinds_of(ConfusionSource(manifest, range(3))))  # one image: no other one to show instead
     assert "mismatched" not in alone
-    assert alone["unanswerable"] + alone["corrupted"] == 2
+    assert alone.total() - alone["clear"] == 2
 
 
 def write_lines(folder: Path, lines: list[dict], name: str = "manifest.jsonl") -> ManifestSource:
@@ -203,7 +207,7 @@ def contradictions(made: ConfusionSource, lines: list[dict]) -> list[str]:
     found = []
     for i, kind in enumerate(kinds_of(made)):
         sample = made.sample(i)
-        if kind in ("mismatched", "unanswerable"):
+        if kind in ("mismatched", "imageless"):
             shown = None if sample.image is None else sample.image().getpixel((0, 0))[0]
             if (plain(sample.question), shown) in answered:
                 found.append(f"{kind}: {sample.question} {shown}")
@@ -214,7 +218,7 @@ def images_with_questions(n: int) -> list[dict]:
     return [{"image": f"images/{i}.png", "question": f"Is this number {i}?", "answer": "yes"} for i in range(n)]
 
 
-@pytest.mark.parametrize("made", [["mismatched", "unanswerable", "corrupted"], ["unanswerable"], ["mismatched"]])
+@pytest.mark.parametrize("made", [["mismatched", "imageless", "corrupted"], ["imageless"], ["mismatched"]])
 def test_nothing_made_contradicts_the_data(tmp_path: Path, made: list) -> None:
     """Questions in other letters, images asked the prompt by a caption, paths written in two ways, duplicates."""
     lines = images_with_questions(8)
@@ -234,8 +238,8 @@ def test_nothing_made_contradicts_the_data(tmp_path: Path, made: list) -> None:
         counts.update(kinds_of(view))
     assert all(counts[kind] for kind in made)
     n_questions = 12 * sum("question" in line for line in lines)
-    if made == ["unanswerable"]:  # all but those that the data answers without an image
-        assert counts["unanswerable"] == n_questions - 12 * 3
+    if made == ["imageless"]:  # all but those that the data answers without an image
+        assert counts["imageless"] == n_questions - 12 * 3
 
 
 def test_an_answer_without_image_that_is_labelled_as_confused_is_none(tmp_path: Path) -> None:
@@ -243,8 +247,8 @@ def test_an_answer_without_image_that_is_labelled_as_confused_is_none(tmp_path: 
     lines = images_with_questions(4)
     lines += [{"image": None, "query": "is this number 0?", "answer": "yes", "confused": True}]
     lines += [{"image": None, "query": "is this number 1?"}]
-    view = ConfusionSource(write_lines(tmp_path / "data", lines), range(len(lines)), made_kinds=["unanswerable"])
-    assert Counter(kinds_of(view)) == {"clear": 4, "unanswerable": 4, "given": 1}
+    view = ConfusionSource(write_lines(tmp_path / "data", lines), range(len(lines)), made_kinds=["imageless"])
+    assert Counter(kinds_of(view)) == {"clear": 4, "imageless": 4, "given": 1}
 
 
 def test_nothing_made_contradicts_what_is_not_used_itself(tmp_path: Path) -> None:
@@ -261,11 +265,11 @@ def test_nothing_made_contradicts_what_is_not_used_itself(tmp_path: Path) -> Non
     other = write_lines(tmp_path / "data", other_lines, "val.jsonl")
     beside, alone = 0, 0
     for seed in range(20):
-        view = ConfusionSource(source, range(4), seed, ["mismatched", "unanswerable"], beside=[other, source])
+        view = ConfusionSource(source, range(4), seed, ["mismatched", "imageless"], beside=[other, source])
         assert contradictions(view, lines + other_lines) == []
         assert {view.sample(i).meta["origin"].split()[-1] for i in range(len(view))} <= {"1", "2", "3", "4"}
         beside += sum(view.kinds > 1)
-        view = ConfusionSource(source, range(4), seed, ["mismatched", "unanswerable"])
+        view = ConfusionSource(source, range(4), seed, ["mismatched", "imageless"])
         assert contradictions(view, lines) == []
         alone += len(contradictions(view, other_lines))
     assert beside > 40
@@ -281,12 +285,12 @@ def test_the_query_prompt_of_a_model_is_what_its_captions_ask(tmp_path: Path) ->
         assert kinds_of(view).count("mismatched") == n_mismatched
 
 
-def test_captions_alone_are_clear_or_corrupted(tmp_path: Path) -> None:
+def test_captions_alone_are_clear_or_spoilt(tmp_path: Path) -> None:
     for i in range(6):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"caption {i}")
     source = FolderSource(tmp_path)
-    assert Counter(kinds_of(ConfusionSource(source, range(6)))) == {"clear": 3, "corrupted": 3}
+    assert Counter(kinds_of(ConfusionSource(source, range(6)))) == {"clear": 3, "corrupted": 2, "degraded": 1}
     with pytest.raises(UserError, match="no sample has"):
         ConfusionSource(source, [])
 
@@ -306,3 +310,19 @@ def test_nothing_is_left_to_recognise(kind: str, scenes: SceneSource) -> None:
     assert np.mean(similar) < 0.5
     assert corrupt(Image.new("L", (1, 1)), kind, 0).mode == "RGB"
     assert max(corrupt(Image.new("RGB", (1300, 40)), kind, 0).size) <= 512
+
+
+def test_an_image_is_degraded_step_by_step(scenes: SceneSource) -> None:
+    load = scenes.sample(0).image
+    assert load is not None
+    original = np.asarray(load(), dtype=float)
+    for seed in range(10):
+        changes = [
+            np.abs(np.asarray(degrade(load(), level, seed), float) - original).mean() for level in (0.02, 0.4, 1)
+        ]
+        assert changes == sorted(changes)
+        assert changes[0] < 6
+        assert changes[2] > 4
+        assert degrade(load(), 0.4, seed).tobytes() == degrade(load(), 0.4, seed).tobytes()
+    assert max(degrade(Image.new("RGB", (1300, 40)), 0.5, 1).size) <= 512
+    assert all(degrade(Image.new("L", (1, 1)), level, seed).size == (1, 1) for level in (0, 1) for seed in range(20))

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +29,27 @@ from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import DataRecord, load_checkpoint, save_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
+from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.models.generation import GenerationConfig, mean_log_probability
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import ConfusionKind, Phase3Settings
 from mamba3_jepa.training import frozen
+from mamba3_jepa.training import phase3_data as phase3_data_module
 from mamba3_jepa.training.phase3 import Phase3Batch, Phase3Objective, Phase3Task
 from mamba3_jepa.training.phase3_data import given_knowledge, phase3_data
+from mamba3_jepa.training.spoken import is_right
 
 SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "--batch-size", "30", "--epochs", "30",
          "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _answers_are_right() -> Iterator[None]:
+    """The models here are untrained: without this, nothing they say would be clear."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phase3_data_module, "is_right", lambda said, sample: True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +97,13 @@ def random_batch(n: int, injected: list[bool]) -> Phase3Batch:
     mask = torch.tensor(injected)
     unit = torch.nn.functional.normalize(torch.randn(2, n, 32), dim=-1) * mask[:, None]
     return Phase3Batch(
-        pooled=torch.randn(n, 64), confused=torch.arange(n) % 2 == 0, knowledge=unit[0], target=unit[1], injected=mask
-    )
+        pooled=torch.randn(n, 64),
+        doubt=torch.randn(n, 2),
+        confused=torch.arange(n) % 2 == 0,
+        knowledge=unit[0],
+        target=unit[1],
+        injected=mask,
+    )  # fmt: skip
 
 
 def test_the_loss_is_confusion_and_weighted_injection(phase2: Path) -> None:
@@ -98,7 +116,8 @@ def test_the_loss_is_confusion_and_weighted_injection(phase2: Path) -> None:
     output = Phase3Objective(recursion, model.predictor, 0.7)(batch)
     confusion, injection = 0.0, 0.0
     for i in range(5):
-        p = float(torch.sigmoid(recursion.confusion_probe(batch.pooled[i : i + 1]).double()).detach())
+        logit = recursion.confusion_probe(batch.pooled[i : i + 1], batch.doubt[i : i + 1])
+        p = float(torch.sigmoid(logit.double()).detach())
         confusion -= np.log(p if batch.confused[i] else 1 - p) / 5
         if batch.injected[i]:
             state = batch.pooled[i] + recursion.injector.projection.weight @ batch.knowledge[i]
@@ -139,7 +158,8 @@ def test_training_mode_does_not_reach_the_frozen_predictor(phase2: Path) -> None
     assert {name.split(".")[0] for name in trainable} == {"recursion"}
 
 
-def test_the_states_are_those_of_the_frozen_model(phase2: Path) -> None:
+def test_the_states_are_those_of_the_frozen_model(phase2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phase3_data_module, "is_right", is_right)
     model = model_with_recursion(phase2)
     source = ConfusionSource(SceneSource("train", n_scenes=4, image_size=32), range(12))
     data = phase3_data(model, source, np.arange(len(source)), cache_dir=None)
@@ -148,7 +168,21 @@ def test_the_states_are_those_of_the_frozen_model(phase2: Path) -> None:
         predicted = model.embed([None if sample.image is None else sample.image()], [sample.question])
         embedding = model.predictor.embed(data.frozen.pooled[torch.tensor([i])])
         torch.testing.assert_close(embedding, predicted, atol=1e-5, rtol=1e-4)
-    assert data.confused.tolist() == [sample.confused for sample in samples]
+    said = Answerer(model, generation=GenerationConfig()).ask_many(
+        [None if sample.image is None else sample.image() for sample in samples],
+        [sample.question for sample in samples],
+    )
+    assert data.spoken.texts == [answer.text for answer in said]
+    torch.testing.assert_close(
+        mean_log_probability(data.spoken.doubt).exp(), torch.tensor([answer.confidence for answer in said])
+    )
+    answered = [sample.meta["kind"] in ("clear", "degraded") for sample in samples]
+    assert data.answered.tolist() == answered
+    assert any(answered)
+    assert data.confused.tolist() == [
+        answer.text != sample.target if is_answered else sample.confused
+        for answer, sample, is_answered in zip(said, samples, answered, strict=True)
+    ]
     knowledge, known = data.knowledge(torch.arange(len(source)))
     assert known.tolist() == [sample.target is not None for sample in samples]
     torch.testing.assert_close(

@@ -148,6 +148,9 @@ pub struct RecursionConfig {
     pub knowledge_dim: Option<usize>,
     /// How much of the smoothed confusion score stays at each turn.
     pub ema_decay: f64,
+    /// Whether the monitor is told how improbable the Y-Decoder found its own answer, beside the pooled state.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hears_answer: bool,
 }
 
 /// Everything that decides the shape and the meaning of the weights.

@@ -34,7 +34,22 @@ impl Generated {
         let total: f64 = self.log_probs.iter().copied().map(f64::from).sum();
         (total / self.log_probs.len().max(1) as f64).exp()
     }
+
+    /// How improbable the decoder found what it said itself: log(1e-5 - mean of the tokens' log-probabilities),
+    /// and the same of the least probable token. The floor keeps what rounding makes of a sure answer from mattering.
+    pub fn doubt(&self) -> Doubt {
+        let total: f64 = self.log_probs.iter().copied().map(f64::from).sum();
+        let mean = (total / self.log_probs.len().max(1) as f64) as f32;
+        let least = self.log_probs.iter().copied().fold(0.0, f32::min);
+        [mean, least].map(|log_prob| (DOUBT_FLOOR - log_prob.min(0.0)).ln())
+    }
 }
+
+/// What [`Generated::doubt`] gives.
+pub type Doubt = [f32; 2];
+
+/// In nats.
+const DOUBT_FLOOR: f32 = 1e-5;
 
 /// A model that speaks embeddings: what generation needs of the Y-Decoder.
 pub(crate) trait Speaker {

@@ -182,14 +182,18 @@ impl Models<'_> {
         let pooled = golden.input("pooled")?;
         let knowledge = golden.input("knowledge")?;
         let previous = golden.input("previous_score")?;
+        let doubts = match monitor.hears_answer() {
+            true => golden.input("doubt")?.as_chunks().0.iter().copied().map(Some).collect(),
+            false => vec![None; previous.len()],
+        };
         let mut found: [Vec<f32>; 7] = Default::default();
         let [normed, logits, scores, smoothed, injected, embeddings, injected_embeddings] = &mut found;
         let rows = pooled.chunks(config.predictor.d_model()).zip(knowledge.chunks(config.knowledge_dim()));
-        for ((pooled, knowledge), &previous) in rows.zip(&previous) {
+        for (((pooled, knowledge), &previous), &doubt) in rows.zip(&previous).zip(&doubts) {
             let state = monitor.normed(pooled)?;
-            logits.push(monitor.logit(&state));
+            logits.push(monitor.logit(&state, doubt));
             normed.extend(state);
-            let score = monitor.score(pooled)?;
+            let score = monitor.score(pooled, doubt)?;
             scores.push(score);
             smoothed.push(monitor.smooth(score, Some(previous)));
             let with_knowledge = injector.inject(pooled, knowledge)?;

@@ -6,10 +6,10 @@ use std::borrow::Cow;
 
 use super::{Mamba3Jepa, Observation, Progress, Sample};
 use crate::error::Error;
-use crate::generate::GenerationConfig;
+use crate::generate::{Doubt, GenerationConfig};
 use crate::memory::KnowledgeMemory;
 use crate::nearest::{cosines, nearest, shares};
-use crate::recursion::Recursion;
+use crate::recursion::{ConfusionMonitor, Recursion};
 use crate::texts::{distinct, is_letter, strip};
 
 /// Cosines of known answers are divided by it, where there is no Y-Decoder; what training starts with.
@@ -245,8 +245,9 @@ impl Answerer<'_> {
         let mut smoothed = self.smoothed;
         let mut answers = vec![Answer::default(); observations.len()];
         if let Some(Recursion { confusion_probe, .. }) = &self.model.recursion {
-            for (answer, observation) in answers.iter_mut().zip(observations) {
-                let score = confusion_probe.score(&observation.pooled)?;
+            let doubts = self.doubts(observations, confusion_probe)?;
+            for ((answer, observation), doubt) in answers.iter_mut().zip(observations).zip(doubts) {
+                let score = confusion_probe.score(&observation.pooled, doubt)?;
                 let average = confusion_probe.smooth(score, smoothed);
                 smoothed = Some(average);
                 let judged = if self.options.smooth { average } else { score };
@@ -256,6 +257,20 @@ impl Answerer<'_> {
             }
         }
         Ok((answers, smoothed))
+    }
+
+    /// What the monitor hears: the doubt in greedy answers, whatever the options say of generation.
+    fn doubts(&self, observations: &[Observation], monitor: &ConfusionMonitor) -> Result<Vec<Option<Doubt>>, Error> {
+        if !monitor.hears_answer() {
+            return Ok(vec![None; observations.len()]);
+        }
+        let embeddings: Vec<&[f32]> = observations.iter().map(|observation| &observation.embedding[..]).collect();
+        let mut doubts = Vec::with_capacity(observations.len());
+        for embeddings in embeddings.chunks(self.model.batch_size) {
+            let answers = self.model.speak(embeddings, &GenerationConfig::default(), 0)?;
+            doubts.extend(answers.iter().map(|answer| Some(answer.doubt())));
+        }
+        Ok(doubts)
     }
 
     /// Where the model is confused, the memory's nearest text is injected, if it is near enough.

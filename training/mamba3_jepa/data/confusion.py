@@ -1,8 +1,8 @@
 """Samples a model should be confused by, made from any data, beside those it should not be confused by.
 
-Every question, and every other caption, is offered as it is. Every question is offered once more in a way that
-cannot be answered, and the other captions with a destroyed image, so that there are as many confused samples as
-clear ones and about equally many of each kind. Everything follows from (seed, index).
+Every question, and every other caption, is offered as it is. Every question is offered once more in a way that cannot
+be answered, or that may not be, and the other captions with a spoilt image, so that there are about equally many of
+each kind. Everything follows from (seed, index).
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from PIL import Image
 
 from mamba3_jepa.config import QUERY_PROMPT
 from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
-from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt
+from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
+from mamba3_jepa.data.foreign import foreign_question
 from mamba3_jepa.data.sample import Kind, Sample, Source, file_state
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-MadeKind = Literal["mismatched", "unanswerable", "corrupted"]
+MadeKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded"]
 MADE_KINDS: tuple[MadeKind, ...] = get_args(MadeKind)
 CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
-_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED = range(5)
+_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED = range(8)
 
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
@@ -39,17 +40,21 @@ class ConfusionSource:
     - "clear": as it is, not confused;
     - "given": as it is, with the manifest's own `confused`;
     - "mismatched": a question with the image of another group, of which the data does not ask the same;
-    - "unanswerable": a question asked without its image, unless the data answers it without one; of scenes, one about
-      an object that is not there;
-    - "corrupted": its image destroyed beyond recognition.
+    - "unanswerable": of scenes, a question about an object that is not there;
+    - "corrupted": its image destroyed beyond recognition;
+    - "imageless": a question asked without its image, unless the data answers it without one;
+    - "foreign": a question of another topic, in another language, or garbled, in the place of its own;
+    - "degraded": its image spoilt to some degree, from hardly to wholly.
 
-    The last three are confused. Their target is the right answer all the same, which only somebody who knows more
-    could give: the answer the question had where it came from, or the caption. A scene's unanswerable question has
-    none. Samples labelled as confused are only "given". Samples with neither target nor label are left out.
+    All but the first two and the last are confused; of "clear" and "degraded" samples whoever has a model sees whether
+    it answers rightly. Their target is the right answer all the same, which only somebody who knows more could give:
+    the answer the question had where it came from, or the caption. A scene's unanswerable question has none, nor has
+    a foreign one. Samples labelled as confused are only "given". Samples with neither target nor label are left out.
 
     Attributes:
         kinds: (len(self),) uint8, positions in `CONFUSION_KINDS`.
         confused: (len(self),) bool.
+        answered: (len(self),) bool, the samples "clear" and "degraded".
     """
 
     def __init__(
@@ -80,11 +85,12 @@ class ConfusionSource:
             raise UserError(f'{source.name}: no sample has a question with an answer, a caption, or a "confused" label')
         rows, kinds, donors = _plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
         self._base, self._donor, self.kinds = base.index[rows], donors, kinds
-        self.confused = np.where(kinds == _GIVEN, base.confused[rows], kinds > _GIVEN)
+        self.answered = np.isin(kinds, (_CLEAR, _DEGRADED))
+        self.confused = np.where(kinds == _GIVEN, base.confused[rows], (kinds > _GIVEN) & (kinds != _DEGRADED))
         content = blake2b(digest_size=16)
         for array in (self._base, self._donor, self.kinds):
             content.update(np.ascontiguousarray(array).tobytes())
-        self.fingerprint = f"confusion-1/{source.fingerprint}/{seed}/{content.hexdigest()}"
+        self.fingerprint = f"confusion-2/{source.fingerprint}/{seed}/{content.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self._base)
@@ -103,14 +109,19 @@ class ConfusionSource:
             donor = self._source.sample(int(self._donor[i]))
             meta = {**sample.meta, "image_of": donor.meta.get("origin")}
             return dataclasses.replace(sample, image=donor.image, picture=donor.picture, place=donor.place, meta=meta)
-        if kind == _UNANSWERABLE:
+        if kind == _IMAGELESS:
             return dataclasses.replace(sample, image=None, picture=None, place=None)
-        if kind == _CORRUPTED and sample.image is not None:
-            dice = stable_hash(f"corrupted/{self._seed}/{int(self._base[i])}")
-            name = list(CORRUPTIONS)[dice % len(CORRUPTIONS)]
-            meta = {**sample.meta, "corruption": name}
-            image = partial(_corrupted, sample.image, name, dice)
-            return dataclasses.replace(sample, image=image, picture=None, place=None, meta=meta)
+        dice = stable_hash(f"{CONFUSION_KINDS[kind]}/{self._seed}/{int(self._base[i])}")
+        if kind == _FOREIGN and sample.question is not None:
+            question = foreign_question(sample.question, dice)
+            return dataclasses.replace(sample, question=question, target=None, answers=(), knowledge=None)
+        if kind in (_CORRUPTED, _DEGRADED) and sample.image is not None:
+            name, level = list(CORRUPTIONS)[dice % len(CORRUPTIONS)], (dice >> 32) / 2**32
+            if kind == _CORRUPTED:
+                image, how = partial(_corrupted, sample.image, name, dice), {"corruption": name}
+            else:
+                image, how = partial(_degraded, sample.image, level, dice), {"level": f"{level:.3f}"}
+            return dataclasses.replace(sample, image=image, picture=None, place=None, meta={**sample.meta, **how})
         return sample
 
     def n_made_of(self, indices: NDArray[np.int64]) -> int:
@@ -129,8 +140,10 @@ class ConfusionSource:
         if kind == "confusing":
             return np.flatnonzero(self.confused)
         chosen = np.isin(self._base, self._source.indices(kind))
-        if isinstance(self._source, SceneSource):  # made of a question with an answer, but without one itself
-            chosen &= self.kinds != _UNANSWERABLE
+        if kind in ("target", "question", "knowledge"):  # made of a question with an answer, but without one itself
+            chosen &= ~np.isin(self.kinds, (_UNANSWERABLE, _FOREIGN))
+        elif kind == "imageless":
+            chosen |= self.kinds == _IMAGELESS
         return np.flatnonzero(chosen)
 
     def file_state(self, indices: NDArray[np.int64]) -> str:
@@ -141,6 +154,10 @@ class ConfusionSource:
 
 def _corrupted(load: Callable[[], Image.Image], name: str, seed: int) -> Image.Image:
     return corrupt(load(), name, seed)
+
+
+def _degraded(load: Callable[[], Image.Image], level: float, seed: int) -> Image.Image:
+    return degrade(load(), level, seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,60 +214,57 @@ def _plan(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
     """Which sample becomes what: rows of `base`, their kinds, and the source indices whose image they get, else -1.
 
-    Of C captions every other one is corrupted instead of clear. The questions are divided so that, with those
-    captions, each kind of confusion occurs equally often, as far as that goes.
+    Half of the captions are spoilt in equal shares of the ways there are, instead of clear. The questions are dealt to
+    the kinds so that, with those captions, each occurs equally often, as far as that goes.
     """
+    of_images = [kind for kind in (_CORRUPTED, _DEGRADED) if CONFUSION_KINDS[kind] in made]
     captions = dice.permutation(np.flatnonzero(base.caption))
-    corrupted = captions[: len(captions) // 2] if "corrupted" in made else captions[:0]
+    spoilt = captions[: len(captions) // 2] if of_images else captions[:0]
     questions = dice.permutation(np.flatnonzero(base.question & base.image & ~(base.labelled & base.confused)))
     donors = np.full(len(base.index), -1, dtype=np.int64)
-    fits = np.full(len(questions), "mismatched" in made)
-    if "mismatched" in made and not base.makes_own:
+    takes = {_kind(name): np.ones(len(questions), dtype=bool) for name in MADE_KINDS if name in made}
+    if _MISMATCHED in takes and not base.makes_own:
         donors[questions] = _donors(base, questions, dice)
-        fits = donors[questions] >= 0
-    elif base.makes_own and len(np.unique(base.group)) < 2:
-        fits[:] = False
-    share = _shares(len(questions), len(corrupted), made)
-    needs_image = ~np.isin(base.question_hash, base.asked.without_image)
-    possible = questions[fits]
-    # those first that cannot be unanswerable
-    mismatched = possible[np.argsort(needs_image[possible], kind="stable")][: share["mismatched"]]
-    rest = dice.permutation(np.setdiff1d(questions, mismatched))
-    others = share["unanswerable"] + share["corrupted"]
-    if not others:
-        rest = rest[:0]
-    # Questions that no other image was found for are divided among the other kinds.
-    cut = round(len(rest) * share["unanswerable"] / max(1, others))
-    unanswerable = rest[needs_image[rest]][:cut]
-    rest = rest[~np.isin(rest, unanswerable)] if "corrupted" in made else rest[:0]
+        takes[_MISMATCHED] = donors[questions] >= 0
+    elif _MISMATCHED in takes:
+        takes[_MISMATCHED][:] = len(np.unique(base.group)) > 1
+    if _UNANSWERABLE in takes:
+        takes[_UNANSWERABLE][:] = base.makes_own
+    if _IMAGELESS in takes:
+        takes[_IMAGELESS] = ~np.isin(base.question_hash, base.asked.without_image)[questions] | base.makes_own
+    have = {kind: len(spoilt[number :: len(of_images)]) for number, kind in enumerate(of_images)}
+    altered = _dealt(takes, have, len(questions))
     as_it_is = np.flatnonzero((base.question | base.caption) & ~base.labelled)
-    parts = {
-        _CLEAR: np.setdiff1d(as_it_is, corrupted),
-        _GIVEN: np.flatnonzero(base.labelled),
-        _MISMATCHED: mismatched,
-        _UNANSWERABLE: unanswerable,
-        _CORRUPTED: np.concatenate([rest, corrupted]),
-    }
-    rows = np.concatenate(list(parts.values()))
-    kinds = np.repeat(np.array(list(parts), dtype=np.uint8), [len(part) for part in parts.values()])
+    parts = [
+        (np.setdiff1d(as_it_is, spoilt), _CLEAR),
+        (np.flatnonzero(base.labelled), _GIVEN),
+        *((spoilt[number :: len(of_images)], kind) for number, kind in enumerate(of_images)),
+        *((questions[altered == kind], kind) for kind in takes),
+    ]
+    rows = np.concatenate([part for part, _ in parts])
+    kinds = np.concatenate([np.full(len(part), kind, dtype=np.uint8) for part, kind in parts])
     order = np.lexsort((kinds, rows))
     rows, kinds = rows[order], kinds[order]
     return rows, kinds, np.where(kinds == _MISMATCHED, donors[rows], -1)
 
 
-def _shares(n_questions: int, n_corrupted: int, made: set[MadeKind]) -> dict[MadeKind, int]:
-    """How many of the questions each kind gets, when so many captions are corrupted already."""
-    shares: dict[MadeKind, int] = dict.fromkeys(MADE_KINDS, 0)
-    if not made:
-        return shares
-    if "corrupted" in made:
-        each = (n_questions + n_corrupted) / len(made)
-        shares["corrupted"] = n_questions if made == {"corrupted"} else max(0, round(each - n_corrupted))
-    about_words = [kind for kind in MADE_KINDS if kind in made and kind != "corrupted"]
-    left = n_questions - shares["corrupted"]
-    for number, kind in enumerate(about_words):
-        shares[kind] = left // len(about_words) + (number < left % len(about_words))
-    return shares
+def _kind(name: MadeKind) -> int:
+    return CONFUSION_KINDS.index(name)
+
+
+def _dealt(takes: dict[int, NDArray[np.bool_]], have: dict[int, int], n: int) -> NDArray[np.int64]:
+    """(n,) kinds, dealt to those that take each so that all come to have equally many; -1 where none takes it.
+
+    The kinds that take fewest are dealt to first, so that they are not left with what they cannot take.
+    """
+    dealt = np.full(n, -1, dtype=np.int64)
+    open_kinds = sorted(takes, key=lambda kind: (int(takes[kind].sum()), kind))
+    while open_kinds:
+        left = dealt < 0
+        each = -(-(int(left.sum()) + sum(have.get(kind, 0) for kind in open_kinds)) // len(open_kinds))
+        kind = open_kinds.pop(0)
+        dealt[np.flatnonzero(left & takes[kind])[: max(0, each - have.get(kind, 0))]] = kind
+    return dealt
 
 
 def _donors(base: _Base, questions: NDArray[np.int64], dice: np.random.Generator) -> NDArray[np.int64]:

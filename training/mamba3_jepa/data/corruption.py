@@ -1,4 +1,4 @@
-"""Images destroyed beyond recognition, to learn from what not knowing looks like.
+"""Images destroyed beyond recognition, or spoilt step by step, to learn from what not knowing looks like.
 
 Shapes: H and W pixels of the image.
 """
@@ -28,6 +28,33 @@ def corrupt(image: Image.Image, kind: str, seed: int) -> Image.Image:
     small = image.convert("RGB")
     small.thumbnail((_MAX_SIDE, _MAX_SIDE))
     return CORRUPTIONS[kind](small, np.random.default_rng(seed))
+
+
+def degrade(image: Image.Image, level: float, seed: int) -> Image.Image:
+    """An RGB image of at most 512 pixels a side that is spoilt in one of five ways.
+
+    Args:
+        level: from 0, as it was, to 1, hardly anything left to see.
+        seed: not negative; decides everything random.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    dice = np.random.default_rng(seed)
+    way = dice.choice(["blurred", "noisy", "dark", "covered", "coarse"])
+    if way == "blurred":
+        return small.filter(ImageFilter.GaussianBlur(0.2 * level * max(small.size)))
+    if way == "coarse":
+        cells = [max(2, round(side * (1 - level) ** 2)) for side in small.size]
+        return small.resize((cells[0], cells[1])).resize(small.size)
+    pixels = _pixels(small)
+    if way == "noisy":
+        return _image((1 - level) * pixels + level * dice.uniform(0, 255, pixels.shape))
+    if way == "dark":
+        return _image((1 - 0.98 * level) * pixels)
+    height, width = (max(1, round(level * side)) for side in pixels.shape[:2])
+    top, left = (dice.integers(side - size + 1) for side, size in zip(pixels.shape, (height, width), strict=False))
+    pixels[top : top + height, left : left + width] = dice.uniform(0, 255, 3)
+    return _image(pixels)
 
 
 def _noise(image: Image.Image, dice: np.random.Generator) -> Image.Image:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from mamba3_jepa.data.splits import stable_hash
 
@@ -32,13 +32,15 @@ ALL_PAIRS: tuple[Pair, ...] = tuple(product(COLORS, SHAPES))
 SEEN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 NUMBERS = ("one", "two", "three")
 
-# What is asked for, what the question says of the object, and the words. Such a question presupposes that
-# exactly one object fits; where none does, it cannot be answered.
-_TEMPLATES = (
-    ("color", ("shape",), "what color is the {shape}?"),
-    ("shape", ("position",), "what shape is at the {position}?"),
-    ("shape", ("color",), "what shape is the {color} object?"),
-    ("size", ("color", "shape"), "what size is the {color} {shape}?"),
+Asked = Literal["color", "shape", "size", "existence", "number"]
+
+# What is asked for, and what the question says of the object. Such a question presupposes that exactly one object fits;
+# where none does, it cannot be answered.
+_ABOUT_ONE: tuple[tuple[Asked, tuple[str, ...]], ...] = (
+    ("color", ("shape",)),
+    ("shape", ("position",)),
+    ("shape", ("color",)),
+    ("size", ("color", "shape")),
 )
 
 
@@ -95,11 +97,15 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question, its answer (None if there is none), and a description of the object it is about."""
+    """What is asked of the object described, and the answer (None if there is none); `scene_wording` has the words.
 
-    text: str
+    presupposes: that there is such an object.
+    """
+
+    asked: Asked
+    description: dict[str, str]
     answer: str | None
-    presupposes: dict[str, str] | None = None
+    presupposes: bool
 
 
 def random_scene(dice: Dice, with_held_out_pair: bool) -> Scene:
@@ -131,7 +137,7 @@ def answerable_questions(scene: Scene, dice: Dice, n: int, pairs: Sequence[Pair]
 
 def unanswerable_question(scene: Scene, dice: Dice, pairs: Sequence[Pair] = SEEN_PAIRS) -> Question:
     """A question about an object that is not there."""
-    _, given, words = dice.pick(_TEMPLATES)
+    asked, given = dice.pick(_ABOUT_ONE)
     absent_by_given: dict[tuple[str, ...], list[tuple[str, ...]]] = {
         ("shape",): [(s,) for s in SHAPES if not scene.matching({"shape": s})],
         ("position",): [(p,) for p in POSITIONS if not scene.matching({"position": p})],
@@ -139,7 +145,7 @@ def unanswerable_question(scene: Scene, dice: Dice, pairs: Sequence[Pair] = SEEN
         ("color", "shape"): [p for p in pairs if p not in scene.pairs],
     }
     description = dict(zip(given, dice.pick(absent_by_given[given]), strict=True))
-    return Question(text=words.format(**description), answer=None, presupposes=description)
+    return Question(asked=asked, description=description, answer=None, presupposes=True)
 
 
 def mismatched_question(scene: Scene, other: Scene, dice: Dice) -> Question | None:
@@ -148,21 +154,21 @@ def mismatched_question(scene: Scene, other: Scene, dice: Dice) -> Question | No
     Its answer is the right one where it comes from, on `other`. None if every question can be answered here too.
     """
     for question in dice.shuffled(_presupposing_questions(other, dice)):
-        if question.presupposes is not None and not scene.matching(question.presupposes):
+        if not scene.matching(question.description):
             return question
     return None
 
 
 def _presupposing_questions(scene: Scene, dice: Dice) -> list[Question]:
-    """One question for each template that fits an object, and no other object, of the scene."""
+    """One question for each way to ask about one object of the scene that fits no other."""
     questions = []
-    for asked, given, words in _TEMPLATES:
+    for asked, given in _ABOUT_ONE:
         descriptions = [{k: getattr(o, k) for k in given} for o in scene.objects]
         unique = [d for d in descriptions if len(scene.matching(d)) == 1]
         if unique:
             description = dice.pick(unique)
             answer = getattr(scene.matching(description)[0], asked)
-            questions.append(Question(text=words.format(**description), answer=answer, presupposes=description))
+            questions.append(Question(asked=asked, description=description, answer=answer, presupposes=True))
     return questions
 
 
@@ -175,9 +181,9 @@ def _existence_question(scene: Scene, dice: Dice, pairs: Sequence[Pair]) -> Ques
         near = [p for p in pairs if p not in scene.pairs and any(p[0] == q[0] or p[1] == q[1] for q in scene.pairs)]
         color, shape = dice.pick(near)
         answer = "no"
-    article = "an" if color[0] in "aeiou" else "a"
-    return Question(text=f"is there {article} {color} {shape}?", answer=answer)
+    return Question(asked="existence", description={"color": color, "shape": shape}, answer=answer, presupposes=False)
 
 
 def _count_question(scene: Scene) -> Question:
-    return Question(text="how many objects are there?", answer=NUMBERS[len(scene.objects) - 1])
+    answer = NUMBERS[len(scene.objects) - 1]
+    return Question(asked="number", description={}, answer=answer, presupposes=False)

@@ -3,7 +3,8 @@
 Every sample follows from (seed, split, index) alone. Six of the forty colour-shape pairs are held out: in
 pictures and in questions they occur only in the "compositional" split. One caption in twenty, by hash, is
 reserved for the "val" split and one for the "test" split: whatever the seeds and numbers of scenes, training sees no
-caption of theirs, and what chooses the best checkpoint none of "test".
+caption of theirs, and what chooses the best checkpoint none of "test". "fresh" scenes are like those of "train", but
+others: what a model answers to them is what it answers in use.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mamba3_jepa.data.draw import draw_scene
 from mamba3_jepa.data.hard_negatives import Negative
 from mamba3_jepa.data.sample import Kind, Sample
 from mamba3_jepa.data.scene_negatives import wrong_answers, wrong_captions
+from mamba3_jepa.data.scene_wording import plain, worded
 from mamba3_jepa.data.scene_world import (
     ALL_PAIRS,
     SEEN_PAIRS,
@@ -33,7 +35,7 @@ from mamba3_jepa.data.scene_world import (
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-SceneSplit = Literal["train", "val", "test", "compositional"]
+SceneSplit = Literal["train", "fresh", "val", "test", "compositional"]
 SceneKind = Literal["caption", "question", "unanswerable", "mismatched"]
 ConfusingKind = Literal["unanswerable", "mismatched"]
 
@@ -49,7 +51,7 @@ class SceneSource:
     A "caption" has no question, a "question" its answer; both have `confused` False. "unanswerable" asks
     about an object that is not there and has no target. "mismatched" is a question of another scene that cannot
     be answered here; its target is the answer it has there, which nobody can tell from this picture. Both have
-    `confused` True, and `indices("target")` leaves them out. In all splits but "train" all captions differ. Captions
+    `confused` True, and `indices("target")` leaves them out. In all splits but "train" and "fresh" all captions differ. Captions
     and questions have negatives (`scene_negatives`); what is held out of training is held out of those too.
     """
 
@@ -84,9 +86,8 @@ class SceneSource:
         ]
         self._pairs = ALL_PAIRS if split == "compositional" else SEEN_PAIRS
         self.name = f"synthetic scenes ({split})"
-        version = 2 if split == "val" else 1
-        self.fingerprint = f"scenes-{version}/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
-        self._attempts = None if split == "train" else self._distinct_attempts()
+        self.fingerprint = f"scenes-2/{split}/{seed}/{n_scenes}/{image_size}/{self._slots}"
+        self._attempts = None if split in ("train", "fresh") else self._distinct_attempts()
 
     def __len__(self) -> int:
         return self.n_scenes * len(self._slots)
@@ -109,38 +110,43 @@ class SceneSource:
         scene = self.scene(index)
         dice = Dice(kind, self.split, self.seed, index)
         if kind == "caption":
-            return self._make(scene, index, kind, None)
+            return self._make(scene, index, kind, None, dice)
         if kind == "question":
             questions = answerable_questions(scene, dice, MAX_QUESTIONS, self._pairs)
-            return self._make(scene, index, kind, questions[number])
-        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice))
+            dice = Dice("wording", self.split, self.seed, index, number)
+            return self._make(scene, index, kind, questions[number], dice)
+        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice), dice)
 
     def confusing(self, i: int, kind: ConfusingKind) -> Sample:
         """A sample of `kind` on the scene of sample i, with another question for every i."""
         index = i // len(self._slots)
         scene = self.scene(index)
         dice = Dice("confusing", kind, self.split, self.seed, i)
-        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice))
+        return self._make(scene, index, kind, self._confusing_question(scene, kind, dice), dice)
 
-    def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None) -> Sample:
+    def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None, dice: Dice) -> Sample:
+        """`dice` chooses the words of the question."""
+        meta = {"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind}
+        if asked is not None:
+            meta |= {"asked": asked.asked, "plain": plain(asked)}
         return Sample(
             image=partial(draw_scene, scene, self.image_size),
             picture=f"scene {index}",
-            question=None if asked is None else asked.text,
+            question=None if asked is None else worded(asked, dice),
             target=scene.caption if asked is None else asked.answer,
             negatives=self._negatives(scene, index, asked) if kind in ("caption", "question") else (),
             confused=kind in ("unanswerable", "mismatched"),
-            meta={"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind},
+            meta=meta,
         )
 
     def _negatives(self, scene: Scene, index: int, asked: Question | None) -> list[Negative]:
-        dice = Dice("negatives", self.split, self.seed, index, "" if asked is None else asked.text)
+        dice = Dice("negatives", self.split, self.seed, index, "" if asked is None else plain(asked))
         if asked is not None:
             return wrong_answers(scene, asked, dice)
         return wrong_captions(scene, dice, self._pairs, self._may_be_said)
 
     def _may_be_said(self, scene: Scene) -> bool:
-        return self.split != "train" or _reserved_for(scene.caption) is None
+        return self.split not in ("train", "fresh") or _reserved_for(scene.caption) is None
 
     def group(self, i: int) -> str:
         return f"scene/{self.split}/{self.seed}/{i // len(self._slots)}"

@@ -15,7 +15,7 @@ from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_texts
-from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.data.scenes import SceneSource, SceneSplit
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
 from mamba3_jepa.data.survey import Survey, described, nameless_data
@@ -173,6 +173,7 @@ def open_splits(
     val_fraction: float = 0.02,
     n_scenes: int = 20_000,
     n_val_scenes: int = 256,
+    scenes: SceneSplit = "train",
     kind: Kind = "target",
     on_bad_sample: OnBadSample = "error",
 ) -> DataSplits:
@@ -180,8 +181,8 @@ def open_splits(
 
     Validation samples are those of `val.jsonl`, if it is beside the manifest, which `manifest` names as for
     `open_source`; otherwise a share chosen by the hash of each sample's group. Without data directory, or if it holds
-    no data, both are synthetic scenes (`image_size`, `seed`, `n_scenes` and `n_val_scenes` are for them), and a warning
-    says so.
+    no data, both are synthetic scenes (`image_size`, `seed`, `n_scenes`, `n_val_scenes` and `scenes`, the split to
+    train on, are for them), and a warning says so.
 
     Raises:
         UserError: the data is malformed, or one of the two sides would be empty.
@@ -191,7 +192,7 @@ def open_splits(
         source = open_source(data_dir, manifest=manifest, on_bad_sample=on_bad_sample)
     if source is None:
         _warn_synthetic(data_dir)
-        train = SceneSource("train", n_scenes=n_scenes, seed=seed, image_size=image_size)
+        train = SceneSource(scenes, n_scenes=n_scenes, seed=seed, image_size=image_size)
         val = SceneSource("val", n_scenes=n_val_scenes, seed=seed, image_size=image_size)
         return DataSplits(train=train, train_indices=train.indices(kind), val=val, val_indices=val.indices(kind))
     if isinstance(source, ManifestSource) and (separate := _validation(source, on_bad_sample)) is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.question_type import question_type
 
+WRONG_ANSWER = "wrong_answer"  # the kind of samples that the model itself answers wrongly
 N_BINS = 15
 DEFAULT_THRESHOLD = 0.5
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,20 @@ from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
 from mamba3_jepa.evaluation.figure import add_panel, legend_beside, new_figure, save_figure, set_title
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
-from mamba3_jepa.evaluation.palette import FAINT, GUIDE, INK, REST, RIGHT, SCORE, WRONG, confusion_colors
+from mamba3_jepa.evaluation.palette import (
+    FAINT,
+    GUIDE,
+    INK,
+    PLAIN_CONFIDENCE,
+    REST,
+    RIGHT,
+    SCORE,
+    WRONG,
+    confusion_colors,
+)
+from mamba3_jepa.evaluation.selective import SelectiveReport
 
-_LABELS = {"given": "labelled confused", "given_clear": "labelled not confused"}
+_LABELS = {"given": "labelled confused", "given_clear": "labelled not confused", "wrong_answer": "wrong answer"}
 _HISTOGRAM_BINS = 40
 
 
@@ -74,6 +85,35 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
     return save_figure(figure, folder / "injection.png")
+
+
+def plot_risk_coverage(reports: Mapping[str, SelectiveReport], folder: Path) -> Path:
+    """confusion_risk_coverage.png: how many answers are wrong if only the surest are given, by each score, and by none.
+
+    Args:
+        reports: of the monitor ("") and of the plain confidence ("_confidence").
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    first = next(iter(reports.values()))
+    figure = new_figure(6.4, 4.4)
+    axes = add_panel(figure)
+    title = f"Wrong among the surest of {len(first.risk):,} answers"
+    set_title(axes, title, "share of answers given", "share of them wrong")
+    looks = {"": ("confusion", SCORE, "-"), "_confidence": ("plain confidence", PLAIN_CONFIDENCE, "--")}
+    for name, report in reports.items():
+        label, color, style = looks[name]
+        coverage = np.arange(1, len(report.risk) + 1) / len(report.risk)
+        axes.plot(coverage, report.risk.numpy(), style, color=color, label=f"{label}, area {report.aurc:.4f}")
+    chance = 1 - first.accuracy
+    axes.axhline(chance, color=REST, linestyle=":", label=f"chance, area {chance:.4f}")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
+    return save_figure(figure, folder / "confusion_risk_coverage.png")
 
 
 def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:

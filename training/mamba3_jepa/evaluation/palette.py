@@ -23,11 +23,16 @@ PREDICTED, TARGET = "#AA4499", "#999933"
 RECALL = {1: "#5b3a1a", 5: "#a5702f", 10: "#dcb67f"}
 WITH_ROTATION, WITHOUT_ROTATION = "#1f6f8b", "#d58fb4"
 SCORE = "#8e44ad"  # of the confusion monitor, whatever it is of
+PLAIN_CONFIDENCE = "#b7950b"
 _CONFUSION = {
     "clear": "#5d6d7e",
     "mismatched": "#e377c2",
     "unanswerable": "#7b241c",
     "corrupted": "#2f9e9e",
+    "imageless": "#f39c12",
+    "foreign": "#2e4a9e",
+    "degraded": "#9fd5c5",
+    "wrong_answer": WRONG,
     "given": "#6b5200",
     "given_clear": "#b0b7c0",
 }

@@ -24,7 +24,7 @@ from mamba3_jepa.data.images import load_image, to_pixels
 from mamba3_jepa.export.golden_images import golden_pictures
 from mamba3_jepa.export.golden_tokens import AWKWARD_TEXTS
 from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
-from mamba3_jepa.export.probe import Probe, golden_probe, knowledge_vectors
+from mamba3_jepa.export.probe import Probe, answer_doubts, golden_probe, knowledge_vectors
 from mamba3_jepa.files.safetensors_file import write_safetensors
 from mamba3_jepa.models.generation import GenerationConfig, generate
 from mamba3_jepa.models.key_map import COMPONENTS, Component
@@ -255,8 +255,13 @@ def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     predicted = model(probe.pixels, probe.has_image, probe.query_ids, probe.query_mask)
     pooled = add("pooled", predicted.pooled, "(B, D) pooled states of the predictor")
     add("normed", monitor.norm(pooled), "(B, D) LayerNorm with weight and bias, eps of config.json")
-    add("logit", monitor(pooled), "(B,) linear(silu(hidden(normed)))")
-    score = add("score", monitor.score(pooled), "(B,) P(confused) = sigmoid(logit / temperature)")
+    doubts = None
+    if monitor.hears_answer:
+        doubts = add(
+            "doubt", answer_doubts(model, predicted.embedding), "(B, 2) of the greedy answers to these samples"
+        )
+    add("logit", monitor(pooled, doubts), "(B,) linear(silu(hidden(normed, then doubt if there is)))")
+    score = add("score", monitor.score(pooled, doubts), "(B,) P(confused) = sigmoid(logit / temperature)")
     previous = add("previous_score", torch.full_like(score, PREVIOUS_SCORE), "(B,) the smoothed score so far")
     add("smoothed_score", monitor.smooth(score, previous), "(B,) ema_decay * previous + (1 - ema_decay) * score")
     text_embedding = model.y_encoder(probe.text_ids, probe.text_mask)

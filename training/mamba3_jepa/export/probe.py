@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mamba3_jepa.data.images import normalize, to_pixels
 from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.generation import GenerationConfig, doubt, generate
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 N_SCENES = 4
@@ -66,6 +68,21 @@ def knowledge_vectors(model: Mamba3Jepa, text_embedding: Tensor) -> Tensor:
         return text_embedding
     generator = torch.Generator().manual_seed(0)
     return F.normalize(torch.randn(len(text_embedding), length, generator=generator), dim=-1)
+
+
+def answer_doubts(model: Mamba3Jepa, embedding: Tensor) -> Tensor:
+    """(B, S): the decoder's doubt in what it answers greedily from embeddings (B, E)."""
+    if model.y_decoder is None:
+        raise UserError("a model whose confusion monitor hears the answer cannot be exported without its Y-Decoder")
+    answers = generate(
+        model.y_decoder,
+        embedding,
+        bos_id=model.tokenizer.bos_id,
+        eos_id=model.tokenizer.eos_id,
+        config=GenerationConfig(),
+        max_tokens=model.config.max_answer_tokens - 1,
+    )
+    return doubt(answers)
 
 
 def golden_probe(model: Mamba3Jepa) -> Probe:

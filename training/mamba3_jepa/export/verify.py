@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mamba3_jepa.errors import UserError, shorten
-from mamba3_jepa.export.probe import Probe, knowledge_vectors, scene_probe
+from mamba3_jepa.export.probe import Probe, answer_doubts, knowledge_vectors, scene_probe
 from mamba3_jepa.export.writer import as_stored, round_as_stored
 from mamba3_jepa.models.key_map import Component, key_map
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -119,8 +119,11 @@ def _outputs(
         outputs["decoder logits"] = model.y_decoder(start["predicted embedding"], probe.text_ids)
     if exported.recursion is not None:
         assert model.recursion is not None
-        outputs["confusion score"] = model.recursion.confusion_probe.score(start["pooled state"])
-        outputs["confusion threshold"] = model.recursion.confusion_probe.threshold
+        monitor = model.recursion.confusion_probe
+        if monitor.hears_answer:
+            outputs["doubt of the answer"] = answer_doubts(model, start["predicted embedding"])
+        outputs["confusion score"] = monitor.score(start["pooled state"], start.get("doubt of the answer"))
+        outputs["confusion threshold"] = monitor.threshold
         outputs["memory floor"] = model.recursion.memory_floor
         knowledge = knowledge_vectors(model, start["text embedding"])
         outputs["injected state"] = model.recursion.injector(start["pooled state"], knowledge)

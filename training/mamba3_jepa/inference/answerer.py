@@ -21,7 +21,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
-from mamba3_jepa.models.generation import generate
+from mamba3_jepa.models.generation import Generated, doubt, generate
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import GenerationConfig
@@ -141,7 +141,8 @@ class Answerer:
         embedding, pooled = self.model.observe(images, questions, batch_size)
         self._demand_finite(embedding, "the embedding predicted", questions)
         warnings = [self._warnings(question) for question in questions]
-        scores, smoothed, confused = self._judge(pooled, questions)
+        answers = self._greedy(embedding, batch_size)
+        scores, smoothed, confused = self._judge(pooled, None if answers is None else doubt(answers), questions)
         used: dict[int, str] = {}
         if vector is not None:
             embedding = self._inject(pooled, vector.expand(len(pooled), -1))
@@ -172,15 +173,22 @@ class Answerer:
         asked = [question or self.model.config.query_prompt for question in questions]
         demand_finite(values, self.model, f"{what} for", asked)
 
+    def _greedy(self, embedding: Tensor, batch_size: int) -> list[Generated] | None:
+        """What the monitor hears of B embeddings (B, E): greedy answers, whatever `generation` is; None if nothing."""
+        recursion = self.model.recursion
+        if recursion is None or not recursion.confusion_probe.hears_answer:
+            return None
+        return self._generated(embedding, batch_size, GenerationConfig())
+
     def _judge(
-        self, pooled: Tensor, questions: Sequence[str | None]
+        self, pooled: Tensor, doubts: Tensor | None, questions: Sequence[str | None]
     ) -> tuple[list[float | None], list[float | None], list[bool | None]]:
         """Per turn: the score, its moving average, and whether the model is confused; None without recursion."""
         recursion = self.model.recursion
         if recursion is None:
             return [None] * len(pooled), [None] * len(pooled), [None] * len(pooled)
         probe = recursion.confusion_probe
-        scores = probe.score(pooled)
+        scores = probe.score(pooled, None if doubts is None else doubts.to(pooled.device))
         self._demand_finite(scores, "the confusion", questions)
         smoothed = []
         for score in scores:
@@ -206,13 +214,21 @@ class Answerer:
 
     def _say(self, embedding: Tensor, batch_size: int) -> tuple[list[str], list[float]]:
         """Texts and confidences of B embeddings (B, E)."""
-        model, size = self.model, self.generation.samples_at_once(batch_size)
+        model = self.model
         if model.y_decoder is None:
             assert self._known is not None  # or there would be no Answerer
             shares = class_probabilities(embedding.cpu(), self._known.embeddings, CLASS_TEMPERATURE)
             best = shares.max(dim=-1)
             return [self._known.texts[i] for i in best.indices.tolist()], best.values.tolist()
-        answers = [
+        answers = self._generated(embedding, batch_size, self.generation)
+        confidence = [math.exp(sum(answer.log_probs) / len(answer.log_probs)) for answer in answers]
+        return [model.tokenizer.decode(answer.ids).strip() for answer in answers], confidence
+
+    def _generated(self, embedding: Tensor, batch_size: int, config: GenerationConfig) -> list[Generated]:
+        """What the decoder says of B embeddings (B, E)."""
+        model, size = self.model, config.samples_at_once(batch_size)
+        assert model.y_decoder is not None
+        return [
             answer
             for start in range(0, len(embedding), size)
             for answer in generate(
@@ -220,14 +236,12 @@ class Answerer:
                 embedding[start : start + size],
                 bos_id=model.tokenizer.bos_id,
                 eos_id=model.tokenizer.eos_id,
-                config=self.generation,
+                config=config,
                 max_tokens=model.config.max_answer_tokens - 1,
                 rows=range(self._turns + start, self._turns + min(start + size, len(embedding))),
                 source=model.source,
             )
         ]
-        confidence = [math.exp(sum(answer.log_probs) / len(answer.log_probs)) for answer in answers]
-        return [model.tokenizer.decode(answer.ids).strip() for answer in answers], confidence
 
     def _vector(self, knowledge: Knowledge) -> Tensor:
         """(K,) on the model's device."""

@@ -24,7 +24,10 @@ from mamba3_jepa.models.scan import Mamba3State
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
-__all__ = ["Generated", "GenerationConfig", "Speaker", "continued", "generate"]
+__all__ = ["DOUBT_FLOOR", "N_DOUBTS", "Generated", "GenerationConfig", "Speaker", "continued", "doubt", "generate"]
+
+N_DOUBTS = 2  # numbers of `doubt`
+DOUBT_FLOOR = 1e-5  # nats
 
 _FLOAT = torch.finfo(torch.float32)
 
@@ -56,6 +59,21 @@ class Generated:
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finished: bool = False
+
+
+def doubt(answers: Sequence[Generated]) -> Tensor:
+    """How improbable the decoder found what it said itself: (B, `N_DOUBTS`) float32.
+
+    Two numbers of each of B answers: log(`DOUBT_FLOOR` - mean of the tokens' log-probabilities), and the same of the
+    least probable token. The floor keeps what rounding makes of a sure answer from mattering.
+    """
+    numbers = [(sum(each.log_probs) / len(each.log_probs), min(each.log_probs)) for each in answers]
+    return torch.log(DOUBT_FLOOR - torch.tensor(numbers, dtype=torch.float32).clamp(max=0))
+
+
+def mean_log_probability(doubts: Tensor) -> Tensor:
+    """The mean log-probabilities (B,) of the tokens, back from `doubt` (B, `N_DOUBTS`)."""
+    return DOUBT_FLOOR - doubts[:, 0].exp()
 
 
 def generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 
@@ -331,7 +331,7 @@ class Phase2Settings(TrainSettings):
 
 
 # The names of `data.confusion.MADE_KINDS`, repeated here because that module needs numpy and more.
-ConfusionKind = Literal["mismatched", "unanswerable", "corrupted"]
+ConfusionKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,9 +351,10 @@ class Phase3Settings(TrainSettings):
     injector_lr_scale: Annotated[_Float, Range(0)] = None
     """Learning rate of the state injector as a multiple of the monitor's; default: one over the size of a knowledge
     vector's elements (root mean square), so that short vectors come to weigh as much as the pooled state."""
-    confusion_kinds: tuple[ConfusionKind, ...] = ("mismatched", "unanswerable", "corrupted")
-    """Confusion to make from the data, beside its own "confused" labels: questions with another image, questions
-    without what they are about, destroyed images. Leave out mismatched where every question fits every image."""
+    confusion_kinds: tuple[ConfusionKind, ...] = get_args(ConfusionKind)
+    """Confusion to make from the data, beside its own "confused" labels and the model's own errors: questions with
+    another image, questions about what is not there (of scenes), destroyed images, questions without image, foreign
+    questions, images spoilt step by step. Leave out mismatched where every question fits every image."""
     cache_dir: _Path = None
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""

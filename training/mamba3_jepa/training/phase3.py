@@ -23,12 +23,19 @@ from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.loader import BatchPlan
 from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
-from mamba3_jepa.evaluation.confusion_plots import plot_confusion, plot_injection, plot_memory_floor
+from mamba3_jepa.evaluation.confusion import WRONG_ANSWER, ConfusionReport, evaluate_confusion
+from mamba3_jepa.evaluation.confusion_plots import (
+    plot_confusion,
+    plot_injection,
+    plot_memory_floor,
+    plot_risk_coverage,
+)
 from mamba3_jepa.evaluation.injection import InjectionReport, InjectionSamples, InjectionTrial, gallery
+from mamba3_jepa.evaluation.selective import SelectiveReport, selective_reports
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
+from mamba3_jepa.models.generation import mean_log_probability
 from mamba3_jepa.models.losses import confusion_loss, injection_error
 from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
@@ -77,7 +84,12 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     config = _with_knowledge_dim(settings.changed(start.config), settings)
     # All samples there are: questions without an answer are learnt from too, if they are labelled.
     data = open_data(
-        settings, config, kind="all", val_samples_per_scene=_VAL_SAMPLES_PER_SCENE, max_val_scenes=_MAX_VAL_SCENES
+        settings,
+        config,
+        kind="all",
+        scenes="fresh",
+        val_samples_per_scene=_VAL_SAMPLES_PER_SCENE,
+        max_val_scenes=_MAX_VAL_SCENES,
     )
     run = Run(settings, phase=3, accelerator=accelerator)
     demand_same(run, config, data)
@@ -128,15 +140,26 @@ def _with_knowledge_dim(config: ModelConfig, settings: Phase3Settings) -> ModelC
 def _confusion(
     data: DataSplits, side: str, settings: Phase3Settings, query_prompt: str
 ) -> tuple[ConfusionSource, NDArray[np.int64]]:
-    """Clear and confused samples of one side of the split, made of nothing from the other; and which to use."""
+    """Clear and confused samples of one side, made of nothing from the other; and which to use.
+
+    What the model answers wrongly can only be learned from samples that the phases before did not learn from. Of
+    scenes, all are such. Of other data it is half of the validation side, by the hash of the group: it goes to the
+    training side here, and the other half is for validation.
+    """
+    learned, measured = data.train_indices, data.val_indices
+    if not data.synthetic and data.val is data.train:
+        for_learning = (data.val.group_hashes()[data.val_indices] >> np.uint64(1)) % np.uint64(2) == 0
+        if 0 < for_learning.sum() < len(for_learning):
+            learned = np.union1d(learned, data.val_indices[for_learning])
+            measured = data.val_indices[~for_learning]
     if side == "train":
         source = ConfusionSource(
-            data.train, data.train_indices, settings.seed, settings.confusion_kinds,
+            data.train, learned, settings.seed, settings.confusion_kinds,
             beside=[data.val], query_prompt=query_prompt,
         )  # fmt: skip
         return source, np.arange(len(source))
     at_most = settings.val_samples or 1
-    chosen = spread(data.val_indices, at_most)
+    chosen = spread(measured, at_most)
     source = ConfusionSource(
         data.val, chosen, settings.seed, settings.confusion_kinds, beside=[data.train], query_prompt=query_prompt
     )
@@ -180,11 +203,12 @@ def _say(model: Mamba3Jepa, train: Phase3Data, val: Phase3Data) -> None:
 class Phase3Batch:
     """One rank's share of one global batch.
 
-    pooled: (B, D) states of the frozen model; confused: (B,) bool; knowledge: (B, K) and target: (B, E), zeros where
-    `injected` (B,) bool is False.
+    pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool; knowledge: (B, K) and
+    target: (B, E), zeros where `injected` (B,) bool is False.
     """
 
     pooled: Tensor
+    doubt: Tensor
     confused: Tensor
     knowledge: Tensor
     target: Tensor
@@ -219,7 +243,7 @@ class Phase3Objective(nn.Module):
 
     def forward(self, batch: Phase3Batch) -> StepOutput:
         """Loss of one batch, with the scalars worth logging."""
-        logits = self.recursion.confusion_probe(batch.pooled).float()
+        logits = _logits(self.recursion, batch)
         confusion = confusion_loss(logits, batch.confused)
         # Where nothing is injected the knowledge is zero: every sample takes part, so every weight has a gradient.
         predicted = self.predictor.embed(self.recursion.injector(batch.pooled, batch.knowledge))
@@ -231,6 +255,12 @@ class Phase3Objective(nn.Module):
             "confusion_accuracy": ((logits.detach() > 0) == batch.confused).float().mean(),
         }
         return StepOutput(loss, logged)
+
+
+def _logits(recursion: Recursion, batch: Phase3Batch) -> Tensor:
+    """(B,) float32."""
+    probe = recursion.confusion_probe
+    return probe(batch.pooled, batch.doubt if probe.hears_answer else None).float()
 
 
 class Phase3Task(KeptOutputs):
@@ -269,6 +299,7 @@ class Phase3Task(KeptOutputs):
         self.batches_per_epoch = len(self._plan)
         self._read_validation()
         self._confusion: ConfusionReport | None = None
+        self._selective: dict[str, SelectiveReport] = {}
         self._injection: InjectionReport | None = None
 
     def _read_validation(self) -> None:
@@ -276,7 +307,13 @@ class Phase3Task(KeptOutputs):
         val = self.val
         samples = [val.source.sample(i) for i in val.frozen.index.tolist()]
         self._questions = [sample.question for sample in samples]
-        self._kinds = [CONFUSION_KINDS[kind] for kind in val.source.kinds[val.frozen.index.numpy()]]
+        kinds = [CONFUSION_KINDS[kind] for kind in val.source.kinds[val.frozen.index.numpy()]]
+        wrong = (val.answered & val.confused).tolist()
+        right = (val.answered & ~val.confused).tolist()
+        self._kinds = [
+            WRONG_ANSWER if is_wrong else "clear" if is_right else kind
+            for kind, is_wrong, is_right in zip(kinds, wrong, right, strict=True)
+        ]
         self._memory_floor = memory_floor(val, samples)
         rows = torch.arange(len(val))
         knowledge, usable = val.knowledge(rows)
@@ -320,6 +357,7 @@ class Phase3Task(KeptOutputs):
         knowledge, injected = data.knowledge(rows)
         return Phase3Batch(
             pooled=data.frozen.pooled[rows],
+            doubt=data.spoken.doubt[rows],
             confused=data.confused[rows],
             knowledge=knowledge,
             target=data.frozen.target_embedding[rows],
@@ -342,11 +380,18 @@ class Phase3Task(KeptOutputs):
     def _validated(self, device: torch.device) -> Validation:
         losses, logits = self._losses(device)
         report = evaluate_confusion(logits, self.val.confused, self._kinds, self._questions)
+        answered = self.val.answered
+        selective = selective_reports(
+            {"": logits[answered], "_confidence": -mean_log_probability(self.val.spoken.doubt[answered])},
+            self.val.confused[answered],
+        )
         probe = self.recursion.confusion_probe
         probe.threshold.fill_(report.calibration.threshold)
         probe.temperature.fill_(report.calibration.temperature)
         self.recursion.memory_floor.fill_(self._memory_floor.floor)
         metrics = losses | report.metrics("val") | self._memory_floor.metrics("val")
+        for name, each in selective.items():
+            metrics |= each.metrics("val", name)
         warnings = []
         parts = []
         if report.rocs:
@@ -356,7 +401,7 @@ class Phase3Task(KeptOutputs):
                 "validation needs both clear and confused samples to measure the confusion monitor and to choose its "
                 "threshold: raise `val_fraction` or `val_samples`, or give more data"
             )
-        self._confusion, self._injection = report, None
+        self._confusion, self._selective, self._injection = report, selective, None
         if self._trial is not None:
             self._injection = self._trial.run(self.model, device)
             metrics |= self._injection.metrics("val")
@@ -377,7 +422,7 @@ class Phase3Task(KeptOutputs):
             totals["confusion_loss"] += float(output.logged["confusion_loss"]) * len(rows)
             totals["injection_loss"] += float(output.logged["injection_loss"]) * injected
             n_injected += injected
-            logits.append(self.recursion.confusion_probe(batch.pooled).float().cpu())
+            logits.append(_logits(self.recursion, batch).cpu())
         counts = {"loss": len(self.val), "confusion_loss": len(self.val), "injection_loss": max(1, n_injected)}
         return {f"val/{name}": total / counts[name] for name, total in totals.items()}, torch.cat(logits)
 
@@ -387,5 +432,7 @@ class Phase3Task(KeptOutputs):
             plot_memory_floor(self._memory_floor, folder / "plots")
         if self._confusion is not None:
             plot_confusion(self._confusion, folder / "plots")
+        if self._selective:
+            plot_risk_coverage(self._selective, folder / "plots")
         if self._injection is not None:
             plot_injection(self._injection, folder / "plots")

@@ -23,6 +23,7 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.distributed import on_every_rank
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
+from mamba3_jepa.training.spoken import Spoken, is_right, spoken
 
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
 _TYPICAL = 4096  # samples whose knowledge says how large its elements are
@@ -40,12 +41,16 @@ class GivenKnowledge:
 class Phase3Data:
     """N samples of a `ConfusionSource` with what the frozen model makes of them.
 
-    confused: (N,) bool. own: (N,) int64, each sample's row in `given`, -1 where it has none. Such a sample is told its
-    right answer, as the Y-Encoder embeds it, if a knowledge vector is as long as that (`answers_are_knowledge`).
+    spoken: what it answers. confused: (N,) bool, what the source says, or that the answer is wrong where the source
+    leaves that to the model (`answered`, (N,) bool). own: (N,) int64, each sample's row in `given`, -1 where it has
+    none. Such a sample is told its right answer, as the Y-Encoder embeds it, if a knowledge vector is as long as that
+    (`answers_are_knowledge`).
     """
 
     source: ConfusionSource
     frozen: FrozenOutputs
+    spoken: Spoken
+    answered: Tensor
     confused: Tensor
     own: Tensor
     given: GivenKnowledge
@@ -111,14 +116,26 @@ def phase3_data(
     )
     place = torch.full((len(source),), -1, dtype=torch.int64)
     place[given.index] = torch.arange(len(given.index))
+    said = spoken(model, frozen)
+    answered = torch.from_numpy(source.answered)[frozen.index] & frozen.has_target
     return Phase3Data(
         source=source,
         frozen=frozen,
-        confused=torch.from_numpy(source.confused)[frozen.index],
+        spoken=said,
+        answered=answered,
+        confused=torch.from_numpy(source.confused)[frozen.index] | _wrong(source, frozen, said, answered),
         own=place[frozen.index],
         given=given,
         answers_are_knowledge=model.config.knowledge_dim == model.config.embed_dim,
     )
+
+
+def _wrong(source: ConfusionSource, frozen: FrozenOutputs, said: Spoken, answered: Tensor) -> Tensor:
+    """(N,) bool: which of the `answered` samples are answered wrongly."""
+    wrong = torch.zeros(len(frozen), dtype=torch.bool)
+    for row in answered.nonzero().squeeze(1).tolist():
+        wrong[row] = not is_right(said.texts[row], source.sample(int(frozen.index[row])))
+    return wrong
 
 
 def given_knowledge(

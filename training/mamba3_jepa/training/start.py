@@ -16,6 +16,7 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.answers import common_answers
 from mamba3_jepa.data.content import first_difference, split_content
 from mamba3_jepa.data.sample import Kind
+from mamba3_jepa.data.scenes import SceneSplit
 from mamba3_jepa.data.seen import warn_of_seen
 from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.errors import UserError
@@ -41,12 +42,14 @@ def open_data(
     config: ModelConfig,
     *,
     kind: Kind = "target",
+    scenes: SceneSplit = "train",
     val_samples_per_scene: int = 3,
     max_val_scenes: int = 256,
 ) -> DataSplits:
     """Training and validation samples of one kind.
 
     Args:
+        scenes: the split to train on where the data is synthetic.
         val_samples_per_scene: how many samples the phase makes of each validation scene where the data is synthetic: of
             samples with a target a caption and two questions.
 
@@ -63,6 +66,7 @@ def open_data(
             val_fraction=settings.val_fraction,
             n_scenes=settings.synthetic_scenes or 1,
             n_val_scenes=max(2, min(max_val_scenes, n_val_scenes)),
+            scenes=scenes,
             kind=kind,
             on_bad_sample=settings.on_bad_sample,
         )

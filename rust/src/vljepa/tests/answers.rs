@@ -37,7 +37,7 @@ fn an_answer_is_made_of_the_parts() {
         assert_eq!(answer.text, crate::texts::strip(&model.tokenizer().decode(&spoken.ids).unwrap()));
         assert_eq!(answer.confidence, spoken.confidence());
         let probe = &model.recursion().unwrap().confusion_probe;
-        assert_eq!(answer.confusion, Some(probe.score(&observation.pooled).unwrap()));
+        assert_eq!(answer.confusion, Some(probe.score(&observation.pooled, None).unwrap()));
         assert_eq!((answer.confused, answer.nearest.len()), (Some(false), 2));
         let (text, cosine) = &answer.nearest[0];
         let place = model.known_answers().iter().position(|known| known == text).unwrap();

@@ -1,0 +1,75 @@
+"""Questions that have nothing to do with the data: of other topics, in other languages, garbled.
+
+Made from the word lists below and by shuffling; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+
+from mamba3_jepa.data.plain_text import plain_text
+
+# Words of everyday questions. Together they say nothing: what matters is that they are not about the picture.
+_WORDS = {
+    "english": """who what when where why how which is was will can did does the a an of in for with about my your
+        president minister king capital country france japan river ocean mountain planet moon earth weather tomorrow
+        yesterday history war music song movie actor football team goal market price stock money bank loan company
+        computer password email phone battery engine doctor medicine hospital disease recipe bread cheese coffee ticket
+        train airport hotel school teacher homework grammar language translate poem joke story birthday wedding law
+        judge tax energy climate vaccine zebra elephant dog bird telephone guitar bicycle""",
+    "german": """wie was wer wo wann warum viele gibt es ist sind hat der die das ein eine von in auf mit und nicht
+        gegenstände farbe form kreis stern bild größe rot grün blau haus katze hund straße bahn schule buch wetter
+        morgen stadt könig wasser geld zeit freund arbeit essen trinken""",
+    "french": """combien quelle quel qui où quand pourquoi est sont il y a de le la les un une des dans sur avec et pas
+        objets couleur forme cercle étoile image taille rouge vert bleu maison chat chien rue école livre temps demain
+        ville roi eau argent ami travail manger boire""",
+    "spanish": """cuántos cuál qué quién dónde cuándo por es son hay de el la los las un una en sobre con y no objetos
+        color forma círculo estrella imagen tamaño rojo verde azul casa gato perro calle escuela libro tiempo mañana
+        ciudad rey agua dinero amigo trabajo comer beber""",
+}
+_LISTS = [words.split() for words in _WORDS.values()]
+_ALPHABET = list(string.ascii_lowercase)
+
+
+def foreign_question(question: str, seed: int) -> str:
+    """A question that nobody could answer from a picture; `seed`, not negative, decides everything random.
+
+    In equal shares, as far as `question` allows: words of one of the languages, letters that are no words, `question`
+    with its words in disorder, with the letters of each word in disorder, and with letters replaced.
+    """
+    dice = np.random.default_rng(seed)
+    way = int(dice.integers(5))
+    if way >= _FIRST_GARBLED:
+        garbled = _GARBLED[way - _FIRST_GARBLED](question, dice)
+        if plain_text(garbled) != plain_text(question):
+            return garbled
+    return _words(dice) if way % 2 == 0 else _letters(dice)
+
+
+def _words(dice: np.random.Generator) -> str:
+    words = _LISTS[int(dice.integers(len(_LISTS)))]
+    return " ".join(map(str, dice.choice(words, dice.integers(3, 9)))) + "?"
+
+
+def _letters(dice: np.random.Generator) -> str:
+    return " ".join("".join(dice.choice(_ALPHABET, dice.integers(2, 8))) for _ in range(dice.integers(2, 7)))
+
+
+def _words_in_disorder(question: str, dice: np.random.Generator) -> str:
+    return " ".join(dice.permutation(question.split()))
+
+
+def _letters_in_disorder(question: str, dice: np.random.Generator) -> str:
+    return " ".join("".join(dice.permutation(list(word))) for word in question.split())
+
+
+def _letters_replaced(question: str, dice: np.random.Generator) -> str:
+    return "".join(
+        str(dice.choice(_ALPHABET)) if letter.isalpha() and dice.random() < 0.6 else letter for letter in question
+    )
+
+
+_GARBLED = (_words_in_disorder, _letters_in_disorder, _letters_replaced)
+_FIRST_GARBLED = 2

@@ -1,0 +1,29 @@
+"""Questions that have nothing to do with the data."""
+
+from __future__ import annotations
+
+import pytest
+
+from mamba3_jepa.data.foreign import _LISTS, foreign_question
+from mamba3_jepa.data.plain_text import plain_text
+
+QUESTION = "what color is the star?"
+
+
+def test_no_way_gives_the_question_itself() -> None:
+    for question in (QUESTION, "why?", "a", "?", "是什么颜色", "aa aa aa"):
+        for seed in range(300):
+            made = foreign_question(question, seed)
+            assert made.strip()
+            assert plain_text(made) != plain_text(question)
+            assert made == foreign_question(question, seed)
+
+
+def test_every_way_occurs() -> None:
+    made = [foreign_question(QUESTION, seed) for seed in range(500)]
+    known = {word for words in _LISTS for word in words}
+    languages = [{word.rstrip("?") for word in text.split()} <= known for text in made]
+    same_words = [sorted(text.split()) == sorted(QUESTION.split()) for text in made]
+    same_letters = [sorted(text) == sorted(QUESTION) for text in made]
+    shares = [sum(each) / len(made) for each in (languages, same_words, same_letters)]
+    assert shares == pytest.approx([0.2, 0.2, 0.4], abs=0.06)
