@@ -51,8 +51,9 @@ class SceneSource:
     A "caption" has no question, a "question" its answer; both have `confused` False. "unanswerable" asks
     about an object that is not there and has no target. "mismatched" is a question of another scene that cannot
     be answered here; its target is the answer it has there, which nobody can tell from this picture. Both have
-    `confused` True, and `indices("target")` leaves them out. In all splits but "train" and "fresh" all captions differ. Captions
-    and questions have negatives (`scene_negatives`); what is held out of training is held out of those too.
+    `confused` True, and `indices("target")` leaves them out. In all splits but "train" and "fresh" all captions
+    differ. Captions and questions have negatives (`scene_negatives`); what is held out of training is held out of those
+    too.
     """
 
     synthetic = True
