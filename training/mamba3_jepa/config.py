@@ -32,6 +32,7 @@ MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
 _AS_BEFORE = {
     "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "hears_answer": False,
+    "injector_sees_state": False, "retriever_dim": 0,
 }  # fmt: skip
 
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
@@ -169,13 +170,17 @@ class RecursionConfig:
     """The confusion monitor and the state injector on the predictor's pooled state."""
 
     hidden_dim: int = Field(default=256, gt=0, le=LARGEST_SIZE)
-    """Width of the confusion probe's hidden layer."""
+    """Width of the hidden layers: of the confusion probe and, where they have one, of injector and retriever."""
     knowledge_dim: int | None = Field(default=None, gt=0, le=LARGEST_SIZE)
     """Length of a knowledge vector; None: `embed_dim`, what the Y-Encoder gives."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """How much of the smoothed confusion score stays when the next state is observed."""
     hears_answer: bool = False
     """Whether the monitor is told how improbable the Y-Decoder found its own answer, beside the pooled state."""
+    injector_sees_state: bool = False
+    """Whether what knowledge adds to the pooled state depends on that state, and so on what was asked."""
+    retriever_dim: int = Field(default=0, ge=0, le=LARGEST_SIZE)
+    """Width in which questions find the texts of a memory; 0: the predicted embedding looks for them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -266,7 +271,7 @@ def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> Predi
     return PredictorConfig(n_layers=n_layers, layer=backbone.layer, order="question_visual", pooling="attention")
 
 
-_RECURSION = RecursionConfig(hears_answer=True)
+_RECURSION = RecursionConfig(hears_answer=True, injector_sees_state=True, retriever_dim=64)
 
 
 def preset(name: PresetName) -> ModelConfig:

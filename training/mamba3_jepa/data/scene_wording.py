@@ -62,13 +62,18 @@ def worded(question: Question, dice: Dice) -> str:
     """`question` in one of its wordings, all equally likely."""
     words = dice.pick(_wordings(question))
     thing = dice.pick(_THINGS)
-    text = _filled(question, words, thing)
-    for plain, other in _SYNONYMS.items():
-        if dice.pick((True, False)):
-            text = text.replace(plain, other)
+    text = in_other_words(_filled(question, words, thing), dice)
     if dice.pick((True, False)):
         text = text[0].upper() + text[1:]
     return text if dice.pick((True, True, True, False)) else text.rstrip("?")
+
+
+def in_other_words(text: str, dice: Dice) -> str:
+    """Some of the words in another spelling, or replaced by their like."""
+    for usual, other in _SYNONYMS.items():
+        if dice.pick((True, False)):
+            text = text.replace(usual, other)
+    return text
 
 
 def plain(question: Question) -> str:

@@ -252,6 +252,7 @@ def _answers(model: Mamba3Jepa, embedding: Tensor, golden: Golden) -> None:
 def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     assert model.recursion is not None
     add, monitor, injector = golden.add, model.recursion.confusion_probe, model.recursion.injector
+    retriever = model.recursion.retriever
     predicted = model(probe.pixels, probe.has_image, probe.query_ids, probe.query_mask)
     pooled = add("pooled", predicted.pooled, "(B, D) pooled states of the predictor")
     add("normed", monitor.norm(pooled), "(B, D) LayerNorm with weight and bias, eps of config.json")
@@ -266,9 +267,14 @@ def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     add("smoothed_score", monitor.smooth(score, previous), "(B,) ema_decay * previous + (1 - ema_decay) * score")
     text_embedding = model.y_encoder(probe.text_ids, probe.text_mask)
     knowledge = add("knowledge", knowledge_vectors(model, text_embedding), "(B, K) knowledge vectors")
-    injected = add("injected", injector(pooled, knowledge), "(B, D) pooled + projection(knowledge)")
+    injected = add("injected", injector(pooled, knowledge), "(B, D) pooled with the knowledge added")
     add("embedding", predicted.embedding, "(B, E) predicted from pooled")
     add("embedding_injected", model.predictor.embed(injected), "(B, E) predicted from injected")
+    if retriever is not None:
+        asked = add("question_embedding", model.embed_text(probe.questions), "(B, E) the questions by the Y-Encoder")
+        told = add("text_embedding", text_embedding, "(B, E) the texts by the Y-Encoder")
+        add("retriever_question", retriever.question(asked), "(B, R) unit vectors that look up")
+        add("retriever_text", retriever.text(told), "(B, R) unit vectors that are looked up")
 
 
 def _add_layers(golden: Golden, inner: dict[str, Tensor], backbone: Mamba3Backbone, before: str) -> None:

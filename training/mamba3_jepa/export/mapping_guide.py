@@ -273,19 +273,29 @@ a softmax over all known answers of cosine / `classify.temperature`.
 ### Recursion and memory
 
 ```
-logit    = linear(silu(hidden(layernorm(pooled, norm))))      eps: confusion_probe_layer_norm_eps
+normed   = layernorm(pooled, confusion_probe.norm)            eps: confusion_probe_layer_norm_eps
+logit    = linear(silu(hidden(normed)))                       with `hears_answer` hidden([normed; doubt])
+doubt    = log(1e-5 - mean(log p)), log(1e-5 - min(log p))    over the tokens of the greedy answer, eos included where
+                                                              it was said; log p as for the confidence, at most 0
 P        = sigmoid(logit / temperature)
 smoothed = ema_decay * smoothed + (1 - ema_decay) * P         model.recursion.ema_decay; at the first turn P itself
 confused = P > threshold                                      smoothed > threshold with `ask --smooth`
-injected = pooled + injector.projection(k)
+injected = pooled + injector.projection(k)                    with `injector_sees_state`
+           + output(silu(hidden([layernorm(pooled, injector.norm); rms(k)])))
+rms(x)   = x / sqrt(mean(x^2) + 1e-12)
 ```
 
-k is a knowledge vector of length `knowledge_dim`, or, where that is `embed_dim`, a text's Y-Encoder embedding. When
-the model is confused and there is a memory, its nearest text to the predicted embedding is looked up by cosine; if
-that cosine is at least `recursion.memory_floor`, the text's Y-Encoder embedding is injected, and pred_head of the
-injected state, as a unit vector, takes the place of the predicted embedding: the answer is spoken from it, and the
-nearest known answers are found with it. Knowledge that the caller gives is injected in any case, and the memory is
-not looked up then. P, smoothed and confused are those from before.
+k is a knowledge vector of length `knowledge_dim`, or, where that is `embed_dim`, a text's Y-Encoder embedding. Where
+the model is confused, what the caller gives is injected (with `inject` "always" wherever it is given); if nothing is given and
+there is a memory, its nearest text is injected, if its cosine is at least `recursion.memory_floor`. Cosines are those of
+
+- with a retriever (`retriever_dim`): unit(question.output(silu(question.hidden(rms(q))))) of the question's Y-Encoder
+  embedding q, and unit(text.output(silu(text.hidden(rms(t))))) of the texts' embeddings t; without a question nothing
+  is looked up;
+- otherwise: the predicted embedding and the texts' embeddings.
+
+pred_head of the injected state, as a unit vector, takes the place of the predicted embedding: the answer is spoken from
+it, and the nearest known answers are found with it. P, smoothed and confused are those from before.
 
 A memory file is a safetensors file with one tensor, `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
 different texts, and the metadata `format`, `format_version` (as `config.json` says), `texts` (a JSON list of the M

@@ -14,7 +14,7 @@ TITLES = {
     "y_encoder": "The text encoder, and the token embedding that questions share with it.",
     "angn": "The gates on the predictor's residual stream.",
     "y_decoder": "The language model that speaks an embedding.",
-    "recursion": "Confusion probe and state injector.",
+    "recursion": "Confusion probe, state injector, and the memory's retriever.",
     "x_encoder": "The frozen vision transformer, here V-JEPA 2's, on request.",
 }
 
@@ -27,6 +27,12 @@ _LINEAR = {
     "recursion:confusion_probe.norm": "LayerNorm of the pooled state",
     "recursion:confusion_probe.hidden": "hidden layer, before silu",
     "recursion:confusion_probe.linear": "logit of confusion",
+    "recursion:injector.norm": "LayerNorm of the pooled state",
+    "recursion:injector.hidden": "hidden layer, before silu, of the normed state and then k / rms(k)",
+    "recursion:retriever.question.hidden": "hidden layer, before silu, of a question's embedding over its rms",
+    "recursion:retriever.question.output": "what looks up, before it is divided by its length",
+    "recursion:retriever.text.hidden": "hidden layer, before silu, of a text's embedding over its rms",
+    "recursion:retriever.text.output": "what is looked up, before it is divided by its length",
     "x_encoder:encoder.embeddings.patch_embeddings.proj": "convolution over tubelets and patches",
     "x_encoder:encoder.layer.{i}.norm1": "LayerNorm before attention",
     "x_encoder:encoder.layer.{i}.attention.query": "queries",
@@ -65,5 +71,6 @@ MEANINGS = {
     "confusion_probe.threshold": "confused above this P(confused), chosen on validation data",
     "confusion_probe.temperature": "divides the logit, fitted on validation data",
     "injector.projection.weight": "knowledge vector to what is added to the pooled state",
+    "injector.output.weight": "hidden layer to what is added to the pooled state beside the projection",
     "memory_floor": "cosine below which the memory's nearest text is not injected; -1 is no floor",
 }

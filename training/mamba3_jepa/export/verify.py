@@ -127,6 +127,11 @@ def _outputs(
         outputs["memory floor"] = model.recursion.memory_floor
         knowledge = knowledge_vectors(model, start["text embedding"])
         outputs["injected state"] = model.recursion.injector(start["pooled state"], knowledge)
+        retriever = model.recursion.retriever
+        if retriever is not None:
+            outputs["question embedding"] = model.embed_text(probe.questions)
+            outputs["retriever's question"] = retriever.question(start["question embedding"])
+            outputs["retriever's text"] = retriever.text(start["text embedding"])
     return outputs
 
 

@@ -11,7 +11,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from mamba3_jepa.config import BackboneConfig, Mamba3Config, ModelConfig
+from mamba3_jepa.config import BackboneConfig, Mamba3Config, ModelConfig, RecursionConfig
 from mamba3_jepa.errors import UserError, shorten
 
 Component = Literal["predictor", "y_encoder", "angn", "y_decoder", "recursion", "x_encoder"]
@@ -51,7 +51,7 @@ def key_map(component: str, config: ModelConfig) -> dict[str, str]:
         gates = [f"angn.gates.{i}.{kind}" for i in range(config.predictor.n_layers) for kind in ("weight", "bias")]
         return {key: key for key in gates}
     if name == "recursion":
-        return {f"recursion.{key}": f"recursion.{key}" for key in _recursion_keys()}
+        return {f"recursion.{key}": f"recursion.{key}" for key in _recursion_keys(config.recursion)}
     backbone = {"predictor": config.predictor, "y_encoder": config.y_encoder, "y_decoder": config.y_decoder}[name]
     own = {
         "predictor": [*_linear("vision_proj"), *_linear("query_proj"), *_pooling(config), *_linear("pred_head")],
@@ -145,9 +145,18 @@ def _backbone_keys(config: BackboneConfig, bidirectional: bool) -> Iterator[str]
     yield "final_norm.weight"
 
 
-def _recursion_keys() -> list[str]:
-    probe = [*_linear("norm"), *_linear("hidden"), *_linear("linear"), "threshold", "temperature"]
-    return [f"confusion_probe.{key}" for key in probe] + ["injector.projection.weight", "memory_floor"]
+def _recursion_keys(config: RecursionConfig) -> Iterator[str]:
+    for key in (*_linear("norm"), *_linear("hidden"), *_linear("linear"), "threshold", "temperature"):
+        yield f"confusion_probe.{key}"
+    yield "injector.projection.weight"
+    if config.injector_sees_state:
+        for key in (*_linear("norm"), *_linear("hidden"), "output.weight"):
+            yield f"injector.{key}"
+    if config.retriever_dim:
+        for tower in ("question", "text"):
+            for key in (*_linear("hidden"), *_linear("output")):
+                yield f"retriever.{tower}.{key}"
+    yield "memory_floor"
 
 
 def _vision_keys(config: ModelConfig) -> Iterator[str]:

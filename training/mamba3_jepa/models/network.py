@@ -82,7 +82,9 @@ class Network(nn.Module):
     def add_recursion(self) -> Recursion:
         """A confusion monitor and a state injector with new weights, on the model's device."""
         config = self.config
-        self.recursion = Recursion(config.predictor.d_model, config.knowledge_dim, config.recursion).to(self.device)
+        self.recursion = Recursion(
+            config.predictor.d_model, config.embed_dim, config.knowledge_dim, config.recursion
+        ).to(self.device)
         return self.recursion
 
     @property

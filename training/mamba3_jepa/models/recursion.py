@@ -1,6 +1,7 @@
 """Recursion on the predictor's pooled state: notice confusion, inject knowledge, look again.
 
-Shape letters: B batch, D width of the pooled state, K length of a knowledge vector, M hidden width, S numbers of doubt.
+Shape letters: B batch, D width of the pooled state, K length of a knowledge vector, M hidden width, S numbers of doubt,
+E embedding width, R width of the retriever.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.generation import N_DOUBTS
 
 DEFAULT_THRESHOLD = 0.5
+RMS_EPS = 1e-12  # of an embedding of unit length the mean square is one over its length
 
 
 class ConfusionMonitor(nn.Module):
@@ -61,12 +63,22 @@ class ConfusionMonitor(nn.Module):
 
 
 class StateInjector(nn.Module):
-    """h' = h + W k: knowledge added to the pooled state."""
+    """h' = h + W k: knowledge added to the pooled state.
 
-    def __init__(self, knowledge_dim: int, d_model: int) -> None:
+    With `hidden_dim`, h' = h + W k + V silu(U [LayerNorm(h); k / rms(k)] + b): what a sentence adds then depends on
+    what was asked, so that "the circle is red" adds nothing where the star was asked about.
+    """
+
+    def __init__(self, knowledge_dim: int, d_model: int, hidden_dim: int | None = None) -> None:
         super().__init__()
         self.projection = nn.Linear(knowledge_dim, d_model, bias=False)
         nn.init.zeros_(self.projection.weight)  # before training, knowledge changes nothing
+        self.sees_state = hidden_dim is not None
+        if hidden_dim is not None:
+            self.norm = nn.LayerNorm(d_model)
+            self.hidden = nn.Linear(d_model + knowledge_dim, hidden_dim)
+            self.output = nn.Linear(hidden_dim, d_model, bias=False)
+            nn.init.zeros_(self.output.weight)
 
     def forward(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
         """Pooled states (B, D) and knowledge (B, K) -> pooled states (B, D).
@@ -80,21 +92,59 @@ class StateInjector(nn.Module):
                 f"knowledge vector of length {knowledge.shape[-1]}, but this model takes {expected} "
                 "(its knowledge_dim): embed a text with the model's own Y-Encoder, or train with that `knowledge_dim`"
             )
-        return pooled + self.projection(knowledge)
+        told = pooled + self.projection(knowledge)
+        if self.sees_state:
+            both = torch.cat([self.norm(pooled), root_mean_square_normed(knowledge)], dim=-1)
+            told = told + self.output(F.silu(self.hidden(both)))
+        return told
+
+
+class KnowledgeRetriever(nn.Module):
+    """Finds the texts of a memory that answer a question: two perceptrons, whose outputs are compared by cosine.
+
+    What is looked up with is the question's own embedding by the Y-Encoder: what the model predicts is what is wrong
+    where it is confused. (Two encoders with one space: Karpukhin et al. 2020, arXiv 2004.04906.)
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int, retriever_dim: int) -> None:
+        super().__init__()
+        self.question = _Tower(embed_dim, hidden_dim, retriever_dim)
+        self.text = _Tower(embed_dim, hidden_dim, retriever_dim)
+
+
+class _Tower(nn.Module):
+    """Embeddings (..., E) -> unit vectors (..., R)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, retriever_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(embed_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, retriever_dim)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return F.normalize(self.output(F.silu(self.hidden(root_mean_square_normed(embedding)))), dim=-1)
+
+
+def root_mean_square_normed(x: Tensor) -> Tensor:
+    """Vectors (..., K) with elements of root mean square 1; zeros stay zeros."""
+    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS)
 
 
 class Recursion(nn.Module):
-    """What phase 3 trains, `confusion_probe` and `injector`, and `memory_floor`.
+    """What phase 3 trains, `confusion_probe`, `injector` and `retriever`, and `memory_floor`.
 
-    The memory's nearest text is injected when its cosine to the predicted embedding is at least `memory_floor`;
-    `NO_FLOOR`, the lowest cosine there is, lets every text through.
+    The memory's nearest text is injected when its cosine is at least `memory_floor`: its retriever's vector's to the
+    question's or, without a retriever (None), its embedding's to the predicted one. `NO_FLOOR`, the lowest cosine there
+    is, lets every text through.
     """
 
     memory_floor: Tensor
 
-    def __init__(self, d_model: int, knowledge_dim: int, config: RecursionConfig) -> None:
+    def __init__(self, d_model: int, embed_dim: int, knowledge_dim: int, config: RecursionConfig) -> None:
         super().__init__()
         self.config = config
         self.confusion_probe = ConfusionMonitor(d_model, config.hidden_dim, config.ema_decay, config.hears_answer)
-        self.injector = StateInjector(knowledge_dim, d_model)
+        self.injector = StateInjector(knowledge_dim, d_model, config.hidden_dim if config.injector_sees_state else None)
+        self.retriever: KnowledgeRetriever | None = None
+        if config.retriever_dim:
+            self.retriever = KnowledgeRetriever(embed_dim, config.hidden_dim, config.retriever_dim)
         self.register_buffer("memory_floor", torch.tensor(NO_FLOOR))
