@@ -82,7 +82,7 @@ def about_something_else(question: Question, dice: Dice) -> Question:
         if asked != question.asked or all(description[name] != question.description.get(name) for name in given):
             if asked == "number":  # tells how many there are of what may be asked for too
                 continue
-            answer = dice.pick([value for value in _VALUES[asked]])
+            answer = dice.pick(_VALUES[asked])
             other = Question(asked=asked, description=description, answer=answer, presupposes=True)
             if not _tells(other, question):
                 return other

@@ -286,8 +286,9 @@ rms(x)   = x / sqrt(mean(x^2) + 1e-12)
 ```
 
 k is a knowledge vector of length `knowledge_dim`, or, where that is `embed_dim`, a text's Y-Encoder embedding. Where
-the model is confused, what the caller gives is injected (with `inject` "always" wherever it is given); if nothing is given and
-there is a memory, its nearest text is injected, if its cosine is at least `recursion.memory_floor`. Cosines are those of
+the model is confused, what the caller gives is injected (with `ask --inject always` wherever it is given); if nothing
+is given and there is a memory, its nearest text is injected, if its cosine is at least `recursion.memory_floor`.
+Cosines are those of
 
 - with a retriever (`retriever_dim`): unit(question.output(silu(question.hidden(rms(q))))) of the question's Y-Encoder
   embedding q, and unit(text.output(silu(text.hidden(rms(t))))) of the texts' embeddings t; without a question nothing
@@ -295,7 +296,9 @@ there is a memory, its nearest text is injected, if its cosine is at least `recu
 - otherwise: the predicted embedding and the texts' embeddings.
 
 pred_head of the injected state, as a unit vector, takes the place of the predicted embedding: the answer is spoken from
-it, and the nearest known answers are found with it. P, smoothed and confused are those from before.
+it, and the nearest known answers are found with it. P, smoothed and confused are those from before. An answer is sure
+if the model is not confused, or something was injected. The signal of confusion is "answer" if P with the surest doubt
+there is, log(1e-5) twice, in the place of the answer's own would not be over the threshold; otherwise "state".
 
 A memory file is a safetensors file with one tensor, `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
 different texts, and the metadata `format`, `format_version` (as `config.json` says), `texts` (a JSON list of the M
