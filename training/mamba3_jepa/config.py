@@ -35,6 +35,7 @@ _AS_BEFORE = {
     "injector_sees_state": False, "retriever_dim": 0,
 }  # fmt: skip
 
+SHUT = 2.0  # no cosine is that high: as a floor it keeps everything out
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
 
 

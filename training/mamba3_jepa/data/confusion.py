@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Literal, get_args
 
@@ -21,6 +21,8 @@ from mamba3_jepa.config import QUERY_PROMPT
 from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.foreign import foreign_question
+from mamba3_jepa.data.lesson import Lesson
+from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Kind, Sample, Source, file_state
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.splits import stable_hash
@@ -31,6 +33,7 @@ MADE_KINDS: tuple[MadeKind, ...] = get_args(MadeKind)
 CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
 _CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED = range(8)
 
+_OTHERS = 20  # samples looked at for something that is known elsewhere
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
 
@@ -124,6 +127,64 @@ class ConfusionSource:
             return dataclasses.replace(sample, image=image, picture=None, place=None, meta={**sample.meta, **how})
         return sample
 
+    def lessons(self, i: int) -> list[Lesson]:
+        """What one could be told about sample i. Scenes make it up. Other data has its own knowledge, the answer, a
+        caption of the same image with the answer in it, and what is known of another sample; nothing without an answer.
+
+        Raises:
+            BadSampleError: a sample cannot be read.
+        """
+        if self.kinds[i] == _FOREIGN:
+            return []
+        sample = self.sample(i)
+        if sample.lessons is not None:
+            return sample.lessons()
+        if sample.target is None:
+            return []
+        lessons = [Lesson(sample.target, sample.target, "answer")]
+        if sample.knowledge is not None:
+            lessons.append(Lesson(sample.knowledge, sample.target, "given"))
+        caption = self._caption_of(int(self._base[i])) if sample.question is not None else None
+        if caption is not None and f" {plain_text(sample.target)} " in f" {_words_of(caption)} ":
+            lessons.append(Lesson(caption, sample.target, "caption"))
+        other = self._told_elsewhere(i, sample)
+        return lessons if other is None else [*lessons, other]
+
+    def _caption_of(self, index: int) -> str | None:
+        """A caption of the image of sample `index` of the source."""
+        group = self._source.group_hashes()[index]
+        place = int(np.searchsorted(self._captions[0], group))
+        if place == len(self._captions[0]) or self._captions[0][place] != group:
+            return None
+        return self._source.sample(int(self._captions[1][place])).target
+
+    @cached_property
+    def _captions(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """The groups that have captions, ascending, and a sample with one of each."""
+        index = np.intersect1d(self._source.indices("caption"), self._base)
+        groups, first = np.unique(self._source.group_hashes()[index], return_index=True)
+        return groups, index[first]
+
+    def _told_elsewhere(self, i: int, sample: Sample) -> Lesson | None:
+        """What is known of another sample that asks as this one does: that is false here, if it is about the same, and
+        otherwise it tells nothing; None if none is found that differs from what is known of this one."""
+        for attempt in range(_OTHERS):
+            place = stable_hash(f"told elsewhere/{self._seed}/{int(self._base[i])}/{attempt}") % len(self._base)
+            other = self._source.sample(int(self._base[place]))
+            differs = other.target is not None and other.target != sample.target
+            if not differs or (other.question is None) != (sample.question is None):
+                continue
+            if other.knowledge is None:
+                return Lesson(other.target or "", other.target, "false")
+            if other.knowledge != sample.knowledge:
+                is_alike = not isinstance(other.knowledge, str) or same_question(other, sample)
+                return (
+                    Lesson(other.knowledge, other.target, "false")
+                    if is_alike
+                    else Lesson(other.knowledge, None, "irrelevant")
+                )
+        return None
+
     def n_made_of(self, indices: NDArray[np.int64]) -> int:
         """How many samples of the data some of these are made of."""
         return len(np.unique(self._base[indices]))
@@ -150,6 +211,20 @@ class ConfusionSource:
         """Changes when a file does that any of these samples may be read from (see `sample.FileBacked`)."""
         donors = self._donor[indices]
         return file_state(self._source, np.unique(np.concatenate([self._base[indices], donors[donors >= 0]])))
+
+
+def topic(sample: Sample) -> str:
+    """What samples that ask the same have in common, however they put it."""
+    return plain_text(str(sample.meta.get("plain", sample.question or "")))
+
+
+def same_question(a: Sample, b: Sample) -> bool:
+    """Whether two samples ask the same."""
+    return topic(a) == topic(b)
+
+
+def _words_of(text: str) -> str:
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in plain_text(text)).split())
 
 
 def _corrupted(load: Callable[[], Image.Image], name: str, seed: int) -> Image.Image:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mamba3_jepa.data.hard_negatives import Negative
 from mamba3_jepa.data.images import BadSampleError
+from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.splits import stable_hash
 
 OnBadSample = Literal["error", "skip"]
@@ -46,6 +47,7 @@ class Sample:
         (`target_in`). answers: all that people gave, where the data has them, empty ones too; evaluation asks for all.
     negatives: texts that are wrong in its place.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
+    lessons: returns what one could be told about it, where the source can make that up; None where it cannot.
     meta: `origin` says in words where the sample comes from; synthetic scenes add more.
     """
 
@@ -60,6 +62,7 @@ class Sample:
     confused: bool | None = None
     tool_used: str | None = None
     knowledge: str | list[float] | None = None
+    lessons: Callable[[], list[Lesson]] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from collections.abc import Sequence
 
+from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.scene_wording import in_other_words
 from mamba3_jepa.data.scene_world import (
     COLORS,
@@ -14,11 +15,10 @@ from mamba3_jepa.data.scene_world import (
     SIZES,
     Asked,
     Dice,
+    Pair,
     Question,
+    Scene,
 )
-
-FactForm = Literal["answer", "sentence", "caption", "passage"]
-FACT_FORMS: tuple[FactForm, ...] = get_args(FactForm)
 
 # {answer} is the answer, {a} its article, {b} that of the colour, {objects} one or several.
 _SENTENCES: dict[tuple[Asked, tuple[str, ...]], tuple[str, ...]] = {
@@ -55,7 +55,36 @@ _EXISTENCE = {
     "yes": ("there is {b} {color} {shape}", "the picture shows {b} {color} {shape}", "{b} {color} {shape} is there"),
     "no": ("there is no {color} {shape}", "the picture shows no {color} {shape}", "no {color} {shape} is there"),
 }
-_VALUES = {"color": COLORS, "shape": SHAPES, "size": SIZES, "number": NUMBERS, "existence": ("yes", "no")}
+_VALUES: dict[str, tuple[str, ...]] = {
+    "color": COLORS,
+    "shape": SHAPES,
+    "size": SIZES,
+    "number": NUMBERS,
+    "existence": ("yes", "no"),
+}
+
+
+def lessons_about(question: Question, scene: Scene | None, dice: Dice, pairs: Sequence[Pair]) -> list[Lesson]:
+    """What somebody could say to whoever is asked `question`; without an answer, as they imagine it.
+
+    Args:
+        scene: whose caption tells the answer too; None where that tells nothing of it.
+        pairs: colours and shapes that may occur together in what is said.
+    """
+    told = _with_answer(question, dice, pairs) if question.answer is None else question
+    other = _with_answer(told, dice, pairs)
+    beside = _about_something_else(question, dice, pairs)
+    assert told.answer is not None
+    lessons = [
+        Lesson(told.answer, told.answer, "answer"),
+        Lesson(fact(told, dice), told.answer, "sentence"),
+        Lesson(fact(other, dice), other.answer, "false"),
+        Lesson(fact(beside, dice), None, "irrelevant"),
+        Lesson(". ".join(dice.shuffled([fact(told, dice), fact(beside, dice)])) + ".", told.answer, "passage"),
+    ]
+    if scene is not None:
+        lessons.append(Lesson(scene.caption, told.answer, "caption"))
+    return lessons
 
 
 def fact(question: Question, dice: Dice) -> str:
@@ -68,36 +97,39 @@ def fact(question: Question, dice: Dice) -> str:
     return in_other_words(_filled(sentence, question), dice)
 
 
-def with_another_answer(question: Question, dice: Dice) -> Question:
-    """The same question with an answer that differs."""
-    others = [value for value in _VALUES[question.asked] if value != question.answer]
-    return dataclasses.replace(question, answer=dice.pick(others))
+def _with_answer(question: Question, dice: Dice, pairs: Sequence[Pair]) -> Question:
+    """The same question with an answer that differs from its own."""
+    others = [
+        dataclasses.replace(question, answer=value) for value in _VALUES[question.asked] if value != question.answer
+    ]
+    return dice.pick([each for each in others if _may_be_said(each, pairs)])
 
 
-def about_something_else(question: Question, dice: Dice) -> Question:
-    """A question with an answer about another object, or about another thing: it tells nothing about `question`."""
+def _about_something_else(question: Question, dice: Dice, pairs: Sequence[Pair]) -> Question:
+    """A question with an answer that tells nothing about `question`."""
     while True:
-        asked, given = dice.pick(list(_SENTENCES))
+        asked, given = dice.pick([each for each in _SENTENCES if each[0] != "number"])
         description = {name: dice.pick(POSITIONS if name == "position" else _VALUES[name]) for name in given}
-        if asked != question.asked or all(description[name] != question.description.get(name) for name in given):
-            if asked == "number":  # tells how many there are of what may be asked for too
-                continue
-            answer = dice.pick(_VALUES[asked])
-            other = Question(asked=asked, description=description, answer=answer, presupposes=True)
-            if not _tells(other, question):
-                return other
+        other = Question(asked=asked, description=description, answer=dice.pick(_VALUES[asked]), presupposes=True)
+        if not _tells(other, question) and _may_be_said(other, pairs):
+            return other
 
 
-def passage(question: Question, dice: Dice) -> str:
-    """The fact and one about something else, in either order: "the star is blue. the circle is red."."""
-    sentences = [fact(question, dice), fact(about_something_else(question, dice), dice)]
-    return ". ".join(dice.shuffled(sentences)) + "."
+def _said(question: Question) -> dict[str, str]:
+    """What question and answer say of an object."""
+    return question.description | {question.asked: question.answer or ""}
 
 
 def _tells(other: Question, question: Question) -> bool:
-    """Whether the answer to `other` could tell something about what `question` asks for: they speak of one object."""
-    said = other.description | {other.asked: other.answer or ""}
-    return any(said.get(name) == value for name, value in question.description.items())
+    """Whether who knows the answer to `other` knows that to `question`, or part of it: they speak of one object."""
+    said = _said(other)
+    is_of_it = all(said.get(name, value) == value for name, value in question.description.items())
+    return is_of_it and (question.asked in said or question.asked == "existence")
+
+
+def _may_be_said(question: Question, pairs: Sequence[Pair]) -> bool:
+    said = _said(question)
+    return "color" not in said or "shape" not in said or (said["color"], said["shape"]) in pairs
 
 
 def _filled(sentence: str, question: Question) -> str:

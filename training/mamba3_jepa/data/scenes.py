@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from mamba3_jepa.data.draw import draw_scene
 from mamba3_jepa.data.hard_negatives import Negative
+from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.sample import Kind, Sample
+from mamba3_jepa.data.scene_facts import lessons_about
 from mamba3_jepa.data.scene_negatives import wrong_answers, wrong_captions
 from mamba3_jepa.data.scene_wording import plain, worded
 from mamba3_jepa.data.scene_world import (
@@ -137,6 +139,7 @@ class SceneSource:
             target=scene.caption if asked is None else asked.answer,
             negatives=self._negatives(scene, index, asked) if kind in ("caption", "question") else (),
             confused=kind in ("unanswerable", "mismatched"),
+            lessons=partial(self._lessons, scene, index, kind, asked),
             meta=meta,
         )
 
@@ -145,6 +148,13 @@ class SceneSource:
         if asked is not None:
             return wrong_answers(scene, asked, dice)
         return wrong_captions(scene, dice, self._pairs, self._may_be_said)
+
+    def _lessons(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None) -> list[Lesson]:
+        dice = Dice("lessons", self.split, self.seed, index, kind, "" if asked is None else plain(asked))
+        if asked is not None:
+            return lessons_about(asked, scene if kind == "question" else None, dice, self._pairs)
+        other = self.scene(dice.pick(range(self.n_scenes))).caption
+        return [Lesson(scene.caption, scene.caption, "caption"), Lesson(other, other, "false")]
 
     def _may_be_said(self, scene: Scene) -> bool:
         return self.split not in ("train", "fresh") or _reserved_for(scene.caption) is None

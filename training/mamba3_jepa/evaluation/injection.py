@@ -1,7 +1,8 @@
-"""What injected knowledge does to samples the model is confused by: before, after, and with the wrong knowledge.
+"""What injected knowledge does: to samples the model is confused by before, after, and with the wrong knowledge, and to
+samples it answers rightly with knowledge that is false or tells nothing.
 
-Shapes: M confused samples with a right answer, D width of the pooled state, E embedding width, K length of a
-knowledge vector, G distinct texts to choose from.
+Shapes: M samples with a right answer and something they are told, D width of the pooled state, E embedding width, K
+length of a knowledge vector, G distinct texts to choose from.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mamba3_jepa.evaluation.decoding import generate_texts
 from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
-GENERATED_SAMPLES = 256  # of the M samples so many are also answered by generation
+GENERATED_SAMPLES = 512  # of the M samples so many are also answered by generation
 _TOGETHER = 1024
 
 
@@ -38,8 +39,9 @@ class Rates:
 class InjectionReport:
     """retrieved: the right answer's embedding is the nearest; generated: the Y-Decoder says it (None without one).
 
-    by_kind: retrieved, for each kind of confusion. n_without_wrong: how many of the samples there is no wrong knowledge
-    for (see `other_knowledge`).
+    by_kind: retrieved, for each kind of confusion. by_form: generated, or without Y-Decoder retrieved, for each form of
+    knowledge: the bare answer, a sentence, and so on. n_without_wrong: how many of the samples there is no wrong
+    knowledge for (see `other_knowledge`).
     """
 
     n_samples: int
@@ -47,10 +49,12 @@ class InjectionReport:
     retrieved: Rates
     generated: Rates | None
     by_kind: dict[str, Rates]
+    by_form: dict[str, Rates]
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
-        """Flat numbers: `{prefix}/retrieved_{before,after,wrong}`, the same for `generated`; the samples,
-        `{prefix}/injected_samples`, and those of them without wrong knowledge, `{prefix}/injected_without_wrong`."""
+        """Flat numbers: `{prefix}/retrieved_{before,after,wrong}`, the same for `generated`; `{prefix}/told_{form}`,
+        the share right after knowledge of that form; the samples, `{prefix}/injected_samples`, and those of them
+        without wrong knowledge, `{prefix}/injected_without_wrong`."""
         values: dict[str, float] = {
             f"{prefix}/injected_samples": self.n_samples,
             f"{prefix}/injected_without_wrong": self.n_without_wrong,
@@ -59,14 +63,15 @@ class InjectionReport:
             for when, rate in ({} if rates is None else vars(rates)).items():
                 if rate is not None:
                     values[f"{prefix}/{name}_{when}"] = rate
-        return values
+        return values | {f"{prefix}/told_{form}": rates.after for form, rates in self.by_form.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionSamples:
-    """M confused samples, each with the answer that is right and the knowledge that should give it.
+    """M times a confused sample, the answer that is right, and the knowledge that should give it.
 
-    pooled (M, D), knowledge (M, K); expected: M right answers; kinds: M kinds of confusion; questions: M, None for
+    pooled (M, D), knowledge (M, K); expected: M right answers; kinds: M kinds of confusion; forms: M forms of
+    knowledge; questions: M, None for
     captions. texts: G distinct texts to choose from, with their embeddings (G, E); text_is_answer: G, whether to choose
     it for questions or for captions.
     """
@@ -76,6 +81,7 @@ class InjectionSamples:
     expected: list[str]
     questions: list[str | None]
     kinds: list[str]
+    forms: list[str]
     texts: list[str]
     text_embeddings: Tensor
     text_is_answer: list[bool]
@@ -124,10 +130,21 @@ class InjectionTrial:
         after = self._right(model, self._embed(model, self.samples.knowledge, device), device)
         wrong = self._right(model, self._embed(model, self.samples.knowledge[self._other], device), device)
         has_wrong, everything = self._has_wrong, torch.ones(len(self._other), dtype=torch.bool)
-        generated = None
+        generated, by_form = None, {}
+        forms = {
+            form: torch.tensor([each == form for each in self.samples.forms])
+            for form in dict.fromkeys(self.samples.forms)
+        }
         if before[1] is not None and after[1] is not None and wrong[1] is not None:
-            rows = everything[self._spoken]
-            generated = _rates(before[1], after[1], wrong[1], rows, has_wrong[self._spoken])
+            spoken, some_wrong = self._spoken, has_wrong[self._spoken]
+            generated = _rates(before[1], after[1], wrong[1], everything[spoken], some_wrong)
+            by_form = {
+                form: _rates(before[1], after[1], wrong[1], rows[spoken], some_wrong)
+                for form, rows in forms.items()
+                if bool(rows[spoken].any())
+            }
+        else:
+            by_form = {form: _rates(before[0], after[0], wrong[0], rows, has_wrong) for form, rows in forms.items()}
         kinds = self.samples.kinds
         by_kind = {kind: torch.tensor([each == kind for each in kinds]) for kind in dict.fromkeys(kinds)}
         return InjectionReport(
@@ -136,6 +153,7 @@ class InjectionTrial:
             retrieved=_rates(before[0], after[0], wrong[0], everything, has_wrong),
             generated=generated,
             by_kind={kind: _rates(before[0], after[0], wrong[0], rows, has_wrong) for kind, rows in by_kind.items()},
+            by_form=by_form,
         )
 
     def _embed(self, model: Mamba3Jepa, knowledge: Tensor | None, device: torch.device | str) -> Tensor:
@@ -175,6 +193,54 @@ class InjectionTrial:
         expected = [samples.expected[i] for i in self._spoken.tolist()]
         right = [same_text(text, given) for text, (given, _) in zip(expected, said, strict=True)]
         return retrieved, torch.tensor(right)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteadinessReport:
+    """Shares of M right answers that are wrong after something false or irrelevant was said: of all, if it is injected
+    always, and if it is only where the model is confused, as in use."""
+
+    n_samples: int
+    always: float
+    in_use: float
+
+    def metrics(self, prefix: str = "val") -> dict[str, float]:
+        """`{prefix}/turned_samples`, `{prefix}/turned` in use and `{prefix}/turned_always`."""
+        return {
+            f"{prefix}/turned_samples": self.n_samples,
+            f"{prefix}/turned": self.in_use,
+            f"{prefix}/turned_always": self.always,
+        }
+
+
+class SteadinessTrial:
+    """M samples that the model answers rightly, and what is said that should not change that."""
+
+    def __init__(self, pooled: Tensor, knowledge: Tensor, expected: Sequence[str]) -> None:
+        """pooled (M, D), knowledge (M, K), expected: M right answers, as the Y-Decoder says them."""
+        self.pooled, self.knowledge, self.expected = pooled, knowledge, list(expected)
+
+    @torch.no_grad()
+    def run(self, model: Mamba3Jepa, device: torch.device | str, confused: Tensor) -> SteadinessReport:
+        """`confused`: (M,) bool, whether the model takes itself for confused, so that in use it would be told."""
+        if model.recursion is None or model.y_decoder is None:
+            raise ValueError("the model has no injector, or no Y-Decoder")
+        told = model.recursion.injector(self.pooled.to(device), self.knowledge.to(device))
+        said = generate_texts(
+            model.y_decoder,
+            model.tokenizer,
+            model.predictor.embed(told).float().cpu(),
+            max_tokens=model.config.max_answer_tokens - 1,
+            device=device,
+        )
+        turned = torch.tensor(
+            [not same_text(text, given) for text, (given, _) in zip(self.expected, said, strict=True)]
+        )
+        return SteadinessReport(
+            n_samples=len(turned),
+            always=float(turned.double().mean()),
+            in_use=float((turned & confused.cpu()).double().mean()),
+        )
 
 
 def other_knowledge(

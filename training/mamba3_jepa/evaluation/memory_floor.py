@@ -5,6 +5,7 @@ Shapes: M samples, T different texts, R right and W wrong lookups, E embedding w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,20 +13,23 @@ from torch import Tensor
 
 from mamba3_jepa.config import NO_FLOOR
 
-_TOGETHER = 1024
+MEMORY_TEXTS = 200
+_TOGETHER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryFloor:
-    """A text is injected if its cosine to the predicted embedding is at least `floor`, in float32.
+    """A text is injected if its cosine is at least `floor`, in float32.
 
-    right: (R,) cosines of the nearest texts of a memory of all T, where that is the right one; wrong: (M,) those of a
-    memory from which the right one is left out. The shares are measured on the lookups that the floor was chosen on.
+    right: (R,) cosines of the nearest texts of a memory, where that is the right one; wrong: (W,) those of a memory
+    from which the right one is left out; lookups: M. The shares are measured on the lookups that the floor was chosen
+    on.
     """
 
     floor: float
     right: Tensor = field(repr=False)
     wrong: Tensor = field(repr=False)
+    lookups: int = 0
 
     @staticmethod
     def none() -> MemoryFloor:
@@ -34,12 +38,15 @@ class MemoryFloor:
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """`{prefix}/memory_floor` and `{prefix}/memory_{right,wrong}_lookups`, how many there are; where there are
-        some the shares `{prefix}/memory_right_passed` and `{prefix}/memory_wrong_stopped`."""
+        some the shares `{prefix}/memory_found`, where the right text is the nearest, and `{prefix}/memory_right_passed`
+        of those, and `{prefix}/memory_wrong_stopped`."""
         values = {
             f"{prefix}/memory_floor": self.floor,
             f"{prefix}/memory_right_lookups": len(self.right),
             f"{prefix}/memory_wrong_lookups": len(self.wrong),
         }
+        if self.lookups:
+            values[f"{prefix}/memory_found"] = len(self.right) / self.lookups
         if len(self.right):
             values[f"{prefix}/memory_right_passed"] = float((self.right >= self.floor).double().mean())
         if len(self.wrong):
@@ -47,24 +54,39 @@ class MemoryFloor:
         return values
 
 
-def choose_memory_floor(predicted: Tensor, right_text: Tensor, text_embeddings: Tensor) -> MemoryFloor:
-    """Look up M samples in a memory of T texts, with and without their right one, and separate the two.
+def choose_memory_floor(
+    asked: Tensor,
+    right_text: Tensor,
+    texts: Tensor,
+    answers: Callable[[Tensor, Tensor], Tensor] | None = None,
+    memory: int = MEMORY_TEXTS,
+) -> MemoryFloor:
+    """Look up M samples in memories of some of T texts, with and without their right one, and separate the two.
 
     Args:
-        predicted: (M, E) embeddings predicted for samples that confuse the model.
+        asked: (M, E) unit vectors that look up.
         right_text: (M,) int64, which of the texts each of them should find.
-        text_embeddings: (T, E).
+        texts: (T, E) unit vectors that are looked up.
+        answers: tells of some of the M (B,) and of some texts (C,) which texts are right for which, (B, C) bool; such
+            are not in a memory beside the one to find.
+        memory: texts in a memory, the right one included; the others are drawn, for each chunk of samples anew.
     """
     found, others = [], []
-    for rows in torch.arange(len(predicted)).split(_TOGETHER):
-        cosines = predicted[rows].float() @ text_embeddings.float().T
-        own = right_text[rows].unsqueeze(1)
-        right = cosines.gather(1, own).squeeze(1)
-        other = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-        found.append(right[right > other])
+    dice = torch.Generator().manual_seed(0)
+    for rows in torch.arange(len(asked)).split(_TOGETHER):
+        drawn = torch.randperm(len(texts), generator=dice)[: memory - 1]
+        own = (asked[rows].float() * texts[right_text[rows]].float()).sum(dim=1)
+        cosines = asked[rows].float() @ texts[drawn].float().T
+        excluded = drawn == right_text[rows].unsqueeze(1)
+        if answers is not None:
+            excluded = excluded | answers(rows, drawn)
+        other = (
+            cosines.masked_fill(excluded, -torch.inf).amax(dim=1) if len(drawn) else torch.full_like(own, -torch.inf)
+        )
+        found.append(own[own > other])
         others.append(other[other.isfinite()])  # without another text there is no wrong lookup
     right, wrong = (torch.cat(parts) if parts else torch.empty(0) for parts in (found, others))
-    return MemoryFloor(floor=best_floor(right, wrong), right=right, wrong=wrong)
+    return MemoryFloor(floor=best_floor(right, wrong), right=right, wrong=wrong, lookups=len(asked))
 
 
 def best_floor(right: Tensor, wrong: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mamba3_jepa.models.y_decoder import YDecoder
 
+LOOKUP_SCALE, LOOKUP_MIDDLE = 20.0, 0.5  # of cosines in `lookup_loss`
 _IGNORED = -100  # no token
 
 
@@ -99,7 +100,23 @@ def confusion_loss(logits: Tensor, confused: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), confused.float())
 
 
-def injection_error(predicted: Tensor, target: Tensor, injected: Tensor) -> Tensor:
-    """Phase 3: squared error (B,), mean over E, of embeddings (B, E) predicted with knowledge; zero where `injected`
-    (B,) bool is False."""
-    return (predicted - target).float().square().mean(dim=-1) * injected
+def injection_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Phase 3: squared error (L,), mean over E, of embeddings (L, E) predicted with knowledge."""
+    return (predicted - target).float().square().mean(dim=-1)
+
+
+def lookup_loss(right: Tensor, others: Tensor, is_other: Tensor) -> Tensor:
+    """Phase 3: (B,) in nats, how badly questions tell the text that answers them from M others.
+
+    The cross-entropy of the right one among all (Oord et al. 2018, arXiv 1807.03748), which orders them, and the binary
+    cross-entropies of each by itself (Zhai et al. 2023, arXiv 2303.15343), so that one cosine separates what answers
+    from what does not, whatever else is in the memory.
+
+    Args:
+        right: (B,) cosines. others: (B, M) cosines; is_other: (B, M) bool, which of them count.
+    """
+    right, others = ((cosines.float() - LOOKUP_MIDDLE) * LOOKUP_SCALE for cosines in (right, others))
+    others = others.masked_fill(~is_other, -torch.inf)
+    among = torch.cat([right.unsqueeze(1), others], dim=1)
+    alone = F.softplus(-right) + F.softplus(others).sum(dim=1)
+    return among.logsumexp(dim=1) - right + alone

@@ -18,8 +18,9 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.config import SHUT, ModelConfig
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
+from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.loader import BatchPlan
 from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import spread
@@ -30,20 +31,28 @@ from mamba3_jepa.evaluation.confusion_plots import (
     plot_memory_floor,
     plot_risk_coverage,
 )
-from mamba3_jepa.evaluation.injection import InjectionReport, InjectionSamples, InjectionTrial, gallery
+from mamba3_jepa.evaluation.injection import (
+    GENERATED_SAMPLES,
+    InjectionReport,
+    InjectionSamples,
+    InjectionTrial,
+    SteadinessTrial,
+    gallery,
+)
+from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
 from mamba3_jepa.evaluation.selective import SelectiveReport, selective_reports
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.generation import mean_log_probability
-from mamba3_jepa.models.losses import confusion_loss, injection_error
+from mamba3_jepa.models.losses import confusion_loss, injection_error, lookup_loss
 from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.phase3_data import Phase3Data, memory_floor, phase3_data
+from mamba3_jepa.training.phase3_data import Phase3Data, phase3_data
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
@@ -60,7 +69,8 @@ from mamba3_jepa.training.task import KeptOutputs, LrScales, StepOutput, Validat
 
 logger = logging.getLogger(__name__)
 
-_TOGETHER = 4096  # validation samples computed at once
+_TOGETHER = 1024  # validation samples computed at once
+_OTHER_TEXTS = 64  # that a question learns to tell from the one that answers it
 # of synthetic data: a caption and two questions, and each question once more as one that confuses
 _VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = 5, 512
 
@@ -201,18 +211,27 @@ def _say(model: Mamba3Jepa, train: Phase3Data, val: Phase3Data) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase3Batch:
-    """One rank's share of one global batch.
+    """One rank's share of one global batch: B samples and L lessons about them.
 
-    pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool; knowledge: (B, K) and
-    target: (B, E), zeros where `injected` (B,) bool is False.
+    pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool.
+    about: (L,) int64, which of the B each lesson is about; knowledge: (L, K); goal: (L, E), what should be predicted
+    then; share: (L,), one over the number of lessons about the same sample.
+    question: (B, E) embeddings, and right: (B, E) of a text that answers, zeros where `asks` (B,) bool is False;
+    others: (B, M, E) of texts that do not answer, where `is_other` (B, M) bool.
     """
 
     pooled: Tensor
     doubt: Tensor
     confused: Tensor
+    about: Tensor
     knowledge: Tensor
-    target: Tensor
-    injected: Tensor
+    goal: Tensor
+    share: Tensor
+    question: Tensor
+    right: Tensor
+    asks: Tensor
+    others: Tensor
+    is_other: Tensor
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -223,9 +242,10 @@ class Phase3Batch:
 
 
 class Phase3Objective(nn.Module):
-    """Binary cross-entropy of the confusion monitor, and the squared error of the embedding predicted from h + W k.
+    """Binary cross-entropy of the confusion monitor, the squared error of the embedding predicted after injection, and
+    the loss of looking up what answers a question.
 
-    Both are means over all samples of the batch, one without knowledge counting as an error of zero: batches of equal
+    All are means over all samples of the batch, one without lessons counting as an error of zero: batches of equal
     size then weigh alike, over micro-batches and ranks.
     """
 
@@ -245,15 +265,22 @@ class Phase3Objective(nn.Module):
         """Loss of one batch, with the scalars worth logging."""
         logits = _logits(self.recursion, batch)
         confusion = confusion_loss(logits, batch.confused)
-        # Where nothing is injected the knowledge is zero: every sample takes part, so every weight has a gradient.
-        predicted = self.predictor.embed(self.recursion.injector(batch.pooled, batch.knowledge))
-        error = injection_error(predicted, batch.target, batch.injected)
+        told = self.recursion.injector(batch.pooled[batch.about], batch.knowledge)
+        error = injection_error(self.predictor.embed(told), batch.goal) * batch.share
         loss = confusion + self.injection_weight * error.sum() / len(batch)
         logged = {
             "confusion_loss": confusion.detach(),
-            "injection_loss": error.detach().sum() / batch.injected.sum().clamp(min=1),
+            "injection_loss": error.detach().sum() / batch.share.sum().clamp(min=1),
             "confusion_accuracy": ((logits.detach() > 0) == batch.confused).float().mean(),
         }
+        retriever = self.recursion.retriever
+        if retriever is not None:
+            question = retriever.question(batch.question)
+            right = (question * retriever.text(batch.right)).sum(dim=-1)
+            others = (question.unsqueeze(1) * retriever.text(batch.others)).sum(dim=-1)
+            lookup = lookup_loss(right, others, batch.is_other) * batch.asks
+            loss = loss + lookup.sum() / len(batch)
+            logged["lookup_loss"] = lookup.detach().sum() / batch.asks.sum().clamp(min=1)
         return StepOutput(loss, logged)
 
 
@@ -261,6 +288,15 @@ def _logits(recursion: Recursion, batch: Phase3Batch) -> Tensor:
     """(B,) float32."""
     probe = recursion.confusion_probe
     return probe(batch.pooled, batch.doubt if probe.hears_answer else None).float()
+
+
+def _taken(table: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Rows (...) of a table (R, length) -> (..., length); zeros where a row is negative."""
+    taken = torch.zeros(*rows.shape, length)
+    known = rows >= 0
+    if bool(known.any()):
+        taken[known] = table[rows[known]]
+    return taken
 
 
 class Phase3Task(KeptOutputs):
@@ -301,6 +337,7 @@ class Phase3Task(KeptOutputs):
         self._confusion: ConfusionReport | None = None
         self._selective: dict[str, SelectiveReport] = {}
         self._injection: InjectionReport | None = None
+        self._memory_floor: MemoryFloor | None = None
 
     def _read_validation(self) -> None:
         """Texts of the validation samples, and the confused ones among them that have a right answer."""
@@ -314,54 +351,91 @@ class Phase3Task(KeptOutputs):
             WRONG_ANSWER if is_wrong else "clear" if is_right else kind
             for kind, is_wrong, is_right in zip(kinds, wrong, right, strict=True)
         ]
-        self._memory_floor = memory_floor(val, samples)
-        rows = torch.arange(len(val))
-        knowledge, usable = val.knowledge(rows)
-        chosen = rows[usable & val.confused]
-        with_target = rows[val.frozen.has_target].tolist()
+        self._trial = self._injection_trial()
+        self._steadiness_trial, self._steady_rows = self._what_should_stay()
+
+    def _injection_trial(self) -> InjectionTrial | None:
+        """The confused samples with each lesson that should make them right."""
+        val, lessons = self.val, self.val.lessons
+        numbers, about = lessons.of(torch.arange(len(val)))
+        tells = lessons.answer[numbers] >= 0
         texts, embeddings, is_answer = gallery(
-            [samples[i].target or "" for i in with_target],
-            val.frozen.target_embedding[rows[val.frozen.has_target]],
-            [self._questions[i] for i in with_target],
+            [lessons.answer_texts[i] for i in lessons.answer[numbers[tells]].tolist()],
+            lessons.answers[lessons.answer[numbers[tells]]],
+            [self._questions[i] for i in about[tells].tolist()],
         )
-        self._trial = None
-        if len(chosen):
-            self._trial = InjectionTrial(
-                InjectionSamples(
-                    pooled=val.frozen.pooled[chosen],
-                    knowledge=knowledge[chosen],
-                    expected=[samples[i].target or "" for i in chosen.tolist()],
-                    questions=[self._questions[i] for i in chosen.tolist()],
-                    kinds=[self._kinds[i] for i in chosen.tolist()],
-                    texts=texts,
-                    text_embeddings=embeddings,
-                    text_is_answer=is_answer,
-                )
+        chosen = tells & val.confused[about] & lessons.are(HELPFUL)[numbers]
+        if not bool(chosen.any()):
+            return None
+        numbers, about = numbers[chosen], about[chosen]
+        trial = InjectionTrial(
+            InjectionSamples(
+                pooled=val.frozen.pooled[about],
+                knowledge=lessons.vectors[lessons.knowledge[numbers]],
+                expected=[lessons.answer_texts[i] for i in lessons.answer[numbers].tolist()],
+                questions=[self._questions[i] for i in about.tolist()],
+                kinds=[self._kinds[i] for i in about.tolist()],
+                forms=[LESSON_FORMS[form] for form in lessons.form[numbers].tolist()],
+                texts=texts,
+                text_embeddings=embeddings,
+                text_is_answer=is_answer,
             )
-            if rank() == 0 and self._trial.n_without_wrong:
-                logger.warning(
-                    "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one has both "
-                    "another knowledge and another answer",
-                    self._trial.n_without_wrong, len(chosen),
-                )  # fmt: skip
+        )
+        if rank() == 0 and trial.n_without_wrong:
+            logger.warning(
+                "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one has both "
+                "another knowledge and another answer",
+                trial.n_without_wrong, len(about),
+            )  # fmt: skip
+        return trial
+
+    def _what_should_stay(self) -> tuple[SteadinessTrial | None, Tensor]:
+        """Right answers with lessons that are false or irrelevant, and whose samples they are."""
+        val, lessons = self.val, self.val.lessons
+        numbers, about = lessons.of(torch.arange(len(val)))
+        chosen = ((val.answered & ~val.confused)[about] & lessons.are(["false", "irrelevant"])[numbers]).nonzero()
+        chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), GENERATED_SAMPLES)] if len(chosen) else chosen[:, 0]
+        if not len(chosen):
+            return None, chosen
+        numbers, about = numbers[chosen], about[chosen]
+        return SteadinessTrial(
+            val.frozen.pooled[about],
+            lessons.vectors[lessons.knowledge[numbers]],
+            [val.spoken.texts[i] for i in about.tolist()],
+        ), about
 
     def batches(self, epoch: int, skip: int) -> Iterator[Phase3Batch]:
         """This process's batches of `epoch`, without the first `skip`."""
         self._plan.set_epoch(epoch, skip)
         for rows in self._plan:
-            yield self.batch(self.train, torch.tensor(rows, dtype=torch.int64))
+            yield self.batch(self.train, torch.tensor(rows, dtype=torch.int64), epoch)
 
     @staticmethod
-    def batch(data: Phase3Data, rows: Tensor) -> Phase3Batch:
-        """Rows (B,) int64 of some data."""
-        knowledge, injected = data.knowledge(rows)
+    def batch(data: Phase3Data, rows: Tensor, epoch: int) -> Phase3Batch:
+        """Rows (B,) int64 of some data; in every epoch other texts are looked up."""
+        lessons, embed_dim = data.lessons, data.frozen.embedding.shape[1]
+        numbers, about = lessons.of(rows)
+        right = data.findable.right(rows, epoch)
+        others = data.findable.others(rows, epoch, _OTHER_TEXTS)
+        counts = torch.bincount(about, minlength=len(rows))
+        knowledge, goal = lessons.vectors[lessons.knowledge[numbers]], data.goals(numbers, rows[about])
+        share = 1 / counts[about].float()
+        if not len(numbers):  # every weight has a gradient in every batch: a lesson that counts nothing
+            about, share = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+            knowledge, goal = torch.zeros(1, lessons.vectors.shape[1]), torch.zeros(1, embed_dim)
         return Phase3Batch(
             pooled=data.frozen.pooled[rows],
             doubt=data.spoken.doubt[rows],
             confused=data.confused[rows],
+            about=about,
             knowledge=knowledge,
-            target=data.frozen.target_embedding[rows],
-            injected=injected,
+            goal=goal,
+            share=share,
+            question=_taken(lessons.questions, lessons.question[rows], embed_dim),
+            right=_taken(lessons.vectors, right, embed_dim),
+            asks=right >= 0,
+            others=_taken(lessons.vectors, others, embed_dim),
+            is_other=others >= 0,
         )
 
     def weights(self, batches: Sequence[Phase3Batch]) -> list[float]:
@@ -379,6 +453,7 @@ class Phase3Task(KeptOutputs):
     @torch.no_grad()
     def _validated(self, device: torch.device) -> Validation:
         losses, logits = self._losses(device)
+        self._memory_floor = self._floor(device)
         report = evaluate_confusion(logits, self.val.confused, self._kinds, self._questions)
         answered = self.val.answered
         selective = selective_reports(
@@ -406,29 +481,56 @@ class Phase3Task(KeptOutputs):
             self._injection = self._trial.run(self.model, device)
             metrics |= self._injection.metrics("val")
             parts.append(self._injection.retrieved.after)
+        if self._steadiness_trial is not None:
+            notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
+            metrics |= self._steadiness_trial.run(self.model, device, notices[self._steady_rows]).metrics("val")
         # How well confusion is noticed and how often knowledge helps; without either, at least the loss.
         return Validation(metrics=metrics, score=sum(parts) if parts else -losses["val/loss"], warnings=warnings)
 
     def _losses(self, device: torch.device) -> tuple[dict[str, float], Tensor]:
         """The objective over the validation samples, and the monitor's logits (N,)."""
-        totals = {"loss": 0.0, "confusion_loss": 0.0, "injection_loss": 0.0}
-        n_injected = 0
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
         logits = []
         for rows in torch.arange(len(self.val)).split(_TOGETHER):
-            batch = self.batch(self.val, rows).to(device)
+            batch = self.batch(self.val, rows, epoch=0).to(device)
             output = Phase3Objective.forward(self.objective, batch)  # accelerate's own is under autocast
-            injected = int(batch.injected.sum())
-            totals["loss"] += float(output.loss) * len(rows)
-            totals["confusion_loss"] += float(output.logged["confusion_loss"]) * len(rows)
-            totals["injection_loss"] += float(output.logged["injection_loss"]) * injected
-            n_injected += injected
+            weights = {
+                "loss": len(rows),
+                "confusion_loss": len(rows),
+                "injection_loss": float(batch.share.sum()),
+                "lookup_loss": float(batch.asks.sum()),
+            }
+            for name, value in {"loss": output.loss, **output.logged}.items():
+                if name in weights:
+                    sums[name] = sums.get(name, 0.0) + float(value) * weights[name]
+                    counts[name] = counts.get(name, 0.0) + weights[name]
             logits.append(_logits(self.recursion, batch).cpu())
-        counts = {"loss": len(self.val), "confusion_loss": len(self.val), "injection_loss": max(1, n_injected)}
-        return {f"val/{name}": total / counts[name] for name, total in totals.items()}, torch.cat(logits)
+        return {f"val/{name}": total / max(1.0, counts[name]) for name, total in sums.items()}, torch.cat(logits)
+
+    def _floor(self, device: torch.device) -> MemoryFloor:
+        """Chosen on lookups for the confused questions that have a text which answers them."""
+        findable, lessons, retriever = self.val.findable, self.val.lessons, self.recursion.retriever
+        rows = torch.arange(len(self.val))
+        right = findable.right(rows, epoch=0)
+        rows = rows[(right >= 0) & self.val.confused]
+        if not len(rows):
+            # a retriever that has learned nothing finds nothing
+            return MemoryFloor.none() if retriever is None else dataclasses.replace(MemoryFloor.none(), floor=SHUT)
+        right, texts = right[rows], lessons.vectors[findable.pool].to(device)
+        if retriever is None:
+            asked = self.val.frozen.embedding[rows]
+        else:
+            asked = retriever.question(lessons.questions[lessons.question[rows]].to(device)).cpu()
+            texts = retriever.text(texts)
+        places = torch.searchsorted(findable.pool, right)
+        return choose_memory_floor(
+            asked, places, texts.cpu(), lambda some, drawn: findable.answering(rows[some], drawn)
+        )
 
     def illustrate(self, folder: Path) -> None:
         """plots/confusion_*.png, plots/injection.png and plots/memory_floor.png of the last validation."""
-        if len(self._memory_floor.right):
+        if self._memory_floor is not None and len(self._memory_floor.right):
             plot_memory_floor(self._memory_floor, folder / "plots")
         if self._confusion is not None:
             plot_confusion(self._confusion, folder / "plots")

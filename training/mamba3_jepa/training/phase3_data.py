@@ -1,6 +1,6 @@
 """What phase 3 learns from: pooled states of the frozen model, what is confused, and the knowledge that would help.
 
-Letters: N samples, n of them with knowledge of their own, B rows, E embedding width, K length of a knowledge vector.
+Letters: N samples, L lessons, E embedding width, K length of a knowledge vector.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from mamba3_jepa.data.confusion import ConfusionSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import OnBadSample, Sample
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
-from mamba3_jepa.evaluation.retrieval import distinct
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.distributed import on_every_rank
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
+from mamba3_jepa.training.lessons import Findable, Lessons
 from mamba3_jepa.training.spoken import Spoken, is_right, spoken
 
 _FROZEN_BATCH = 64  # samples the frozen model sees at once
@@ -30,21 +29,11 @@ _TYPICAL = 4096  # samples whose knowledge says how large its elements are
 
 
 @dataclass(frozen=True, kw_only=True)
-class GivenKnowledge:
-    """What the data itself says should be known. index: (n,) int64, samples of a source, ascending; vectors: (n, K)."""
-
-    index: Tensor
-    vectors: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
 class Phase3Data:
     """N samples of a `ConfusionSource` with what the frozen model makes of them.
 
     spoken: what it answers. confused: (N,) bool, what the source says, or that the answer is wrong where the source
-    leaves that to the model (`answered`, (N,) bool). own: (N,) int64, each sample's row in `given`, -1 where it has
-    none. Such a sample is told its right answer, as the Y-Encoder embeds it, if a knowledge vector is as long as that
-    (`answers_are_knowledge`).
+    leaves that to the model (`answered`, (N,) bool). lessons: what it may be told about them.
     """
 
     source: ConfusionSource
@@ -52,32 +41,29 @@ class Phase3Data:
     spoken: Spoken
     answered: Tensor
     confused: Tensor
-    own: Tensor
-    given: GivenKnowledge
-    answers_are_knowledge: bool
+    lessons: Lessons
+    findable: Findable
 
     def __len__(self) -> int:
         return len(self.frozen)
 
-    def knowledge(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,) int64 -> knowledge vectors (B, K), and whether there is one and a right answer to reach (B,).
+    def goals(self, lessons: Tensor, rows: Tensor) -> Tensor:
+        """The embeddings (L, E) that lessons (L,) about samples (L,) should lead to.
 
-        Zeros where not.
+        Who is confused believes what answers the question. Who is not keeps to what is seen, whatever is said against
+        it; and what tells nothing changes nothing.
         """
-        own, has_target = self.own[rows], self.frozen.has_target[rows]
-        if self.answers_are_knowledge:
-            vectors, known = self.frozen.target_embedding[rows], has_target
-        else:
-            vectors, known = self.given.vectors.new_zeros(len(rows), self.given.vectors.shape[1]), own >= 0
-        if bool((own >= 0).any()):
-            vectors[own >= 0] = self.given.vectors[own[own >= 0]]
-        known = known & has_target
-        return vectors * known.unsqueeze(1), known
+        answer = self.lessons.answer[lessons]
+        is_false = self.lessons.are(["false"])[lessons]
+        changes = (answer >= 0) & (self.confused[rows] | ~is_false)
+        goals = self.frozen.embedding[rows].clone()
+        goals[changes] = self.lessons.answers[answer[changes]]
+        return goals
 
     def knowledge_size(self) -> float:
         """Root mean square of the elements of the first knowledge vectors, to three digits; 1 if there are none."""
-        vectors, known = self.knowledge(torch.arange(min(len(self), _TYPICAL)))
-        size = float(vectors[known].double().square().mean().sqrt()) if bool(known.any()) else 0.0
+        vectors = self.lessons.vectors[:_TYPICAL]
+        size = float(vectors.double().square().mean().sqrt()) if len(vectors) else 0.0
         return float(f"{size:.3g}") or 1.0
 
 
@@ -96,12 +82,12 @@ def phase3_data(
     """Everything about some samples of `source`; the frozen model's part comes from `cache_dir` as far as it is there.
 
     Raises:
-        UserError: knowledge that does not fit the model (see `given_knowledge`), or a sample is unreadable.
+        UserError: knowledge that does not fit the model (see `check_knowledge`), or a sample is unreadable.
         Interrupted: SIGTERM or Ctrl-C; complete parts are kept.
     """
     # first: what is wrong with it should be said at once
-    given = on_every_rank(
-        lambda: given_knowledge(model, source, indices, on_bad_sample=on_bad_sample, demand_vectors=demand_vectors)
+    on_every_rank(
+        lambda: check_knowledge(model, source, indices, on_bad_sample=on_bad_sample, demand_vectors=demand_vectors)
     )
     frozen = frozen_outputs(
         model,
@@ -114,19 +100,17 @@ def phase3_data(
         precision=precision,
         try_again=try_again,
     )
-    place = torch.full((len(source),), -1, dtype=torch.int64)
-    place[given.index] = torch.arange(len(given.index))
     said = spoken(model, frozen)
     answered = torch.from_numpy(source.answered)[frozen.index] & frozen.has_target
+    lessons = on_every_rank(lambda: Lessons.about(model, source, frozen.index.tolist()))
     return Phase3Data(
         source=source,
         frozen=frozen,
         spoken=said,
         answered=answered,
         confused=torch.from_numpy(source.confused)[frozen.index] | _wrong(source, frozen, said, answered),
-        own=place[frozen.index],
-        given=given,
-        answers_are_knowledge=model.config.knowledge_dim == model.config.embed_dim,
+        lessons=lessons,
+        findable=Findable(lessons),
     )
 
 
@@ -138,18 +122,18 @@ def _wrong(source: ConfusionSource, frozen: FrozenOutputs, said: Spoken, answere
     return wrong
 
 
-def given_knowledge(
+def check_knowledge(
     model: Mamba3Jepa,
     source: ConfusionSource,
     indices: NDArray[np.int64],
     *,
     on_bad_sample: OnBadSample = "error",
     demand_vectors: bool = True,
-) -> GivenKnowledge:
-    """The knowledge that the data gives with some samples: vectors as they are, texts as the Y-Encoder embeds them.
+) -> None:
+    """See to it that the knowledge that the data gives with some samples fits the model.
 
-    With "skip", a sample that cannot be read counts as one without knowledge; it is left out of the frozen model's
-    outputs as well, which say so.
+    With "skip", a sample that cannot be read is passed over; it is left out of the frozen model's outputs as well,
+    which say so.
 
     Raises:
         BadSampleError: a sample cannot be read.
@@ -159,9 +143,7 @@ def given_knowledge(
     """
     length, embed_dim = model.config.knowledge_dim, model.config.embed_dim
     index = np.intersect1d(indices, source.indices("knowledge"))
-    vectors = torch.zeros(len(index), length)
-    texts: dict[str, list[int]] = {}
-    for row, i in enumerate(index):
+    for i in index:
         try:
             sample = source.sample(int(i))
         except BadSampleError:
@@ -175,48 +157,19 @@ def given_knowledge(
                     f"numbers, but `knowledge_dim` is {length}: leave `knowledge_dim` out, or give only vectors of "
                     f"length {length}"
                 )
-            texts.setdefault(sample.knowledge, []).append(row)
         elif sample.knowledge is not None:
             if len(sample.knowledge) != length:
                 raise UserError(
                     f'{_origin(sample)}: field "knowledge" is a vector of length {len(sample.knowledge)}, but this '
                     f"model takes {length}: correct it, or give `knowledge_dim` if all vectors have that length"
                 )
-            vectors[row] = torch.tensor(sample.knowledge, dtype=torch.float32)
-            if not vectors[row].isfinite().all():
+            if not torch.tensor(sample.knowledge, dtype=torch.float32).isfinite().all():
                 raise UserError(f'{_origin(sample)}: field "knowledge" holds a number too large for float32')
     if demand_vectors and length != embed_dim and not len(index):
         raise UserError(
             f"`knowledge_dim` {length}: {source.name} has no knowledge vectors, and what the Y-Encoder makes of its "
             f"answers has length {embed_dim}; leave `knowledge_dim` out"
         )
-    if texts:
-        for rows, embedding in zip(texts.values(), model.embed_text(list(texts)).cpu(), strict=True):
-            vectors[rows] = embedding
-    return GivenKnowledge(index=torch.from_numpy(index), vectors=vectors)
-
-
-def knowledge_text(sample: Sample) -> str | None:
-    """The text whose embedding is the sample's knowledge; None where that is a vector, or nothing is known."""
-    if sample.knowledge is None:
-        return sample.target
-    return sample.knowledge if isinstance(sample.knowledge, str) else None
-
-
-def memory_floor(val: Phase3Data, samples: list[Sample]) -> MemoryFloor:
-    """Chosen on lookups in a memory of all knowledge texts of the N validation samples, which are the same at every
-    validation. Vectors are not looked up."""
-    knowledge, usable = val.knowledge(torch.arange(len(val)))
-    texts = {row: knowledge_text(samples[row]) for row in usable.nonzero().squeeze(1).tolist()}
-    known = {row: text for row, text in texts.items() if text is not None and val.answers_are_knowledge}
-    if not known:
-        return MemoryFloor.none()
-    labels, first = distinct(list(known.values()))
-    rows = torch.tensor(list(known))
-    confused = val.confused[rows]
-    return choose_memory_floor(
-        val.frozen.embedding[rows[confused]], torch.tensor(labels)[confused], knowledge[rows[first]]
-    )
 
 
 def _origin(sample: Sample) -> str:
