@@ -1,16 +1,25 @@
 //! Recursion on the predictor's pooled state: notice confusion, inject knowledge, look again.
 //!
-//! Letters: D width of the pooled state, K length of a knowledge vector.
+//! Letters: D width of the pooled state, K length of a knowledge vector, E embedding width, R width of the retriever.
+
+use serde::Serialize;
 
 use crate::config::{CONFUSION_PROBE_LAYER_NORM_EPS, Mamba3JepaConfig};
 use crate::error::{Error, LoadError};
-use crate::generate::Doubt;
+use crate::generate::{Doubt, surest_doubt};
 use crate::linalg::{Linear, Matrix, math, norm};
 use crate::loader::{Fields, Weights};
 use crate::pooling::demand_finite;
 
 /// The memory floor that lets every text through: the lowest cosine there is.
 const NO_FLOOR: f32 = -1.0;
+
+/// Added to the mean square of knowledge and of what the retriever reads: of an embedding of unit length the mean square
+/// is one over its length.
+const RMS_EPS: f32 = 1e-12;
+
+/// A shorter output of the retriever is divided by this, as PyTorch's `normalize` does.
+const NORMALIZE_EPS: f32 = 1e-12;
 
 /// What phase 3 trains.
 pub struct Recursion {
@@ -19,16 +28,17 @@ pub struct Recursion {
     pub confusion_probe: ConfusionMonitor,
     /// Injects knowledge.
     pub injector: StateInjector,
-    /// The memory's nearest text is injected when its cosine to the predicted embedding is at least this; -1 lets every
-    /// text through.
+    /// Finds the texts of a memory that answer a question; `None`: the predicted embedding looks for them.
+    pub retriever: Option<KnowledgeRetriever>,
+    /// The memory's nearest text is injected when its cosine is at least this: its retriever's vector's to the question's
+    /// or, without a retriever, its embedding's to the predicted one; -1 lets every text through.
     pub memory_floor: f32,
 }
 
 /// Pooled state -> probability that the model does not know: LayerNorm, then a perceptron with one hidden layer, which
 /// may be told the decoder's doubt in its own answer too.
 pub struct ConfusionMonitor {
-    norm_weight: Vec<f32>,
-    norm_bias: Vec<f32>,
+    norm: LayerNorm,
     hidden: Linear,
     linear: Linear,
     /// Score from which on the model counts as confused.
@@ -39,9 +49,50 @@ pub struct ConfusionMonitor {
     hears_answer: bool,
 }
 
+/// What tells of confusion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signal {
+    /// The pooled state: this picture and question are not like those that the model knows.
+    State,
+    /// The decoder's doubt in its own answer: had it been sure, the model would not count as confused.
+    Answer,
+}
+
 /// h' = h + W k: knowledge added to the pooled state.
+///
+/// Where the configuration says `injector_sees_state`, h' = h + W k + V silu(U [LayerNorm(h); k / rms(k)] + b): what a
+/// sentence adds then depends on what was asked.
 pub struct StateInjector {
     projection: Matrix,
+    seen: Option<SeenState>,
+}
+
+/// What an injector that sees the state adds.
+struct SeenState {
+    norm: LayerNorm,
+    hidden: Linear,
+    output: Matrix,
+}
+
+/// Finds the texts of a memory that answer a question: two perceptrons, whose outputs are compared by cosine.
+pub struct KnowledgeRetriever {
+    /// Y-Encoder embeddings of questions to what looks up.
+    pub question: RetrieverTower,
+    /// Y-Encoder embeddings of texts to what is looked up.
+    pub text: RetrieverTower,
+}
+
+/// One half of a [`KnowledgeRetriever`]: an embedding, of root mean square 1, through a perceptron with one hidden layer to
+/// a unit vector.
+pub struct RetrieverTower {
+    hidden: Linear,
+    output: Linear,
+}
+
+struct LayerNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 impl Recursion {
@@ -62,8 +113,7 @@ impl Recursion {
             false => NO_FLOOR,
         };
         let confusion_probe = ConfusionMonitor {
-            norm_weight: fields.vector("confusion_probe.norm.weight", &[width])?,
-            norm_bias: fields.vector("confusion_probe.norm.bias", &[width])?,
+            norm: LayerNorm::read(&mut fields, "confusion_probe.norm", width)?,
             hidden: fields.linear("confusion_probe.hidden", hidden, width + doubts)?,
             linear: fields.linear("confusion_probe.linear", 1, hidden)?,
             threshold,
@@ -71,9 +121,16 @@ impl Recursion {
             ema_decay: config.recursion.ema_decay as f32,
             hears_answer: config.recursion.hears_answer,
         };
-        let projection = fields.matrix("injector.projection.weight", width, config.knowledge_dim())?;
+        let injector = StateInjector::read(&mut fields, &config)?;
+        let retriever = match config.recursion.retriever_dim {
+            0 => None,
+            _ => Some(KnowledgeRetriever {
+                question: RetrieverTower::read(&mut fields, "retriever.question", &config)?,
+                text: RetrieverTower::read(&mut fields, "retriever.text", &config)?,
+            }),
+        };
         fields.finish()?;
-        Ok(Recursion { config, confusion_probe, injector: StateInjector { projection }, memory_floor })
+        Ok(Recursion { config, confusion_probe, injector, retriever, memory_floor })
     }
 
     /// The configuration in the file's header.
@@ -109,29 +166,50 @@ impl ConfusionMonitor {
         previous.map_or(score, |previous| self.ema_decay * previous + (1.0 - self.ema_decay) * score)
     }
 
+    /// What tells of confusion at a pooled state (D) that counts as confused: the answer, if the surest there is in its
+    /// place would not leave the score over the threshold.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `pooled` has another length; [`Error::NotFinite`] if the score is not a number.
+    pub fn signal(&self, pooled: &[f32]) -> Result<Signal, Error> {
+        check_pooled(pooled, self.norm.weight.len())?;
+        if self.hears_answer && self.score(pooled, Some(surest_doubt()))? <= self.threshold {
+            return Ok(Signal::Answer);
+        }
+        Ok(Signal::State)
+    }
+
     /// LayerNorm of a pooled state (D).
     pub(crate) fn normed(&self, pooled: &[f32]) -> Result<Vec<f32>, Error> {
-        check_pooled(pooled, self.norm_weight.len())?;
-        let mut normed = vec![0.0; pooled.len()];
-        norm::layer_norm(pooled, &self.norm_weight, &self.norm_bias, CONFUSION_PROBE_LAYER_NORM_EPS, &mut normed);
-        Ok(normed)
+        check_pooled(pooled, self.norm.weight.len())?;
+        Ok(self.norm.apply(pooled))
     }
 
     /// The logit of confusion from a normed state (D), and doubt if there is.
     pub(crate) fn logit(&self, normed: &[f32], doubt: Option<Doubt>) -> f32 {
         let known = [normed, doubt.as_ref().map_or(&[], |doubt| &doubt[..])].concat();
-        let mut hidden = vec![0.0; self.hidden.bias.len()];
-        self.hidden.apply(&known, &mut hidden);
-        for x in &mut hidden {
-            *x = math::silu(*x);
-        }
         let mut logit = [0.0];
-        self.linear.apply(&hidden, &mut logit);
+        self.linear.apply(&activated(&self.hidden, &known), &mut logit);
         logit[0]
     }
 }
 
 impl StateInjector {
+    fn read(fields: &mut Fields<'_>, config: &Mamba3JepaConfig) -> Result<StateInjector, LoadError> {
+        let (width, hidden, knowledge) =
+            (config.predictor.d_model(), config.recursion.hidden_dim, config.knowledge_dim());
+        let projection = fields.matrix("injector.projection.weight", width, knowledge)?;
+        let seen = match config.recursion.injector_sees_state {
+            false => None,
+            true => Some(SeenState {
+                norm: LayerNorm::read(fields, "injector.norm", width)?,
+                hidden: fields.linear("injector.hidden", hidden, width + knowledge)?,
+                output: fields.matrix("injector.output.weight", width, hidden)?,
+            }),
+        };
+        Ok(StateInjector { projection, seen })
+    }
+
     /// A pooled state (D) and a knowledge vector (K) to the pooled state with the knowledge (D).
     ///
     /// # Errors
@@ -146,14 +224,78 @@ impl StateInjector {
                 self.projection.cols()
             )));
         }
-        let mut injected = vec![0.0; pooled.len()];
-        self.projection.apply(knowledge, &mut injected);
-        for (injected, pooled) in injected.iter_mut().zip(pooled) {
-            *injected += pooled;
+        let mut injected = pooled.to_vec();
+        let mut added = vec![0.0; pooled.len()];
+        self.projection.apply(knowledge, &mut added);
+        add(&mut injected, &added);
+        if let Some(SeenState { norm, hidden, output }) = &self.seen {
+            let both = [norm.apply(pooled), root_mean_square_normed(knowledge)].concat();
+            output.apply(&activated(hidden, &both), &mut added);
+            add(&mut injected, &added);
         }
         demand_finite(&injected, "a pooled state with knowledge")?;
         Ok(injected)
     }
+}
+
+impl RetrieverTower {
+    fn read(fields: &mut Fields<'_>, name: &str, config: &Mamba3JepaConfig) -> Result<RetrieverTower, LoadError> {
+        let hidden = config.recursion.hidden_dim;
+        Ok(RetrieverTower {
+            hidden: fields.linear(&format!("{name}.hidden"), hidden, config.embed_dim)?,
+            output: fields.linear(&format!("{name}.output"), config.recursion.retriever_dim, hidden)?,
+        })
+    }
+
+    /// The unit vector (R,) of an embedding (E,) that the Y-Encoder made.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `embedding` has another length; [`Error::NotFinite`] if the vector is not finite.
+    pub fn apply(&self, embedding: &[f32]) -> Result<Vec<f32>, Error> {
+        let expected = self.hidden.weight.cols();
+        if embedding.len() != expected {
+            let found = embedding.len();
+            return Err(Error::Input(format!("an embedding of length {found}, but the retriever takes {expected}")));
+        }
+        let mut vector = vec![0.0; self.output.bias.len()];
+        self.output.apply(&activated(&self.hidden, &root_mean_square_normed(embedding)), &mut vector);
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(NORMALIZE_EPS);
+        vector.iter_mut().for_each(|x| *x /= length);
+        demand_finite(&vector, "what the retriever makes of an embedding")?;
+        Ok(vector)
+    }
+}
+
+impl LayerNorm {
+    fn read(fields: &mut Fields<'_>, name: &str, width: usize) -> Result<LayerNorm, LoadError> {
+        let weight = fields.vector(&format!("{name}.weight"), &[width])?;
+        Ok(LayerNorm { weight, bias: fields.vector(&format!("{name}.bias"), &[width])? })
+    }
+
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut normed = vec![0.0; x.len()];
+        norm::layer_norm(x, &self.weight, &self.bias, CONFUSION_PROBE_LAYER_NORM_EPS, &mut normed);
+        normed
+    }
+}
+
+/// silu(hidden(x)).
+fn activated(hidden: &Linear, x: &[f32]) -> Vec<f32> {
+    let mut activated = vec![0.0; hidden.bias.len()];
+    hidden.apply(x, &mut activated);
+    activated.iter_mut().for_each(|x| *x = math::silu(*x));
+    activated
+}
+
+/// x with elements of root mean square 1; zeros stay zeros.
+fn root_mean_square_normed(x: &[f32]) -> Vec<f32> {
+    let mut normed = vec![0.0; x.len()];
+    norm::rms_norm(x, &vec![1.0; x.len()], RMS_EPS, &mut normed);
+    normed
+}
+
+fn add(to: &mut [f32], added: &[f32]) {
+    to.iter_mut().zip(added).for_each(|(to, added)| *to += added);
 }
 
 fn check_pooled(pooled: &[f32], width: usize) -> Result<(), Error> {
@@ -168,59 +310,139 @@ mod tests {
     use super::*;
     use crate::testing::{Random, TinyModel};
 
-    fn recursion(model: &TinyModel) -> Recursion {
-        Recursion::from_weights(&Weights::from_bytes("recursion", &model.component("recursion")).unwrap()).unwrap()
+    /// What is read of a model, and its tensors by their names.
+    fn read(model: &TinyModel) -> (Recursion, impl Fn(&str) -> Vec<f32> + use<>) {
+        let weights = Weights::from_bytes("recursion", &model.component("recursion")).unwrap();
+        let recursion = Recursion::from_weights(&weights).unwrap();
+        (recursion, move |name: &str| weights.to_f32(&format!("recursion.{name}")).unwrap())
+    }
+
+    fn product(rows: &[f32], x: &[f32]) -> Vec<f32> {
+        rows.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+    }
+
+    fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
+        a.iter().zip(b).map(|(a, b)| a + b).collect()
+    }
+
+    /// LayerNorm by its formula.
+    fn normed(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        let n = x.len() as f32;
+        let mean = x.iter().sum::<f32>() / n;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n;
+        (0..x.len()).map(|i| (x[i] - mean) / (variance + 1e-5).sqrt() * weight[i] + bias[i]).collect()
+    }
+
+    /// x by its root mean square.
+    fn scaled(x: &[f32]) -> Vec<f32> {
+        let square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+        x.iter().map(|x| x / (square + 1e-12).sqrt()).collect()
+    }
+
+    /// silu(W x + b).
+    fn hidden(weight: &[f32], bias: &[f32], x: &[f32]) -> Vec<f32> {
+        sum(&product(weight, x), bias).iter().map(|x| x / (1.0 + (-x).exp())).collect()
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}\n{expected:?}");
     }
 
     #[test]
     fn the_score_is_its_formula() {
-        let model = TinyModel::new();
-        let probe = recursion(&model).confusion_probe;
-        let weights = Weights::from_bytes("recursion", &model.component("recursion")).unwrap();
-        let read = |name: &str| weights.to_f32(&format!("recursion.confusion_probe.{name}")).unwrap();
-        let pooled = Random::new(1).normals(32);
-        let mean = pooled.iter().sum::<f32>() / 32.0;
-        let variance = pooled.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 32.0;
-        let (weight, bias) = (read("norm.weight"), read("norm.bias"));
-        let normed: Vec<f32> =
-            (0..32).map(|i| (pooled[i] - mean) / (variance + 1e-5).sqrt() * weight[i] + bias[i]).collect();
-        let product = |rows: &[f32], x: &[f32]| -> Vec<f32> {
-            rows.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
-        };
-        let hidden: Vec<f32> = product(&read("hidden.weight"), &normed)
-            .iter()
-            .zip(read("hidden.bias"))
-            .map(|(x, bias)| (x + bias) / (1.0 + (-(x + bias)).exp()))
-            .collect();
-        let logit = product(&read("linear.weight"), &hidden)[0] + read("linear.bias")[0];
-        let expected = 1.0 / (1.0 + (-logit / 1.7).exp());
-        assert!((probe.score(&pooled, None).unwrap() - expected).abs() < 1e-6);
-        assert_eq!((probe.threshold, probe.temperature), (0.5, 1.7));
+        for (model, doubt) in
+            [(TinyModel::new(), None), (TinyModel::new().recursion("hears_answer", true), Some([-2.0, 0.7]))]
+        {
+            let (Recursion { confusion_probe: probe, .. }, read) = read(&model);
+            let read = |name: &str| read(&format!("confusion_probe.{name}"));
+            let pooled = Random::new(1).normals(32);
+            let mut known = normed(&pooled, &read("norm.weight"), &read("norm.bias"));
+            known.extend(doubt.iter().flatten());
+            let hidden = hidden(&read("hidden.weight"), &read("hidden.bias"), &known);
+            let logit = product(&read("linear.weight"), &hidden)[0] + read("linear.bias")[0];
+            let expected = 1.0 / (1.0 + (-logit / 1.7).exp());
+            assert!((probe.score(&pooled, doubt).unwrap() - expected).abs() < 1e-6);
+            assert_eq!((probe.threshold, probe.temperature), (0.5, 1.7));
+            let other = if doubt.is_none() { Some([0.0, 0.0]) } else { None };
+            assert!(probe.score(&pooled, other).is_err());
+        }
     }
 
     #[test]
     fn the_smoothed_score_starts_with_the_first() {
-        let probe = recursion(&TinyModel::new().set("/recursion/ema_decay", 0.75)).confusion_probe;
+        let (Recursion { confusion_probe: probe, .. }, _) = read(&TinyModel::new().set("/recursion/ema_decay", 0.75));
         assert_eq!(probe.smooth(0.5, None), 0.5);
         assert_eq!(probe.smooth(1.0, Some(0.5)), 0.625);
     }
 
     #[test]
+    fn the_signal_is_the_answer_where_a_sure_one_would_calm() {
+        let pooled = Random::new(4).normals(32);
+        let (Recursion { confusion_probe: mut probe, .. }, _) = read(&TinyModel::new().recursion("hears_answer", true));
+        let sure = probe.score(&pooled, Some([1e-5_f32.ln(); 2])).unwrap();
+        for (threshold, signal) in
+            [(sure.next_up(), Signal::Answer), (sure, Signal::Answer), (sure.next_down(), Signal::State)]
+        {
+            probe.threshold = threshold;
+            assert_eq!(probe.signal(&pooled).unwrap(), signal);
+        }
+        let (Recursion { confusion_probe: deaf, .. }, _) = read(&TinyModel::new());
+        assert_eq!(deaf.signal(&pooled).unwrap(), Signal::State);
+        assert!(probe.signal(&pooled[1..]).is_err() && deaf.signal(&pooled[1..]).is_err());
+        assert_eq!(serde_json::to_string(&[Signal::State, Signal::Answer]).unwrap(), r#"["state","answer"]"#);
+    }
+
+    #[test]
     fn knowledge_is_added_through_its_projection() {
         for model in [TinyModel::new(), TinyModel::new().set("/recursion/knowledge_dim", 7)] {
-            let injector = recursion(&model).injector;
-            let weights = Weights::from_bytes("recursion", &model.component("recursion")).unwrap();
-            let projection = weights.to_f32("recursion.injector.projection.weight").unwrap();
+            let (Recursion { injector, .. }, read) = read(&model);
+            let projection = read("injector.projection.weight");
             let length = projection.len() / 32;
             let (pooled, knowledge) = (Random::new(2).normals(32), Random::new(3).normals(length));
             let injected = injector.inject(&pooled, &knowledge).unwrap();
-            for ((injected, pooled), row) in injected.iter().zip(&pooled).zip(projection.chunks_exact(length)) {
-                let added: f32 = row.iter().zip(&knowledge).map(|(a, b)| a * b).sum();
-                assert!((injected - pooled - added).abs() < 1e-5);
-            }
+            assert_close(&injected, &sum(&pooled, &product(&projection, &knowledge)));
             let error = injector.inject(&pooled, &knowledge[1..]).unwrap_err().to_string();
             assert!(error.contains(&format!("this model takes {length} (its knowledge_dim)")), "{error}");
             assert!(injector.inject(&pooled[1..], &knowledge).is_err());
+        }
+    }
+
+    #[test]
+    fn what_knowledge_adds_may_depend_on_the_state() {
+        for model in [TinyModel::new(), TinyModel::new().set("/recursion/knowledge_dim", 7)] {
+            let (Recursion { injector, .. }, read) = read(&model.recursion("injector_sees_state", true));
+            let read = |name: &str| read(&format!("injector.{name}"));
+            let projection = read("projection.weight");
+            let length = projection.len() / 32;
+            for knowledge in [Random::new(3).normals(length), vec![0.0; length]] {
+                let pooled = Random::new(2).normals(32);
+                let state = normed(&pooled, &read("norm.weight"), &read("norm.bias"));
+                let both = [state, scaled(&knowledge)].concat();
+                let hidden = hidden(&read("hidden.weight"), &read("hidden.bias"), &both);
+                let added = sum(&product(&projection, &knowledge), &product(&read("output.weight"), &hidden));
+                assert_close(&injector.inject(&pooled, &knowledge).unwrap(), &sum(&pooled, &added));
+            }
+        }
+    }
+
+    #[test]
+    fn the_retriever_makes_unit_vectors() {
+        assert!(read(&TinyModel::new()).0.retriever.is_none());
+        let (Recursion { retriever, .. }, read) = read(&TinyModel::new().recursion("retriever_dim", 9));
+        let retriever = retriever.unwrap();
+        for (name, tower) in [("question", &retriever.question), ("text", &retriever.text)] {
+            let read = |part: &str| read(&format!("retriever.{name}.{part}"));
+            for embedding in [Random::new(5).normals(24), vec![0.0; 24]] {
+                let hidden = hidden(&read("hidden.weight"), &read("hidden.bias"), &scaled(&embedding));
+                let output = sum(&product(&read("output.weight"), &hidden), &read("output.bias"));
+                let length = output.iter().map(|x| x * x).sum::<f32>().sqrt();
+                let expected: Vec<f32> = output.iter().map(|x| x / length).collect();
+                assert_close(&tower.apply(&embedding).unwrap(), &expected);
+            }
+            let error = tower.apply(&[0.0; 23]).unwrap_err().to_string();
+            assert_eq!(error, "an embedding of length 23, but the retriever takes 24");
+            assert!(matches!(tower.apply(&[f32::NAN; 24]), Err(Error::NotFinite(_))));
         }
     }
 }

@@ -138,11 +138,11 @@ pub struct AngnConfig {
     pub ema_decay: f64,
 }
 
-/// The confusion monitor and the state injector.
+/// The confusion monitor, the state injector and the retriever of knowledge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecursionConfig {
-    /// Width of the confusion probe's hidden layer.
+    /// Width of the hidden layers: of the confusion probe and, where they have one, of injector and retriever.
     pub hidden_dim: usize,
     /// Length K of a knowledge vector; `None`: `embed_dim`.
     pub knowledge_dim: Option<usize>,
@@ -151,6 +151,12 @@ pub struct RecursionConfig {
     /// Whether the monitor is told how improbable the Y-Decoder found its own answer, beside the pooled state.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hears_answer: bool,
+    /// Whether what knowledge adds to the pooled state depends on that state, and so on what was asked.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub injector_sees_state: bool,
+    /// Width R in which questions find the texts of a memory; 0: the predicted embedding looks for them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub retriever_dim: usize,
 }
 
 /// Everything that decides the shape and the meaning of the weights.
@@ -181,7 +187,7 @@ pub struct Mamba3JepaConfig {
     pub query_prompt: String,
     /// The gates.
     pub angn: AngnConfig,
-    /// The confusion monitor and the state injector.
+    /// The confusion monitor, the state injector and the retriever of knowledge.
     pub recursion: RecursionConfig,
 }
 
@@ -219,6 +225,9 @@ impl Mamba3JepaConfig {
             ("recursion.knowledge_dim", self.knowledge_dim()),
         ];
         counts("", &sizes)?;
+        if self.recursion.retriever_dim > 0 {
+            count("recursion.retriever_dim", self.recursion.retriever_dim)?;
+        }
         for (key, value) in [("max_query_tokens", self.max_query_tokens), ("max_answer_tokens", self.max_answer_tokens)]
         {
             at_most(key, value, MAX_TOKENS)?;
@@ -308,6 +317,21 @@ mod tests {
         assert_eq!(check(&wide), Ok(()));
         let message = check(&[many.as_slice(), &wide].concat()).unwrap_err();
         assert!(message.contains("vision: patches of an image * hidden_size"), "{message}");
+    }
+
+    #[test]
+    fn what_the_recursion_may_have_is_left_out_where_it_has_it_not() {
+        let read = |model: &TinyModel| {
+            Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json")).unwrap()
+        };
+        let plain = read(&TinyModel::new());
+        assert!(!plain.recursion.injector_sees_state && plain.recursion.retriever_dim == 0);
+        assert_eq!(serde_json::to_value(&plain.recursion).unwrap(), TinyModel::new().config["recursion"]);
+        let whole = TinyModel::new().recursion("injector_sees_state", true).recursion("retriever_dim", 9);
+        assert_eq!(serde_json::to_value(read(&whole).recursion).unwrap(), whole.config["recursion"]);
+        let wide = TinyModel::new().recursion("retriever_dim", MAX_COUNT + 1);
+        let error = Mamba3JepaConfig::from_json(&wide.config.to_string(), Path::new("config.json")).unwrap_err();
+        assert!(error.to_string().contains("recursion.retriever_dim: 16777217 must be between"), "{error}");
     }
 
     #[test]

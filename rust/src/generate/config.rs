@@ -3,8 +3,14 @@
 use crate::error::Error;
 use crate::texts::number_text;
 
-/// The largest count that a setting may have.
+/// The largest count that a setting may have; more would not be more.
 pub const LARGEST: usize = 1_000_000_000;
+/// The most beams: each is a sequence with a state of its own.
+pub const MAX_BEAMS: usize = 1_000;
+/// The most tokens of one sequence.
+pub const MAX_TOKENS: usize = 1_000_000;
+/// What a search remembers: beams by tokens.
+const LARGEST_SEARCH: usize = 10_000_000;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -84,14 +90,51 @@ impl GenerationConfig {
             demand("top_p", number_text(top_p), is_share, "at least 0 and at most 1")?;
             demand("top_p", number_text(top_p), top_p > 0.0, "greater than 0")?;
         }
-        for (name, count) in [("top_k", self.top_k), ("beams", Some(self.beams)), ("max_tokens", self.max_tokens)] {
+        for (name, count, most) in [
+            ("top_k", self.top_k, LARGEST),
+            ("beams", Some(self.beams), MAX_BEAMS),
+            ("max_tokens", self.max_tokens, MAX_TOKENS),
+        ] {
             let count = count.unwrap_or(1);
-            let rule = format!("at least 1 and at most {LARGEST}");
-            demand(name, count.to_string(), (1..=LARGEST).contains(&count), &rule)?;
+            let rule = format!("at least 1 and at most {most}");
+            demand(name, count.to_string(), (1..=most).contains(&count), &rule)?;
         }
         let penalty = self.length_penalty;
         demand("length_penalty", number_text(penalty), penalty.is_finite(), "finite")?;
-        self.check_effects()
+        self.check_effects()?;
+        match self.max_tokens {
+            Some(tokens) if self.width().saturating_mul(tokens) > LARGEST_SEARCH => Err(Error::Input(format!(
+                "generation: beams is {} and max_tokens {tokens}; a search remembers their product, which must be at most \
+                 {LARGEST_SEARCH}",
+                self.beams
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there are as many tokens to choose from as the settings ask for.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the setting, its value and the number of tokens.
+    pub(crate) fn check_choice(&self, n_tokens: usize) -> Result<(), Error> {
+        for (name, value) in [("top_k", self.top_k.unwrap_or(1)), ("beams", self.width())] {
+            if value > n_tokens {
+                return Err(Error::Input(format!(
+                    "generation: {name} is {value}, but the model has only {n_tokens} tokens to choose from"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples to go on with together where `batch_size` sequences are to be in memory; at least one.
+    pub(crate) fn samples_at_once(&self, batch_size: usize) -> usize {
+        (batch_size / self.width().max(1)).max(1)
+    }
+
+    /// Sequences that one sample takes at a time.
+    fn width(&self) -> usize {
+        if self.method == Method::Beam { self.beams } else { 1 }
     }
 
     fn check_effects(&self) -> Result<(), Error> {
@@ -128,20 +171,53 @@ mod tests {
     fn says_which_setting_is_wrong() {
         GenerationConfig::default().check().expect("the defaults are right");
         let said = |text: &str| format!("generation: {text}");
-        let counted = "it must be at least 1 and at most 1000000000";
+        let counted = |most: usize| format!("it must be at least 1 and at most {most}");
         for (value, text) in [(-1.0, "-1.0"), (f64::NAN, "nan"), (f64::INFINITY, "inf")] {
             let expected = said(&format!("temperature is {text}, it must be finite and at least 0"));
             assert_eq!(message(|c| c.temperature = value), expected);
         }
         for value in [0, LARGEST + 1] {
-            assert_eq!(message(|c| c.top_k = Some(value)), said(&format!("top_k is {value}, {counted}")));
-            assert_eq!(message(|c| c.beams = value), said(&format!("beams is {value}, {counted}")));
-            assert_eq!(message(|c| c.max_tokens = Some(value)), said(&format!("max_tokens is {value}, {counted}")));
+            assert_eq!(
+                message(|c| c.top_k = Some(value)),
+                said(&format!("top_k is {value}, {}", counted(1_000_000_000)))
+            );
+        }
+        for value in [0, 1_001] {
+            assert_eq!(message(|c| c.beams = value), said(&format!("beams is {value}, {}", counted(1_000))));
+        }
+        for value in [0, 1_000_001] {
+            let expected = said(&format!("max_tokens is {value}, {}", counted(1_000_000)));
+            assert_eq!(message(|c| c.max_tokens = Some(value)), expected);
         }
         assert_eq!(message(|c| c.top_p = Some(1.5)), said("top_p is 1.5, it must be at least 0 and at most 1"));
         assert_eq!(message(|c| c.top_p = Some(f64::NAN)), said("top_p is nan, it must be at least 0 and at most 1"));
         assert_eq!(message(|c| c.top_p = Some(0.0)), said("top_p is 0.0, it must be greater than 0"));
         assert_eq!(message(|c| c.length_penalty = f64::INFINITY), said("length_penalty is inf, it must be finite"));
+    }
+
+    #[test]
+    fn a_search_has_its_limits() {
+        let beam = |beams, max_tokens| GenerationConfig {
+            method: Method::Beam,
+            beams,
+            max_tokens: Some(max_tokens),
+            ..Default::default()
+        };
+        beam(1_000, 10_000).check().expect("as many as there may be");
+        let error = beam(1_000, 10_001).check().expect_err("too many").to_string();
+        let expected = "generation: beams is 1000 and max_tokens 10001; a search remembers their product, which must be at \
+                        most 10000000";
+        assert_eq!(error, expected);
+        GenerationConfig { max_tokens: Some(1_000_000), ..Default::default() }.check().expect("one sequence each");
+        let message = |config: GenerationConfig| config.check_choice(8).expect_err("too many").to_string();
+        let only = "but the model has only 8 tokens to choose from";
+        assert_eq!(message(beam(9, 1)), format!("generation: beams is 9, {only}"));
+        let sample = GenerationConfig { method: Method::Sample, top_k: Some(9), ..Default::default() };
+        assert_eq!(message(sample), format!("generation: top_k is 9, {only}"));
+        beam(8, 1).check_choice(8).expect("a beam for each token");
+        GenerationConfig::default().check_choice(1).expect("one is enough for greedy");
+        assert_eq!([32, 3, 1].map(|size| beam(8, 1).samples_at_once(size)), [4, 1, 1]);
+        assert_eq!(GenerationConfig::default().samples_at_once(32), 32);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod config;
 mod random;
 mod sample;
 
-pub use config::{GenerationConfig, LARGEST, Method};
+pub use config::{GenerationConfig, LARGEST, MAX_BEAMS, MAX_TOKENS, Method};
 
 use crate::error::Error;
 use crate::y_decoder::{DecoderState, Mamba3Decoder};
@@ -50,6 +50,11 @@ pub type Doubt = [f32; 2];
 
 /// In nats.
 const DOUBT_FLOOR: f32 = 1e-5;
+
+/// The doubt in an answer of whose every token the decoder was certain.
+pub(crate) fn surest_doubt() -> Doubt {
+    [DOUBT_FLOOR.ln(); 2]
+}
 
 /// A model that speaks embeddings: what generation needs of the Y-Decoder.
 pub(crate) trait Speaker {

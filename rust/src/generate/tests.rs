@@ -165,7 +165,7 @@ fn a_wide_beam_finds_the_best_answer_there_is() {
     let limit = 4;
     for penalty in [0.0, 0.7, 1.0, -0.5] {
         let config =
-            GenerationConfig { method: Method::Beam, beams: 2000, length_penalty: penalty, ..Default::default() };
+            GenerationConfig { method: Method::Beam, beams: 1000, length_penalty: penalty, ..Default::default() };
         for embedding in EMBEDDINGS {
             let toy = Toy::new(0.0);
             let score = |ids: &Vec<u32>| {

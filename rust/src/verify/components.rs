@@ -8,7 +8,7 @@ use crate::generate::{GenerationConfig, Method, Request, generate};
 use crate::mamba3::trace::Recorder;
 use crate::mamba3::{LayerHook, Mamba3Backbone};
 use crate::predictor::Mamba3Predictor;
-use crate::recursion::Recursion;
+use crate::recursion::{KnowledgeRetriever, Recursion};
 use crate::tokenizer::Tokenizer;
 use crate::vit::VisionEncoder;
 use crate::y_decoder::Mamba3Decoder;
@@ -204,6 +204,12 @@ impl Models<'_> {
         let names = ["normed", "logit", "score", "smoothed_score", "injected", "embedding", "embedding_injected"];
         for (name, numbers) in names.into_iter().zip(&found) {
             golden.check(name, numbers)?;
+        }
+        let Some(KnowledgeRetriever { question, text }) = &recursion.retriever else { return Ok(()) };
+        for (name, tower) in [("question", question), ("text", text)] {
+            let embeddings = golden.input(&format!("{name}_embedding"))?;
+            let vectors = embeddings.chunks(config.embed_dim).map(|embedding| tower.apply(embedding));
+            golden.check(&format!("retriever_{name}"), &vectors.collect::<Result<Vec<_>, _>>()?.concat())?;
         }
         Ok(())
     }

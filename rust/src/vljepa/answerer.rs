@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::generate::{Doubt, GenerationConfig};
 use crate::memory::KnowledgeMemory;
 use crate::nearest::{cosines, nearest, shares};
-use crate::recursion::{ConfusionMonitor, Recursion};
+use crate::recursion::{ConfusionMonitor, KnowledgeRetriever, Recursion, Signal};
 use crate::texts::{distinct, is_letter, strip};
 
 /// Cosines of known answers are divided by it, where there is no Y-Decoder; what training starts with.
@@ -27,18 +27,26 @@ pub struct Answer {
     pub confusion: Option<f32>,
     /// Its moving average over the turns so far; `None` without recursion.
     pub smoothed_confusion: Option<f32>,
-    /// Whether the score that is judged (see [`AnswererOptions::smooth`]) is over the threshold that travels with the
-    /// model; `None` without recursion.
+    /// The score from which on the model counts as confused, which travels with it; `None` without recursion.
+    pub threshold: Option<f32>,
+    /// Whether the score that is judged (see [`AnswererOptions::smooth`]) is over the threshold; `None` without recursion.
     pub confused: Option<bool>,
+    /// Whether the answer can be relied on: the model is not confused, or something was injected; `None` without
+    /// recursion.
+    pub sure: Option<bool>,
+    /// What tells of confusion; `None` where the model is not confused.
+    pub signal: Option<Signal>,
     /// Known answers and their cosines, nearest first.
     pub nearest: Vec<(String, f32)>,
     /// The text from the memory that was injected, if one was.
     pub memory_used: Option<String>,
+    /// Whether the knowledge that was given was injected; see [`Inject`].
+    pub knowledge_used: bool,
     /// Sentences to be said aloud.
     pub warnings: Vec<String>,
 }
 
-/// What is known beside the question, and is injected into the pooled state whether the model is confused or not.
+/// What is known beside the question, and may be injected into the pooled state; see [`Inject`].
 #[derive(Clone, Copy, Debug)]
 pub enum Knowledge<'a> {
     /// A text; the Y-Encoder embeds it.
@@ -47,11 +55,23 @@ pub enum Knowledge<'a> {
     Vector(&'a [f32]),
 }
 
+/// Where [`Knowledge`] that is given is injected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inject {
+    /// Where the model is confused.
+    #[default]
+    Confused,
+    /// In every turn.
+    Always,
+}
+
 /// How an [`Answerer`] answers.
 #[derive(Clone, Debug)]
 pub struct AnswererOptions {
-    /// What to look up when confused.
+    /// What to look up when confused, and no knowledge is given.
     pub memory: Option<KnowledgeMemory>,
+    /// Where knowledge that is given is injected.
+    pub inject: Inject,
     /// Candidates for [`Answer::nearest`], and for the text itself where there is no Y-Decoder; `None`: the answers the
     /// model was trained with.
     pub known_answers: Option<Vec<String>>,
@@ -68,6 +88,7 @@ impl Default for AnswererOptions {
     fn default() -> Self {
         AnswererOptions {
             memory: None,
+            inject: Inject::Confused,
             known_answers: None,
             generation: GenerationConfig::default(),
             smooth: false,
@@ -78,9 +99,11 @@ impl Default for AnswererOptions {
 
 /// Asks a model, turn by turn.
 ///
-/// Where the model has a recursion part, every question has a score of confusion. Over the threshold, and with a memory,
-/// the nearest text to the predicted embedding is looked up; if its cosine is not under the model's `memory_floor`, its
-/// embedding is injected into the pooled state, and the answer read from there.
+/// Where the model has a recursion part, every question has a score of confusion. Over the threshold, knowledge that is
+/// given is injected into the pooled state, and the answer read from there; if none is given and there is a memory, its
+/// nearest text is looked up and its embedding injected, if its cosine is not under the model's `memory_floor`. What is
+/// looked up with is the question, if the model has a retriever (nothing is, where there is no question), and otherwise
+/// the predicted embedding.
 ///
 /// ```no_run
 /// use kore_vljepa::memory::KnowledgeMemory;
@@ -103,6 +126,8 @@ pub struct Answerer<'m> {
     known: Cow<'m, [String]>,
     /// (G, E).
     known_embeddings: Cow<'m, [f32]>,
+    /// What the retriever makes of the memory's M texts, (M, R).
+    keys: Vec<f32>,
     smoothed: Option<f32>,
     turns: u64,
 }
@@ -120,9 +145,12 @@ impl Mamba3Jepa {
     ///
     /// # Errors
     /// [`Error::Absent`]: a memory, but no recursion part; neither Y-Decoder nor known answers. [`Error::Input`]: the
-    /// model cannot use texts as knowledge; an empty known answer; a wrong setting of generation.
+    /// model cannot use texts as knowledge; an empty known answer; a memory of another model; a wrong setting of generation.
     pub fn answerer(&self, options: AnswererOptions) -> Result<Answerer<'_>, Error> {
         options.generation.check()?;
+        if self.y_decoder.is_some() {
+            options.generation.check_choice(self.config().vocab_size)?;
+        }
         let known = match &options.known_answers {
             None => Cow::Borrowed(self.known_answers()),
             Some(answers) => Cow::Owned(distinct(answers.iter().cloned())),
@@ -134,15 +162,17 @@ impl Mamba3Jepa {
                     .into(),
             ));
         }
-        if options.memory.is_some() {
+        let mut keys = Vec::new();
+        if let Some(memory) = &options.memory {
             self.demand_text_knowledge("a memory")?;
+            keys = self.keys(memory)?;
         }
         let known_embeddings = match &known {
             Cow::Borrowed(_) => Cow::Borrowed(self.known_embeddings()?),
             Cow::Owned(answers) if answers.is_empty() => Cow::Owned(Vec::new()),
             Cow::Owned(answers) => Cow::Owned(self.embed_text(answers)?.concat()),
         };
-        Ok(Answerer { model: self, options, known, known_embeddings, smoothed: None, turns: 0 })
+        Ok(Answerer { model: self, options, known, known_embeddings, keys, smoothed: None, turns: 0 })
     }
 
     /// Embeddings (G, E) of the answers the model was trained with, computed once.
@@ -153,6 +183,19 @@ impl Mamba3Jepa {
         let answers = self.known_answers();
         let embeddings = if answers.is_empty() { Vec::new() } else { self.embed_text(answers)?.concat() };
         Ok(self.known.get_or_init(|| embeddings))
+    }
+
+    /// What the retriever makes of a memory's M texts, (M, R); nothing without retriever.
+    fn keys(&self, memory: &KnowledgeMemory) -> Result<Vec<f32>, Error> {
+        let Some(KnowledgeRetriever { text, .. }) = self.retriever() else { return Ok(Vec::new()) };
+        let width = memory.embeddings().len() / memory.texts().len().max(1);
+        let embeddings = memory.embeddings().chunks(width.max(1));
+        let keys = embeddings.map(|embedding| text.apply(embedding)).collect::<Result<Vec<_>, _>>()?;
+        Ok(keys.concat())
+    }
+
+    fn retriever(&self) -> Option<&KnowledgeRetriever> {
+        self.recursion.as_ref()?.retriever.as_ref()
     }
 
     fn demand_recursion(&self) -> Result<&Recursion, Error> {
@@ -193,7 +236,8 @@ impl Answerer<'_> {
         answers.pop().ok_or_else(|| Error::Input("expected one answer, found none".into()))
     }
 
-    /// B turns in their order, computed together. `knowledge` is injected in every turn.
+    /// B turns in their order, computed together. `knowledge` is for every turn; [`AnswererOptions::inject`] says in which
+    /// it is injected.
     ///
     /// # Errors
     /// [`Error::Input`]: no sample, an empty question, knowledge that does not fit the model. [`Error::Image`]: an image
@@ -224,11 +268,18 @@ impl Answerer<'_> {
         match vector {
             Some(vector) => {
                 let recursion = self.model.demand_recursion()?;
-                for observation in &mut observations {
-                    self.model.inject(recursion, observation, &vector)?;
+                for (observation, answer) in observations.iter_mut().zip(&mut answers) {
+                    if self.options.inject == Inject::Always || answer.confused == Some(true) {
+                        self.model.inject(recursion, observation, &vector)?;
+                        answer.knowledge_used = true;
+                    }
                 }
             }
-            None => self.remember(&mut observations, &mut answers)?,
+            None => self.remember(samples, &mut observations, &mut answers)?,
+        }
+        for answer in &mut answers {
+            let is_told = answer.knowledge_used || answer.memory_used.is_some();
+            answer.sure = answer.confused.map(|confused| !confused || is_told);
         }
         self.say(&observations, &mut answers)?;
         for (answer, observation) in answers.iter_mut().zip(&observations) {
@@ -253,7 +304,11 @@ impl Answerer<'_> {
                 let judged = if self.options.smooth { average } else { score };
                 answer.confusion = Some(score);
                 answer.smoothed_confusion = smoothed;
+                answer.threshold = Some(confusion_probe.threshold);
                 answer.confused = Some(judged > confusion_probe.threshold);
+                if answer.confused == Some(true) {
+                    answer.signal = Some(confusion_probe.signal(&observation.pooled)?);
+                }
             }
         }
         Ok((answers, smoothed))
@@ -274,14 +329,17 @@ impl Answerer<'_> {
     }
 
     /// Where the model is confused, the memory's nearest text is injected, if it is near enough.
-    fn remember(&self, observations: &mut [Observation], answers: &mut [Answer]) -> Result<(), Error> {
+    fn remember(
+        &self,
+        samples: &[Sample<'_>],
+        observations: &mut [Observation],
+        answers: &mut [Answer],
+    ) -> Result<(), Error> {
         let (Some(memory), Some(recursion)) = (&self.options.memory, &self.model.recursion) else { return Ok(()) };
+        let nearest = self.look_up(memory, samples, observations, answers)?;
         let mut found = Vec::new();
-        for (observation, answer) in observations.iter_mut().zip(answers) {
-            if answer.confused != Some(true) {
-                continue;
-            }
-            if let Some(&(text, cosine)) = memory.search(&observation.embedding, 1)?.first()
+        for ((observation, answer), nearest) in observations.iter_mut().zip(answers).zip(nearest) {
+            if let Some((text, cosine)) = nearest
                 && cosine >= recursion.memory_floor
             {
                 answer.memory_used = Some(text.to_owned());
@@ -299,6 +357,35 @@ impl Answerer<'_> {
         Ok(())
     }
 
+    /// For each turn that is confused, the memory's nearest text and its cosine: to the question, if there is one, with a
+    /// retriever, else to the predicted embedding.
+    fn look_up<'t>(
+        &self,
+        memory: &'t KnowledgeMemory,
+        samples: &[Sample<'_>],
+        observations: &[Observation],
+        answers: &[Answer],
+    ) -> Result<Vec<Option<(&'t str, f32)>>, Error> {
+        let mut found = vec![None; answers.len()];
+        let confused = (0..answers.len()).filter(|&turn| answers[turn].confused == Some(true));
+        let Some(KnowledgeRetriever { question: tower, .. }) = self.model.retriever() else {
+            for turn in confused {
+                found[turn] = memory.search(&observations[turn].embedding, 1)?.first().copied();
+            }
+            return Ok(found);
+        };
+        let (turns, questions): (Vec<usize>, Vec<&str>) =
+            confused.filter_map(|turn| Some((turn, samples[turn].question?))).unzip();
+        if questions.is_empty() {
+            return Ok(found);
+        }
+        for (turn, embedding) in turns.into_iter().zip(self.model.read_texts(&questions, &mut |_, _| {})?) {
+            let best = nearest(&tower.apply(&embedding)?, &self.keys, 1).first().copied();
+            found[turn] = best.map(|(place, cosine)| (memory.texts()[place].as_str(), cosine));
+        }
+        Ok(found)
+    }
+
     /// Texts and confidences.
     fn say(&self, observations: &[Observation], answers: &mut [Answer]) -> Result<(), Error> {
         let model = self.model;
@@ -312,7 +399,7 @@ impl Answerer<'_> {
         }
         let embeddings: Vec<&[f32]> = observations.iter().map(|observation| &observation.embedding[..]).collect();
         let mut first_row = self.turns;
-        let batch = model.batch_size;
+        let batch = self.options.generation.samples_at_once(model.batch_size);
         for (answers, embeddings) in answers.chunks_mut(batch).zip(embeddings.chunks(batch)) {
             let generated = model.speak(embeddings, &self.options.generation, first_row)?;
             for (answer, generated) in answers.iter_mut().zip(generated) {
@@ -326,7 +413,7 @@ impl Answerer<'_> {
 }
 
 impl Mamba3Jepa {
-    /// The embedding read from the pooled state with `vector` (K,) added: h + W k.
+    /// The embedding read from the pooled state with the knowledge `vector` (K,).
     fn inject(&self, recursion: &Recursion, observation: &mut Observation, vector: &[f32]) -> Result<(), Error> {
         let injected = recursion.injector.inject(&observation.pooled, vector)?;
         observation.embedding = self.predictor.embed(&injected)?;

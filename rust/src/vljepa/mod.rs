@@ -18,7 +18,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rayon::ThreadPool;
 
-pub use answerer::{Answer, Answerer, AnswererOptions, Knowledge};
+pub use crate::recursion::Signal;
+pub use answerer::{Answer, Answerer, AnswererOptions, Inject, Knowledge};
 pub use embeddings::{ImageEmbeddings, OnBadImage};
 pub use options::{MAX_THREADS, Options, Progress};
 pub use sample::{Image, Observation, Sample};
@@ -138,7 +139,7 @@ impl Mamba3Jepa {
         self.x_encoder.is_some()
     }
 
-    /// The confusion monitor and the state injector, of a model of phase 3.
+    /// The confusion monitor, the state injector and the retriever if there is one, of a model of phase 3.
     pub fn recursion(&self) -> Option<&Recursion> {
         self.recursion.as_ref()
     }
@@ -173,6 +174,7 @@ impl Mamba3Jepa {
         let Some(decoder) = &self.y_decoder else {
             return Err(Error::Absent("the model has no Y-Decoder yet: phase 2 trains it".into()));
         };
+        config.check_choice(self.config().vocab_size)?;
         let expected = self.config().embed_dim;
         if let Some(wrong) = embeddings.iter().find(|embedding| embedding.len() != expected) {
             return Err(Error::Input(format!("an embedding of length {}, expected {expected}", wrong.len())));

@@ -73,6 +73,12 @@ impl TinyModel {
         self
     }
 
+    /// Sets `key` of the recursion, which files may leave out.
+    pub(crate) fn recursion(mut self, key: &str, value: impl Into<Value>) -> TinyModel {
+        self.config["recursion"][key] = value.into();
+        self
+    }
+
     /// Sets the value at `pointer`, such as `/vision/depth`, which must exist.
     pub(crate) fn set(mut self, pointer: &str, value: impl Into<Value>) -> TinyModel {
         *self.config.pointer_mut(pointer).expect("a key of the configuration") = value.into();
@@ -106,6 +112,13 @@ impl TinyModel {
                     .layer("ngroups", 2),
             ),
             ("knowledge of its own length", new().set("/recursion/knowledge_dim", 7)),
+            (
+                "recursion with all its parts",
+                new()
+                    .recursion("hears_answer", true)
+                    .recursion("injector_sees_state", true)
+                    .recursion("retriever_dim", 9),
+            ),
             (
                 "read from both sides, question first and last",
                 new()
@@ -261,13 +274,31 @@ impl TinyModel {
             }
             "recursion" => {
                 let (width, hidden) = (width("predictor"), size("/recursion/hidden_dim"));
-                linear("confusion_probe.hidden", hidden, width);
+                let said = &self.config["recursion"];
+                let count = |key: &str| said[key].as_u64().map(|k| usize::try_from(k).expect("a small count"));
+                let knowledge = count("knowledge_dim").unwrap_or(embed);
+                let doubts = if said["hears_answer"] == json!(true) { 2 } else { 0 };
+                linear("confusion_probe.hidden", hidden, width + doubts);
                 linear("confusion_probe.linear", 1, hidden);
+                let sees_state = said["injector_sees_state"] == json!(true);
+                if sees_state {
+                    linear("injector.hidden", hidden, width + knowledge);
+                }
+                if let Some(retriever) = count("retriever_dim").filter(|&size| size > 0) {
+                    for tower in ["question", "text"] {
+                        linear(&format!("retriever.{tower}.hidden"), hidden, embed);
+                        linear(&format!("retriever.{tower}.output"), retriever, hidden);
+                    }
+                }
                 for kind in ["weight", "bias"] {
                     add(&format!("confusion_probe.norm.{kind}"), &[width]);
+                    if sees_state {
+                        add(&format!("injector.norm.{kind}"), &[width]);
+                    }
                 }
-                let knowledge = self.config["recursion"]["knowledge_dim"].as_u64();
-                let knowledge = knowledge.map_or(embed, |k| usize::try_from(k).expect("a small count"));
+                if sees_state {
+                    add("injector.output.weight", &[width, hidden]);
+                }
                 add("injector.projection.weight", &[width, knowledge]);
                 add("confusion_probe.threshold", &[]);
                 add("confusion_probe.temperature", &[]);

@@ -8,7 +8,7 @@ use kore_vljepa::image::load_image;
 use kore_vljepa::memory::KnowledgeMemory;
 use kore_vljepa::npy::read_npy_vector;
 use kore_vljepa::texts::read_lines;
-use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Knowledge, Sample};
+use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Inject, Knowledge, Sample, Signal};
 use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, at_least_one};
@@ -37,23 +37,32 @@ pub(crate) struct Ask {
     /// Write the memory with its embeddings to this .safetensors file, which opens faster.
     #[arg(long, value_name = "PATH")]
     save_memory: Option<PathBuf>,
-    /// Inject this text, whether the model is confused or not.
+    /// Inject this text, where the model is confused.
     #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
     knowledge: Option<String>,
-    /// Inject this vector: a .npy file, or a JSON list of numbers.
+    /// Inject this vector, where the model is confused: a .npy file, or a JSON list of numbers.
     #[arg(long, value_name = "PATH")]
     knowledge_vector: Option<PathBuf>,
+    /// Inject the knowledge given where the model is confused, or always.
+    #[arg(long, value_enum, default_value = "confused")]
+    inject: InjectName,
     /// Show this many of the nearest known answers.
     #[arg(long, value_name = "INT", default_value_t = 5, allow_negative_numbers = true)]
     top: i64,
     /// The questions are turns of one conversation: judge confusion by its moving average over them.
-    #[arg(long)]
+    #[arg(long, overrides_with = "smooth")]
     smooth: bool,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: bool,
     #[command(flatten)]
     generation: GenerationArgs,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum InjectName {
+    Confused,
+    Always,
 }
 
 /// An answer as JSON has it, in this order.
@@ -64,9 +73,13 @@ struct Values<'a> {
     confidence: f64,
     confusion: Option<f64>,
     smoothed_confusion: Option<f64>,
+    threshold: Option<f64>,
     confused: Option<bool>,
+    signal: Option<Signal>,
+    sure: Option<bool>,
     nearest: Vec<Near<'a>>,
     memory_used: Option<&'a str>,
+    knowledge_used: bool,
     warnings: &'a [String],
 }
 
@@ -86,7 +99,12 @@ impl Ask {
         let memory = self.memory.as_ref().map(|path| KnowledgeMemory::open(&model, path, &mut progress("texts")));
         let memory = memory.transpose()?;
         let known_answers = self.answers.as_ref().map(|path| read_lines(path, "answer")).transpose()?;
-        let options = AnswererOptions { memory: memory.clone(), known_answers, generation, smooth: self.smooth, top };
+        let inject = match self.inject {
+            InjectName::Confused => Inject::Confused,
+            InjectName::Always => Inject::Always,
+        };
+        let options =
+            AnswererOptions { memory: memory.clone(), inject, known_answers, generation, smooth: self.smooth, top };
         let mut answerer = model.answerer(options)?;
 
         let image = picture.as_ref().map(Image::Picture);
@@ -110,7 +128,8 @@ impl Ask {
         if self.json {
             return print_json(&asked.map(|(question, answer)| values(question, answer)).collect::<Vec<_>>());
         }
-        print(&asked.map(|(question, answer)| panel(question, answer)).collect::<Vec<_>>().join("\n"))
+        let panels: Vec<String> = asked.map(|(question, answer)| self.panel(question, answer)).collect();
+        print(&panels.join("\n"))
     }
 
     /// Refuses contradictory or impossible settings; returns how many known answers to show.
@@ -123,6 +142,9 @@ impl Ask {
         }
         if self.knowledge.is_some() && self.knowledge_vector.is_some() {
             return Err(failure("--knowledge and --knowledge-vector exclude each other; give one of them"));
+        }
+        if matches!(self.inject, InjectName::Always) && !has_knowledge {
+            return Err(failure("--inject always: there is nothing to inject; give --knowledge or --knowledge-vector"));
         }
         if self.memory.is_some() && has_knowledge {
             return Err(failure(
@@ -138,6 +160,50 @@ impl Ask {
             }
         }
         at_least_one("top", self.top)
+    }
+
+    /// An answer for people: the question, what is said to it, and the facts about that.
+    fn panel(&self, question: &str, answer: &Answer) -> String {
+        let text = printable(&answer.text);
+        let doubt = if answer.sure == Some(false) { "not sure: " } else { "" };
+        let said = if text.is_empty() { "(nothing)" } else { &text };
+        let mut panel = format!("{}\n  {doubt}{said}\n", printable(question));
+        if let Some(note) = self.note(answer) {
+            panel += &format!("  {note}\n");
+        }
+        panel += "\n";
+        let mut fact = |name: &str, value: &str| panel += &format!("  {name:<21}   {}\n", printable(value));
+        fact("confidence", &format!("{:.3}", answer.confidence));
+        if let (Some(score), Some(smoothed)) = (answer.confusion, answer.smoothed_confusion) {
+            let average =
+                if smoothed == score { String::new() } else { format!(", {smoothed:.3} over the turns so far") };
+            let verdict = if answer.confused == Some(true) { "confused" } else { "not confused" };
+            fact("confusion", &format!("{score:.3}{average} ({verdict})"));
+            let used = answer.memory_used.as_ref().map_or("not used".into(), |text| format!("used: {text}"));
+            fact("memory", &used);
+        }
+        if answer.knowledge_used {
+            fact("knowledge", "used");
+        }
+        for (number, (text, cosine)) in answer.nearest.iter().enumerate() {
+            fact(if number == 0 { "nearest known answers" } else { "" }, &format!("{cosine: >6.3}  {text}"));
+        }
+        panel
+    }
+
+    /// Why an answer is not sure, or knowledge that was given was not used.
+    fn note(&self, answer: &Answer) -> Option<String> {
+        let judged = if self.smooth { answer.smoothed_confusion } else { answer.confusion };
+        let has_knowledge = self.knowledge.is_some() || self.knowledge_vector.is_some();
+        if answer.sure == Some(false) {
+            let reason = match answer.signal? {
+                Signal::Answer => "the decoder hesitates over its answer",
+                Signal::State => "this picture and question are not like those it knows",
+            };
+            return Some(format!("confusion {:.2} over the threshold {:.2}: {reason}", judged?, answer.threshold?));
+        }
+        (has_knowledge && !answer.knowledge_used)
+            .then(|| "not confused: the knowledge was not used (--inject always uses it)".into())
     }
 }
 
@@ -164,28 +230,13 @@ fn values<'a>(question: &'a str, answer: &'a Answer) -> Values<'a> {
         confidence: answer.confidence,
         confusion: answer.confusion.map(f64::from),
         smoothed_confusion: answer.smoothed_confusion.map(f64::from),
+        threshold: answer.threshold.map(f64::from),
         confused: answer.confused,
+        signal: answer.signal,
+        sure: answer.sure,
         nearest: answer.nearest.iter().map(|(text, cosine)| Near { text, cosine: (*cosine).into() }).collect(),
         memory_used: answer.memory_used.as_deref(),
+        knowledge_used: answer.knowledge_used,
         warnings: &answer.warnings,
     }
-}
-
-/// An answer for people: the question, what is said to it, and the facts about that.
-fn panel(question: &str, answer: &Answer) -> String {
-    let text = printable(&answer.text);
-    let mut panel = format!("{}\n  {}\n\n", printable(question), if text.is_empty() { "(nothing)" } else { &text });
-    let mut fact = |name: &str, value: &str| panel += &format!("  {name:<21}   {}\n", printable(value));
-    fact("confidence", &format!("{:.3}", answer.confidence));
-    if let (Some(score), Some(smoothed)) = (answer.confusion, answer.smoothed_confusion) {
-        let average = if smoothed == score { String::new() } else { format!(", {smoothed:.3} over the turns so far") };
-        let verdict = if answer.confused == Some(true) { "confused" } else { "not confused" };
-        fact("confusion", &format!("{score:.3}{average} ({verdict})"));
-        let used = answer.memory_used.as_ref().map_or("not used".into(), |text| format!("used: {text}"));
-        fact("memory", &used);
-    }
-    for (number, (text, cosine)) in answer.nearest.iter().enumerate() {
-        fact(if number == 0 { "nearest known answers" } else { "" }, &format!("{cosine: >6.3}  {text}"));
-    }
-    panel
 }

@@ -4,8 +4,11 @@ use crate::memory::KnowledgeMemory;
 
 /// A model that is confused by everything, or by nothing.
 fn model(is_confused: bool, floor: f32) -> Mamba3Jepa {
-    let tiny = TinyModel::new();
-    let folder = exported(&tiny);
+    model_of(&TinyModel::new(), is_confused, floor)
+}
+
+fn model_of(tiny: &TinyModel, is_confused: bool, floor: f32) -> Mamba3Jepa {
+    let folder = exported(tiny);
     let recursion = tiny.component_with("recursion", |key, numbers| match key {
         "recursion.confusion_probe.threshold" => numbers[0] = if is_confused { 0.0 } else { 1.0 },
         "recursion.memory_floor" => numbers[0] = floor,
@@ -39,6 +42,7 @@ fn an_answer_is_made_of_the_parts() {
         let probe = &model.recursion().unwrap().confusion_probe;
         assert_eq!(answer.confusion, Some(probe.score(&observation.pooled, None).unwrap()));
         assert_eq!((answer.confused, answer.nearest.len()), (Some(false), 2));
+        assert_eq!((answer.threshold, answer.sure, answer.signal), (Some(1.0), Some(true), None));
         let (text, cosine) = &answer.nearest[0];
         let place = model.known_answers().iter().position(|known| known == text).unwrap();
         let dot: f32 = known[place].iter().zip(&observation.embedding).map(|(a, b)| a * b).sum();
@@ -94,6 +98,8 @@ fn a_confused_model_looks_in_its_memory() {
     for ((answer, plain), observation) in ask(&confused).iter().zip(&plain).zip(&observed) {
         let (text, _) = memory.search(&observation.embedding, 1).unwrap()[0];
         assert_eq!(answer.memory_used.as_deref(), Some(text));
+        assert_eq!((answer.sure, answer.signal, answer.knowledge_used), (Some(true), Some(Signal::State), false));
+        assert_eq!((plain.sure, plain.signal), (Some(false), Some(Signal::State)));
         assert_ne!(answer.nearest, plain.nearest, "the answer is read from another embedding");
         // The same as knowledge given by hand.
         let options = AnswererOptions::default();
@@ -105,8 +111,84 @@ fn a_confused_model_looks_in_its_memory() {
 }
 
 #[test]
+fn a_retriever_looks_in_the_memory_with_the_question() {
+    let tiny = TinyModel::new().recursion("retriever_dim", 9).recursion("injector_sees_state", true);
+    let confused = model_of(&tiny, true, -1.0);
+    let facts = ["The sky is green.", "Three circles.", "Ask again.", "red"];
+    let memory = KnowledgeMemory::build(&confused, &facts, &mut |_, _| {}).unwrap();
+    let ask = |model: &Mamba3Jepa| {
+        let options = AnswererOptions { memory: Some(memory.clone()), ..Default::default() };
+        many(&mut model.answerer(options).unwrap(), &QUESTIONS, None)
+    };
+    let retriever = confused.recursion().unwrap().retriever.as_ref().unwrap();
+    let keys: Vec<Vec<f32>> =
+        confused.embed_text(&facts).unwrap().iter().map(|text| retriever.text.apply(text).unwrap()).collect();
+    let answers = ask(&confused);
+    for (answer, sample) in answers.iter().zip(&QUESTIONS[..2]) {
+        let asked = confused.embed_text(&[sample.question.unwrap()]).unwrap().concat();
+        let query = retriever.question.apply(&asked).unwrap();
+        let cosine = |key: &[f32]| key.iter().zip(&query).map(|(a, b)| a * b).sum::<f32>();
+        let best = (0..4).max_by(|&a, &b| cosine(&keys[a]).total_cmp(&cosine(&keys[b]))).unwrap();
+        assert_eq!((answer.memory_used.as_deref(), answer.sure), (Some(facts[best]), Some(true)));
+        let mut told = confused.answerer(AnswererOptions::default()).unwrap();
+        let told = many(&mut told, &[*sample], Some(Knowledge::Text(facts[best]))).remove(0);
+        assert_eq!((&told.text, told.knowledge_used), (&answer.text, true));
+        for ((a, near), (b, nearly)) in told.nearest.iter().zip(&answer.nearest) {
+            assert!(a == b && (near - nearly).abs() < 1e-5);
+        }
+    }
+    let plain = many(&mut confused.answerer(AnswererOptions::default()).unwrap(), &QUESTIONS, None);
+    assert_eq!(answers[2], plain[2], "nothing is looked up without a question");
+    assert_eq!(ask(&model_of(&tiny, true, 1.1)), plain, "nothing in the memory is near enough");
+    assert!(ask(&model_of(&tiny, false, -1.0)).iter().all(|answer| answer.memory_used.is_none()));
+    let other = opened(&tiny.set("/embed_dim", 16));
+    assert!(matches!(
+        other.answerer(AnswererOptions { memory: Some(memory), ..Default::default() }).err(),
+        Some(Error::Input(_))
+    ));
+}
+
+#[test]
+fn knowledge_is_injected_where_it_is_needed_or_always() {
+    let ask = |is_confused: bool, inject: Inject, knowledge: Option<Knowledge<'_>>| {
+        let options = AnswererOptions { inject, ..Default::default() };
+        many(&mut model(is_confused, -1.0).answerer(options).unwrap(), &QUESTIONS, knowledge)
+    };
+    let vector = model(true, -1.0).embed_text(&["red"]).unwrap().remove(0);
+    for knowledge in [Knowledge::Text("red"), Knowledge::Vector(&vector)] {
+        let confused = ask(true, Inject::Confused, Some(knowledge));
+        assert_eq!(confused, ask(true, Inject::Always, Some(knowledge)));
+        assert!(confused.iter().all(|a| (a.knowledge_used, a.confused, a.sure) == (true, Some(true), Some(true))));
+        let calm = ask(false, Inject::Confused, Some(knowledge));
+        assert_eq!(calm, ask(false, Inject::Confused, None));
+        assert!(calm.iter().all(|a| (a.knowledge_used, a.confused, a.sure) == (false, Some(false), Some(true))));
+        for (always, confused) in ask(false, Inject::Always, Some(knowledge)).iter().zip(&confused) {
+            assert_eq!((&always.nearest, always.knowledge_used), (&confused.nearest, true));
+        }
+    }
+    assert!(ask(true, Inject::Always, None).iter().all(|a| !a.knowledge_used && a.sure == Some(false)));
+}
+
+#[test]
+fn the_signal_is_judged_with_a_sure_answer() {
+    let tiny = TinyModel::new().recursion("hears_answer", true);
+    for phase in [2, 3] {
+        let tiny = TinyModel { phase, ..tiny.clone() };
+        let model = opened(&tiny);
+        let answers = many(&mut model.answerer(AnswererOptions::default()).unwrap(), &QUESTIONS, None);
+        for (answer, observation) in answers.iter().zip(model.observe(&QUESTIONS).unwrap()) {
+            let probe = model.recursion().map(|recursion| &recursion.confusion_probe);
+            let signal =
+                probe.filter(|_| answer.confused == Some(true)).map(|p| p.signal(&observation.pooled).unwrap());
+            assert_eq!((answer.signal, answer.threshold.is_some()), (signal, phase == 3));
+            assert_eq!(answer.sure, answer.confused.map(|confused| !confused));
+        }
+    }
+}
+
+#[test]
 fn knowledge_must_fit_the_model() {
-    let plain = model(false, -1.0);
+    let plain = model(true, -1.0);
     let mut answerer = plain.answerer(AnswererOptions::default()).unwrap();
     let text = many(&mut answerer, &QUESTIONS[..1], Some(Knowledge::Text("red")));
     let vector = plain.embed_text(&["red"]).unwrap().remove(0);
