@@ -27,12 +27,17 @@ impl Run {
         serde_json::from_str(&self.stdout).expect("JSON")
     }
 
-    /// Demands an error of the user's, in one line that contains `message`.
-    fn fails_with(&self, message: &str) {
+    /// Demands an error of the user's that contains `message`.
+    fn refuses(&self, message: &str) {
         let Run { status, stdout, stderr } = self;
         assert_eq!((*status, stdout.as_str()), (2, ""), "{message}: {stderr}");
         assert!(stderr.starts_with("error: ") && stderr.contains(message), "{message}: {stderr}");
-        assert_eq!(stderr.matches('\n').count(), 1, "{stderr}");
+    }
+
+    /// Demands an error of the user's, in one line that contains `message`.
+    fn fails_with(&self, message: &str) {
+        self.refuses(message);
+        assert_eq!(self.stderr.matches('\n').count(), 1, "{}", self.stderr);
     }
 }
 
@@ -175,20 +180,49 @@ fn a_value_that_is_no_number_is_an_error_in_one_line() {
 }
 
 #[test]
-fn of_a_repeated_option_the_last_counts() {
+fn an_option_that_takes_one_value_is_given_once() {
     let scene = Scene::new();
     let twice = ["--images", "@photos/red.png", "--images", "@photos/blue.png"];
-    let found = scene.run("search", &[&["red", "--json", "--top", "0", "--top", "3"], &twice[..]].concat()).json();
-    assert_eq!(found["images_searched"], json!(1));
-    assert_eq!(found["results"][0]["image"], json!(scene.text("photos/blue.png")));
+    let rest = "is given twice, and only one value counts: leave one of them out\n";
+    for (command, arguments, flag) in [
+        ("ask", &["what?", "--top", "0", "--top", "3"][..], "--top"),
+        ("ask", &["what?", "--max_tokens=2", "--max-tokens", "2"], "--max-tokens"),
+        ("ask", &["what?", "--inject", "always", "--inject", "always"], "--inject"),
+        ("search", &[&["red", "--image-dir", "a", "--image-dir", "b"], &twice[..]].concat(), "--image-dir"),
+        ("classify", &[&["--labels", "a", "--threads", "2"], &twice[..]].concat(), "--threads"),
+    ] {
+        let refused = scene.run(command, arguments);
+        refused.fails_with(rest);
+        assert_eq!(refused.stderr, format!("error: {flag} {rest}"));
+    }
+    let found = scene.run("search", &[&["red", "--json", "--json"], &twice[..]].concat()).json();
+    assert_eq!(found["images_searched"], json!(2));
     let labels = ["--labels", "red", "blue", "--labels", "-5", "white", "--json"];
     let found = scene.run("classify", &[&twice[..], &labels].concat()).json();
-    assert_eq!(found[0]["labels"].as_array().expect("a list").len(), 2);
+    assert_eq!(found[1]["labels"].as_array().expect("a list").len(), 4);
     assert!(found.to_string().contains("\"-5\""), "{found}");
     let embed = scene.run("embed", &["--output", "@x.npy", "--texts", "red", "--texts", "blue", "white"]);
     assert_eq!(embed.status, 0, "{}", embed.stderr);
     let names: Value = serde_json::from_slice(&fs::read(scene.path("x.json")).expect("a file")).expect("JSON");
-    assert_eq!(names, json!({"texts": ["blue", "white"]}));
+    assert_eq!(names, json!({"texts": ["red", "blue", "white"]}));
+}
+
+#[test]
+fn the_name_of_a_file_that_is_not_there_is_no_text() {
+    let scene = Scene::new();
+    let images = ["--images", "@photos/red.png"];
+    for (command, arguments, message) in [
+        ("embed", &["--output", "@x.npy", "--texts", "nofile.txt"][..], "--texts nofile.txt: there is no such file"),
+        ("embed", &["--output", "@x.npy", "--texts", "@photos"], "photos: it is no file"),
+        (
+            "classify",
+            &[&images[..], &["--labels", "nofile.csv"]].concat(),
+            "--labels nofile.csv: there is no such file",
+        ),
+    ] {
+        scene.run(command, arguments).fails_with(message);
+    }
+    assert!(!scene.path("x.npy").exists());
 }
 
 #[cfg(unix)]
@@ -328,6 +362,9 @@ fn ask_answers_as_the_library_does() {
         assert_eq!(values["nearest"][0]["text"], json!(expected.nearest[0].0));
         close(&values["nearest"][0]["cosine"], expected.nearest[0].1.into());
         assert_eq!(values["memory_used"], Value::Null);
+        assert_eq!(values["threshold"], json!(0.5));
+        assert_eq!((&values["sure"], &values["knowledge_used"]), (&json!(expected.sure), &json!(false)));
+        assert_eq!(values["signal"], json!(expected.confused.filter(|&confused| confused).map(|_| "state")));
         assert_eq!(values["warnings"], json!(expected.warnings));
         let keys = ["question", "text", "confidence", "confusion", "smoothed_confusion", "confused", "nearest"];
         assert!(keys.iter().all(|key| values.get(key).is_some()));
@@ -344,7 +381,10 @@ fn ask_in_every_phase_and_in_every_way_of_speaking() {
         let scene = Scene::with(&TinyModel { phase, ..TinyModel::new() });
         let found = scene.run("ask", &["--image", "@photos/red.png", "-5", "--json"]).json();
         assert_eq!(found[0]["question"], "-5");
-        assert_eq!(found[0]["confusion"].is_null(), phase < 3);
+        for key in ["confusion", "smoothed_confusion", "threshold", "confused", "sure"] {
+            assert_eq!(found[0][key].is_null(), phase < 3, "{key}");
+        }
+        assert_eq!(found[0]["knowledge_used"], json!(false));
     }
     let scene = Scene::new();
     let greedy = scene.run("ask", &["what?", "--json"]).json();
@@ -372,6 +412,7 @@ fn ask_with_a_memory_and_with_knowledge() {
     assert_eq!(saved.metadata()["texts"], r#"["the circle is red", "there is no square"]"#);
     for answer in built.as_array().expect("a list") {
         assert_eq!(answer["memory_used"].is_string(), answer["confused"] == json!(true));
+        assert_eq!(answer["sure"], json!(true));
     }
 
     let vector = scene.model().embed_text(&["the circle is red"]).expect("an embedding").concat();
@@ -381,10 +422,66 @@ fn ask_with_a_memory_and_with_knowledge() {
     let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
     fs::write(scene.path("vector.npy"), [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), &bytes].concat())
         .expect("a file");
-    let by_text = by(&["--knowledge", "the circle is red"]);
-    assert_eq!(by_text, by(&["--knowledge-vector", "@vector.npy"]));
-    assert_eq!(by_text, by(&["--knowledge-vector", "@vector.json"]));
-    assert_ne!(by_text[0]["nearest"], by(&[])[0]["nearest"]);
+    let plain = by(&[]);
+    for always in [false, true] {
+        let more = if always { &["--inject", "always"][..] } else { &[] };
+        let by = |knowledge: &[&str]| by(&[knowledge, more].concat());
+        let by_text = by(&["--knowledge", "the circle is red"]);
+        assert_eq!(by_text, by(&["--knowledge-vector", "@vector.npy"]));
+        assert_eq!(by_text, by(&["--knowledge-vector", "@vector.json"]));
+        for (told, plain) in by_text.as_array().expect("a list").iter().zip(plain.as_array().expect("a list")) {
+            let is_used = always || plain["confused"] == json!(true);
+            assert_eq!((&told["knowledge_used"], &told["sure"]), (&json!(is_used), &json!(true)));
+            assert_eq!(told["nearest"] != plain["nearest"], is_used);
+        }
+    }
+    scene.run("ask", &["what?", "--inject", "never"]).refuses("never");
+}
+
+#[test]
+fn what_is_said_of_confusion_on_the_screen() {
+    let scene_with = |threshold: f32, hears: bool| {
+        let model = if hears { TinyModel::new().recursion("hears_answer", true) } else { TinyModel::new() };
+        let scene = Scene::with(&model);
+        let recursion = model.component_with("recursion", |key, numbers| match key {
+            "recursion.confusion_probe.threshold" => numbers[0] = threshold,
+            // a doubt makes it confused: more of it, more confusion
+            "recursion.confusion_probe.hidden.weight" if hears => {
+                for row in numbers.chunks_mut(34) {
+                    row.fill(0.0);
+                    row[32] = 1.0;
+                }
+            }
+            "recursion.confusion_probe.linear.weight" if hears => numbers.fill(0.2),
+            _ => {}
+        });
+        scene.put("recursion", &recursion);
+        scene
+    };
+    let lines = |scene: &Scene, more: &[&str]| -> Vec<String> {
+        let shown = scene.run("ask", &[&["what?"], more].concat());
+        assert_eq!((shown.status, shown.stderr.as_str()), (0, ""));
+        shown.stdout.lines().map(String::from).collect()
+    };
+    let confused = scene_with(0.0, false);
+    let said = lines(&confused, &[]);
+    assert!(said[1].starts_with("  not sure: "), "{said:?}");
+    assert!(said[2].starts_with("  confusion 0.") && said[3].is_empty(), "{said:?}");
+    assert!(said[2].ends_with(" over the threshold 0.00: this picture and question are not like those it knows"));
+    let told = lines(&confused, &["--knowledge", "it is red"]);
+    assert!(!told[1].contains("not sure") && told[2].is_empty(), "{told:?}");
+    assert!(told.iter().any(|line| line.trim().starts_with("knowledge") && line.ends_with("used")));
+
+    let calm = scene_with(1.0, false);
+    assert!(lines(&calm, &[])[2].is_empty());
+    let told = lines(&calm, &["--knowledge", "it is red"]);
+    assert_eq!(told[2], "  not confused: the knowledge was not used (--inject always uses it)");
+    assert!(lines(&calm, &["--knowledge", "it is red", "--inject", "always"])[2].is_empty());
+
+    let hears = scene_with(0.9, true);
+    let said = lines(&hears, &["--smooth", "--smooth"]);
+    assert!(said[2].ends_with(": the decoder hesitates over its answer"), "{said:?}");
+    assert_eq!(hears.run("ask", &["what?", "--json"]).json()[0]["signal"], json!("answer"));
 }
 
 #[test]
@@ -401,8 +498,6 @@ fn ask_with_bad_input() {
         (&["  "], "is empty"),
         (&[], "nothing to ask"),
         (&["x?", "--device", "cuda"], "--device cuda: not available here"),
-        (&["x?", "--threads", "0"], "--threads 0: must be at least 1"),
-        (&["x?", "--threads", "1025"], "--threads 1025: must be at least 1 and at most 1024"),
         (&["x?", "--knowledge-vector", "/dev/null"], "not a knowledge vector"),
         (&["x?", "--answers", "@empty.txt"], "has no text"),
         (&["x?", "--answers", "@nowhere.txt"], "cannot read it"),
@@ -414,13 +509,22 @@ fn ask_with_bad_input() {
         (&["x?", "--knowledge-vector", "@nowhere.npy"], "cannot read"),
         (&["x?", "--knowledge", "a", "--knowledge-vector", "@short.json"], "exclude each other"),
         (&["x?", "--knowledge", "a", "--memory", "@facts.txt"], "--memory is looked up when there is no"),
+        (&["x?", "--inject", "always"], "--inject always: there is nothing to inject; give --knowledge or"),
         (&["x?", "--save-memory", "m.safetensors"], "needs a --memory"),
         (&["x?", "--memory", "m.txt", "--save-memory", "m.npy"], "must end in .safetensors"),
         (&["x?", "--beams", "3"], "beams has no effect with greedy"),
-        (&["x?", "--max-tokens", "-1"], "max_tokens is -1, it must be at least 1"),
+        (&["x?", "--max-tokens", "-1"], "max_tokens is -1, it must be at least 1 and at most 1000000"),
+        (&["x?", "--method", "beam", "--beams", "1001"], "beams is 1001, it must be at least 1 and at most 1000"),
+        (&["x?", "--method", "beam", "--beams", "260"], "beams is 260, but the model has only 259 tokens"),
+        (&["x?", "--method", "sample", "--top-k", "260"], "top_k is 260, but the model has only 259 tokens"),
         (&["x?", "--top", "0"], "--top 0: must be at least 1"),
     ] {
         scene.run("ask", arguments).fails_with(message);
+    }
+    let weights = scene.text("weights");
+    for threads in ["0", "1025"] {
+        run(&["ask", "--weights", &weights, "x?", "--threads", threads])
+            .fails_with(&format!("--threads {threads}: must be at least 1 and at most 1024"));
     }
     fs::remove_file(scene.path("weights/predictor.safetensors")).expect("a file to remove");
     scene.run("ask", &["x?"]).fails_with("predictor.safetensors");
@@ -538,6 +642,7 @@ fn bad_input_to_the_commands_about_images() {
         ("embed", &[&["--texts", " "], &output[..]].concat(), "is empty"),
         ("embed", &[&images[..], &["--question", ""], &output].concat(), "is empty"),
         ("embed", &[&images[..], &["--batch-size", "0"], &output].concat(), "--batch-size 0: must be at least 1"),
+        ("embed", &[&images[..], &["--batch-size", "65537"], &output].concat(), "at least 1 and at most 65536"),
         ("embed", &["--texts", "red", "--output", "/proc/nowhere/x.npy"].to_vec(), "cannot write"),
         ("embed", &["--texts", "red", "--output", "/proc/nowhere/x.safetensors"].to_vec(), "cannot write"),
         ("embed", &["--texts", "red", "--output", "@taken.npy"].to_vec(), "is a folder where the names are to go"),

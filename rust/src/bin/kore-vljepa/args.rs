@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use kore_vljepa::generate::{GenerationConfig, LARGEST, Method};
+use kore_vljepa::generate::{GenerationConfig, LARGEST, MAX_BEAMS, MAX_TOKENS, Method};
 use kore_vljepa::texts::{distinct, read_lines};
 use kore_vljepa::vljepa::{MAX_THREADS, Mamba3Jepa, Options};
 
@@ -96,9 +96,8 @@ enum MethodName {
 impl GenerationArgs {
     /// The settings, checked.
     pub(crate) fn config(&self) -> Result<GenerationConfig, Failure> {
-        let count = |name: &str, value: i64| {
-            let wrong =
-                |_| failure(format!("generation: {name} is {value}, it must be at least 1 and at most {LARGEST}"));
+        let count = |name: &str, value: i64, most: usize| {
+            let wrong = |_| failure(format!("generation: {name} is {value}, it must be at least 1 and at most {most}"));
             usize::try_from(value).map_err(wrong)
         };
         let config = GenerationConfig {
@@ -108,11 +107,11 @@ impl GenerationArgs {
                 MethodName::Beam => Method::Beam,
             },
             temperature: self.temperature,
-            top_k: self.top_k.map(|value| count("top_k", value)).transpose()?,
+            top_k: self.top_k.map(|value| count("top_k", value, LARGEST)).transpose()?,
             top_p: self.top_p,
-            beams: count("beams", self.beams)?,
+            beams: count("beams", self.beams, MAX_BEAMS)?,
             length_penalty: self.length_penalty,
-            max_tokens: self.max_tokens.map(|value| count("max_tokens", value)).transpose()?,
+            max_tokens: self.max_tokens.map(|value| count("max_tokens", value, MAX_TOKENS)).transpose()?,
             seed: self.seed.cast_unsigned(),
         };
         config.check()?;
@@ -145,12 +144,44 @@ pub(crate) fn at_least_one_and_at_most(flag: &str, value: i64, most: usize) -> R
     }
 }
 
-/// The different texts given, or the lines of the file that the only one of them names; `what` is what a line is.
-pub(crate) fn texts_or_file(values: &[String], what: &str) -> Result<Vec<String>, Failure> {
-    match values {
-        [name] if Path::new(name).is_file() => Ok(read_lines(name, what)?),
-        _ => Ok(distinct(values.iter().cloned())),
+/// What the names of text files end in.
+const TEXT_FILES: [&str; 9] = ["txt", "text", "csv", "tsv", "json", "jsonl", "md", "lst", "names"];
+
+/// The different texts given, or the lines of the file that the only one of them names; `what` is what a text is, `flag`
+/// where they come from, for messages.
+///
+/// A file's name is never a text: neither a value that ends as those of text files do, nor one that stands alone and
+/// begins with a folder that is there. In a file every line is a text.
+pub(crate) fn texts_or_file(values: &[String], what: &str, flag: &str) -> Result<Vec<String>, Failure> {
+    let is_alone = values.len() == 1;
+    for value in values {
+        let path = Path::new(value);
+        if is_alone && path.is_file() {
+            return Ok(read_lines(path, what)?);
+        }
+        if is_text_file(value) || (is_alone && is_path(value)) {
+            let found = match (path.is_file(), path.exists()) {
+                (true, _) => "a file must stand alone",
+                (_, true) => "it is no file",
+                _ => "there is no such file",
+            };
+            return Err(failure(format!(
+                "--{flag} {value}: {found}; if it is the {what} itself, write it into a text file, one {what} a line, and \
+                 give that as --{flag}"
+            )));
+        }
     }
+    Ok(distinct(values.iter().cloned()))
+}
+
+fn is_text_file(value: &str) -> bool {
+    value.rsplit_once('.').is_some_and(|(_, suffix)| TEXT_FILES.contains(&suffix.to_ascii_lowercase().as_str()))
+}
+
+/// Whether it reads as a path: "/my data/labels", or "data/labels" where there is such a folder; not "km/h".
+fn is_path(value: &str) -> bool {
+    let folder = value.rfind(std::path::is_separator).map_or("", |at| &value[..=at]);
+    !folder.is_empty() && (Path::new(value).is_absolute() || Path::new(folder).is_dir())
 }
 
 /// The arguments with hyphens in the names of flags: `--image_dir` is `--image-dir`.
@@ -182,6 +213,49 @@ pub(crate) fn check_device(device: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_file_that_is_not_there_is_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("there.txt").to_str().unwrap().to_owned();
+        let below = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(&there, "a\nnone.txt\na/b\n").unwrap();
+        std::fs::write(below("there"), "c\n").unwrap();
+        let read = |given: &[&str]| {
+            let given: Vec<String> = given.iter().copied().map(String::from).collect();
+            texts_or_file(&given, "label", "labels")
+        };
+        let long = "x".repeat(5000);
+        for (given, expected) in [
+            (&[there.as_str()][..], &["a", "none.txt", "a/b"][..]),
+            (&[&below("there")], &["c"]),
+            (&["red", "there", "red"], &["red", "there"]),
+            (&["src"], &["src"]),
+            (&["is it red and/or blue?"], &["is it red and/or blue?"]),
+            (&["n/a", "TV/monitor"], &["n/a", "TV/monitor"]),
+            (&["km/h"], &["km/h"]),
+            (&["it costs 3.50"], &["it costs 3.50"]),
+            (&["what is a .txt file?"], &["what is a .txt file?"]),
+            (&[&long], &[&long]),
+            (&[], &[]),
+        ] {
+            assert_eq!(read(given).unwrap(), expected);
+        }
+        for (given, complaint) in [
+            (&["none.txt"][..], "none.txt: there is no such file"),
+            (&["src/none"], "src/none: there is no such file"), // the tests run in the crate's folder
+            (&["/my data/none"], "/my data/none: there is no such file"),
+            (&["my none.CSV"], "my none.CSV: there is no such file"),
+            (&["src/"], "src/: it is no file"),
+            (&[&there, &there], &format!("{there}: a file must stand alone")),
+            (&["red", "none.json"], "none.json: there is no such file"),
+        ] {
+            let Err(Failure::User(message)) = read(given) else { panic!("{given:?} must be refused") };
+            let rest =
+                "if it is the label itself, write it into a text file, one label a line, and give that as --labels";
+            assert_eq!(message, format!("--labels {complaint}; {rest}"));
+        }
+    }
 
     #[test]
     fn underscores_in_names_of_flags_only() {

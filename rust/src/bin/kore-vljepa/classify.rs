@@ -1,6 +1,5 @@
 //! `kore-vljepa classify`: labels for images.
 
-use clap::ArgAction;
 use kore_vljepa::files::path_text;
 use kore_vljepa::texts::number_text;
 use serde::Serialize;
@@ -17,7 +16,7 @@ pub(crate) struct Classify {
     #[command(flatten)]
     images: ImageArgs,
     /// Labels, or one text file with a label a line.
-    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set, required = true, allow_negative_numbers = true)]
+    #[arg(long, value_name = "TEXT", num_args = 0.., required = true, allow_negative_numbers = true)]
     labels: Vec<String>,
     /// The text that stands for a label, such as "a photo of a {}"; default: the model's, which is {}.
     #[arg(long, value_name = "STR")]
@@ -33,7 +32,7 @@ pub(crate) struct Classify {
     #[arg(long, value_name = "INT", default_value_t = 5, allow_negative_numbers = true)]
     top: i64,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: bool,
 }
 
@@ -53,7 +52,7 @@ impl Classify {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let top = self.check()?;
         let options = self.images.options()?;
-        let labels = texts_or_file(&self.labels, "label")?;
+        let labels = texts_or_file(&self.labels, "label", "labels")?;
         let paths = self.images.find()?;
         let model = self.model.open_with(options)?;
         let images = self.images.embed(&model, &paths, self.question.as_deref())?;

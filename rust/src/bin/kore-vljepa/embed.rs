@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ArgAction;
 use kore_vljepa::files::{path_text, write_whole};
 use kore_vljepa::loader::{NewTensor, write_safetensors};
 use kore_vljepa::npy::write_npy;
@@ -26,7 +25,7 @@ pub(crate) struct Embed {
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
     /// Texts, or one text file with a text a line: embedded by the Y-Encoder as answers are.
-    #[arg(long, value_name = "TEXT", num_args = 0.., action = ArgAction::Set, allow_negative_numbers = true)]
+    #[arg(long, value_name = "TEXT", num_args = 0.., allow_negative_numbers = true)]
     texts: Vec<String>,
     /// Ask this about the images; default: the prompt for describing them.
     #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
@@ -44,7 +43,7 @@ impl Embed {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let options = self.check()?;
         let paths = if self.images.are_given() { self.images.find()? } else { Vec::new() };
-        let texts = texts_or_file(&self.texts, "text")?;
+        let texts = texts_or_file(&self.texts, "text", "texts")?;
         let model = self.model.open_with(options)?;
         let mut groups: Vec<Group> = Vec::new();
         if !paths.is_empty() {

@@ -2,19 +2,21 @@
 
 use std::path::PathBuf;
 
-use clap::ArgAction;
 use kore_vljepa::image::IMAGE_SUFFIXES;
 use kore_vljepa::vljepa::{ImageEmbeddings, Mamba3Jepa, OnBadImage, Options};
 
-use crate::args::at_least_one;
+use crate::args::at_least_one_and_at_most;
 use crate::output::{Failure, failure, print_warning, progress, shown, without_dots};
 use crate::survey::Survey;
+
+/// More images at once than are of use; they take memory.
+const MAX_BATCH: usize = 1 << 16;
 
 /// Which images.
 #[derive(clap::Args)]
 pub(crate) struct ImageArgs {
     /// Image files.
-    #[arg(long, value_name = "PATH", num_args = 0.., action = ArgAction::Set)]
+    #[arg(long, value_name = "PATH", num_args = 0..)]
     pub(crate) images: Vec<PathBuf>,
     /// A folder; every image in it and in the folders under it is taken.
     #[arg(long, value_name = "PATH")]
@@ -36,7 +38,7 @@ enum OnBadSample {
 impl ImageArgs {
     /// How a model is opened for these images; refuses impossible settings.
     pub(crate) fn options(&self) -> Result<Options, Failure> {
-        Ok(Mamba3Jepa::options().batch_size(at_least_one("batch-size", self.batch_size)?))
+        Ok(Mamba3Jepa::options().batch_size(at_least_one_and_at_most("batch-size", self.batch_size, MAX_BATCH)?))
     }
 
     /// Whether any image is asked for.

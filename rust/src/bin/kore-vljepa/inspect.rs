@@ -25,7 +25,7 @@ pub(crate) struct Inspect {
     #[arg(long, value_name = "STR", default_value = "cpu")]
     device: String,
     /// Print everything as JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: bool,
 }
 

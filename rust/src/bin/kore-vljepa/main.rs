@@ -21,7 +21,7 @@ mod verify;
 use std::io;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use output::Failure;
@@ -31,7 +31,7 @@ const CLOSED_PIPE: u8 = 141; // 128 + SIGPIPE, as a shell reports it
 
 /// Ask a trained Mamba3-JEPA model about images, from the files that `mamba3-jepa export` wrote.
 #[derive(Parser)]
-#[command(name = "kore-vljepa", version, args_override_self = true)]
+#[command(name = "kore-vljepa", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -86,6 +86,14 @@ fn said(usage: &clap::Error) -> ExitCode {
         // its first line names the flag and says all there is to say
         let text = usage.to_string();
         output::print_error(text.lines().next().unwrap_or_default().trim_start_matches("error: "));
+        return USER_ERROR.into();
+    }
+    if usage.kind() == ErrorKind::ArgumentConflict
+        && let Some(ContextValue::String(option)) = usage.get(ContextKind::InvalidArg)
+    {
+        // no option excludes another: this one is in conflict with itself
+        let flag = option.split(' ').next().unwrap_or_default();
+        output::print_error(&format!("{flag} is given twice, and only one value counts: leave one of them out"));
         return USER_ERROR.into();
     }
     match usage.print() {

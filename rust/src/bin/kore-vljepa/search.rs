@@ -27,7 +27,7 @@ pub(crate) struct Search {
     #[arg(long, value_name = "PATH")]
     contact_sheet: Option<PathBuf>,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: bool,
 }
 

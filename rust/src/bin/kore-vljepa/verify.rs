@@ -28,7 +28,7 @@ pub(crate) struct Verify {
     #[arg(long, value_name = "PATH")]
     x_encoder: Option<PathBuf>,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: bool,
 }
 

@@ -10,7 +10,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::ArgAction;
 use kore_vljepa::image::Picture;
 use kore_vljepa::linalg::instruction_set;
 use kore_vljepa::vljepa::Sample;
@@ -52,13 +51,13 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "INT", default_value_t = 15, allow_negative_numbers = true)]
     rounds: i64,
     /// Visual tokens for which the predictor's time and memory are measured.
-    #[arg(long, value_name = "INT", num_args = 0.., action = ArgAction::Set, default_values_t = [256, 1024, 4096], allow_negative_numbers = true)]
+    #[arg(long, value_name = "INT", num_args = 0.., default_values_t = [256, 1024, 4096], allow_negative_numbers = true)]
     lengths: Vec<i64>,
     /// Measure only this of `lengths`, in this process; for `bench` itself.
     #[arg(long, value_name = "INT", hide = true)]
     only_prefill: Option<i64>,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: bool,
 }
 
