@@ -285,25 +285,35 @@ class Reader:
         best = live[0] if best is None else best
         return [i for i in best.ids if i != tokens["eos"]], best.logs
 
-    def confusion(self, pooled: np.ndarray) -> tuple[float, bool]:
+    def doubt(self, embedding: np.ndarray) -> np.ndarray:
+        """(2): how improbable the decoder finds its greedy answer."""
+        _, logs = self.spoken(embedding)
+        return np.log(1e-5 - np.minimum(0, [np.mean(logs), np.min(logs)]))
+
+    def confusion(self, pooled: np.ndarray, doubt: np.ndarray) -> tuple[float, bool]:
         """P(confused), and whether that is judged confused; of a model without recursion 0 and never."""
         if "recursion.memory_floor" not in self.w:
             return 0.0, False
         w, eps = self.w, self.constants["confusion_probe_layer_norm_eps"]
         probe = "recursion.confusion_probe"
-        hidden = silu(linear(layer_norm(pooled, w, f"{probe}.norm", eps), w, f"{probe}.hidden"))
+        normed = layer_norm(pooled, w, f"{probe}.norm", eps)
+        if self.model["recursion"].get("hears_answer"):
+            normed = np.concatenate([normed, doubt])
+        hidden = silu(linear(normed, w, f"{probe}.hidden"))
         score = sigmoid(linear(hidden, w, f"{probe}.linear")[0] / w[f"{probe}.temperature"])
         return float(score), bool(score > w[f"{probe}.threshold"])
 
     def ask(self, image_u8: np.ndarray | None, question: str | None, memory: Sequence[str], top: int) -> Reply:
         """One question about (3, S, S) uint8, or about nothing."""
         visual = None if image_u8 is None else self.visual_tokens(self.pixels(image_u8))
-        question = self.model["query_prompt"] if question is None else question
+        asked, question = question, self.model["query_prompt"] if question is None else question
         query = self.ids(question, self.model["max_query_tokens"])
         _, pooled = self.predicted(visual, query, self.backbone("predictor"))
-        embedding, (score, confused), used = self.embedded(pooled), self.confusion(pooled), None
+        embedding, used, score, confused = self.embedded(pooled), None, 0.0, False
+        if "generation" in self.config:
+            score, confused = self.confusion(pooled, self.doubt(embedding))
         if confused and memory:
-            text, cosine = self.nearest(embedding, memory)[0]
+            text, cosine = self.found(asked, embedding, memory)
             if cosine >= self.w["recursion.memory_floor"]:
                 used = text
                 embedding = self.embedded(self.injected(pooled, self._answer_embedding(text)))
@@ -317,6 +327,22 @@ class Reader:
             text, confidence = nearest[0][0], softmax(np.array([cosine for _, cosine in nearest]) / temperature).max()
         return Reply(text, float(confidence), score, confused, nearest[:top], used)
 
+    def found(self, question: str | None, embedding: np.ndarray, memory: Sequence[str]) -> tuple[str, float]:
+        """The memory's nearest text, with its cosine."""
+        if not self.model["recursion"].get("retriever_dim"):
+            return self.nearest(embedding, memory)[0]
+        if question is None:
+            return "", -2.0
+        asked = self.tower("question", self._answer_embedding(question))
+        cosines = [float(asked @ self.tower("text", self._answer_embedding(text))) for text in memory]
+        return max(zip(memory, cosines, strict=True), key=lambda pair: pair[1])
+
+    def tower(self, name: str, embedding: np.ndarray) -> np.ndarray:
+        """What the retriever makes of a question's or a text's embedding."""
+        where = f"recursion.retriever.{name}"
+        hidden = silu(linear(rms_normed(embedding), self.w, f"{where}.hidden"))
+        return self.normalized(linear(hidden, self.w, f"{where}.output"))
+
     def nearest(self, embedding: np.ndarray, texts: Sequence[str]) -> list[tuple[str, float]]:
         """All texts with their cosines, nearest first."""
         cosines = [float(embedding @ self._answer_embedding(text)) for text in texts]
@@ -326,7 +352,18 @@ class Reader:
         return self.text_embedding(self.ids(text, self.model["max_answer_tokens"]))
 
     def injected(self, pooled: np.ndarray, knowledge: np.ndarray) -> np.ndarray:
-        return pooled + linear(knowledge, self.w, "recursion.injector.projection")
+        told = pooled + linear(knowledge, self.w, "recursion.injector.projection")
+        if self.model["recursion"].get("injector_sees_state"):
+            eps = self.constants["confusion_probe_layer_norm_eps"]
+            both = np.concatenate([layer_norm(pooled, self.w, "recursion.injector.norm", eps), rms_normed(knowledge)])
+            told = told + linear(
+                silu(linear(both, self.w, "recursion.injector.hidden")), self.w, "recursion.injector.output"
+            )
+        return told
+
+
+def rms_normed(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2) + 1e-12)
 
 
 def visual_tokens(w: Tensors, vision: dict, eps: float, pixels: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def test_the_library_reads_what_was_written(model: Mamba3Jepa, tmp_path: Path, d
     state = model.state_dict()
     assert set(tensors) == {name for name in state if name.startswith("recursion.")}
     for name, tensor in tensors.items():
-        matrix = name.endswith((".hidden.weight", ".linear.weight", ".projection.weight"))
+        matrix = name.endswith((".hidden.weight", ".linear.weight", ".projection.weight", ".output.weight"))
         assert tensor.dtype == (getattr(torch, dtype) if matrix else torch.float32), name
         assert torch.equal(tensor, state[name].to(tensor.dtype)), name
     assert [item.name for item in tmp_path.iterdir()] == ["recursion.safetensors"]
@@ -219,7 +219,8 @@ def test_reloaded_embeddings(
     report = export(checkpoints[3], tmp_path, dtype=dtype, verify=True, x_encoder=True)
     assert {difference.output for difference in report.differences} == {
         "predicted embedding", "pooled state", "text embedding", "decoder logits", "confusion score",
-        "confusion threshold", "memory floor", "injected state",
+        "confusion threshold", "memory floor", "injected state", "doubt of the answer", "question embedding",
+        "retriever's question", "retriever's text",
     }  # fmt: skip
     assert all(difference.ok for difference in report.differences)
     reloaded = load_exported(tmp_path)

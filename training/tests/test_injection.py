@@ -10,30 +10,9 @@ import torch
 from tiny import tiny_model
 
 from mamba3_jepa.evaluation.confusion_plots import plot_injection
-from mamba3_jepa.evaluation.injection import InjectionSamples, InjectionTrial, gallery, other_knowledge
+from mamba3_jepa.evaluation.decoding import generate_texts
+from mamba3_jepa.evaluation.injection import InjectionSamples, InjectionTrial, SteadinessTrial, gallery
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-
-
-def test_wrong_knowledge_is_another_knowledge_for_another_answer() -> None:
-    """Passages 0 to 3: one serves several questions with different answers, two tell the same."""
-    expected = ["red", "blue", "red", "green", "green", "a star", "a circle", "a square"]
-    passages = [0, 0, 1, 1, 2, 3, 3, 2]
-    questions = ["q", "q", "q", "q", "q", None, None, None]
-    vectors = torch.randn(4, 6)
-    right = {0: {3, 4}, 1: {2, 3, 4}, 2: {1, 4}, 3: {0, 1}, 4: {0, 1, 2}, 5: {7}, 6: {7}, 7: {5, 6}}
-    drawn: dict[int, set[int]] = {i: set() for i in range(8)}
-    for seed in range(60):
-        for i, j in enumerate(other_knowledge(vectors[passages], expected, questions, seed)):
-            drawn[i].add(j)
-    assert drawn == right
-
-
-def test_without_another_knowledge_or_another_answer_there_is_no_wrong_one() -> None:
-    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert other_knowledge(vectors[:2], ["red", "blue"], ["q", "q"]) == [0, 1], "one passage for all"
-    assert other_knowledge(vectors[1:], ["red", "red"], ["q", "q"]) == [0, 1], "one answer for all"
-    assert other_knowledge(vectors[1:], ["red", "a star"], ["q", None]) == [0, 1], "one question and one caption"
-    assert other_knowledge(vectors, ["red", "blue", "blue"], ["q", "q", "q"]) == [2, 1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +34,8 @@ def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_p
     trial = InjectionTrial(
         InjectionSamples(
             pooled=pooled, knowledge=embeddings, expected=texts, questions=questions,  # type: ignore[arg-type]
+            wrong=embeddings[[1, 0, 3, 2, 5, 4]], has_wrong=torch.ones(6, dtype=torch.bool),
+            forms=["answer"] * 2 + ["sentence"] * 4,
             kinds=["mismatched"] * 3 + ["corrupted"] * 3, texts=shown[0], text_embeddings=shown[1],
             text_is_answer=shown[2],
         )
@@ -80,40 +61,50 @@ def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_p
     assert plot_injection(report, tmp_path).stat().st_size > 5000
 
 
-def test_a_passage_that_serves_many_questions_is_not_its_own_control(model: Mamba3Jepa, tmp_path: Path) -> None:
+def test_samples_without_wrong_knowledge_do_not_count_there(model: Mamba3Jepa, tmp_path: Path) -> None:
     """The state is overruled: what is retrieved tells which knowledge was given."""
     texts = ["red", "blue", "green", "large"]
     embeddings = model.embed_text(texts).clone()
     assert model.recursion is not None
     with torch.no_grad():
         model.recursion.injector.projection.weight.copy_(1e4 * torch.linalg.pinv(model.predictor.pred_head.weight))
-    # one passage for "red" and "blue", which leads to "red" whatever is asked
+    # one passage for "red" and "blue", which leads to "red" whatever is asked; what is wrong for "green" is right
     samples = InjectionSamples(
-        pooled=torch.randn(3, 64), knowledge=embeddings[[0, 0, 2]], expected=["red", "blue", "green"],
-        questions=["q", "q", "q"], kinds=["given"] * 3, texts=texts, text_embeddings=embeddings,
+        pooled=torch.randn(3, 64), knowledge=embeddings[[0, 0, 2]], wrong=embeddings[[1, 0, 2]],
+        has_wrong=torch.tensor([True, False, True]), expected=["red", "blue", "green"], questions=["q", "q", "q"],
+        kinds=["given"] * 3, forms=["given", "given", "sentence"], texts=texts, text_embeddings=embeddings,
         text_is_answer=[True] * 4,
     )  # fmt: skip
     report = InjectionTrial(samples).run(model, "cpu")
     assert report.retrieved.after == pytest.approx(2 / 3)
-    assert report.retrieved.wrong == 0.0
-    assert report.n_without_wrong == 0
-    only = dataclasses.replace(
-        samples, pooled=samples.pooled[:2], knowledge=samples.knowledge[:2], expected=["red", "blue"],
-        questions=["q", "q"], kinds=["given"] * 2,
-    )  # fmt: skip
+    assert report.retrieved.wrong == 0.5
+    assert report.n_without_wrong == 1
+    assert set(report.by_form) == {"given", "sentence"}
+    only = dataclasses.replace(samples, has_wrong=torch.zeros(3, dtype=torch.bool))
     report = InjectionTrial(only).run(model, "cpu")
-    assert (report.n_without_wrong, report.retrieved.wrong) == (2, None)
-    plot_injection(report, tmp_path)
-
-
-def test_one_answer_for_all_has_no_wrong_one(model: Mamba3Jepa, tmp_path: Path) -> None:
-    embeddings = model.embed_text(["red", "red"]).clone()
-    samples = InjectionSamples(
-        pooled=torch.randn(2, 64), knowledge=embeddings, expected=["red", "red"], questions=["q", "q"],
-        kinds=["given", "given"], texts=["red"], text_embeddings=embeddings[:1], text_is_answer=[True],
-    )  # fmt: skip
-    report = InjectionTrial(samples).run(model, "cpu")
-    assert report.retrieved.wrong is None
+    assert (report.n_without_wrong, report.retrieved.wrong) == (3, None)
     assert "val/retrieved_wrong" not in report.metrics()
-    assert report.metrics()["val/injected_without_wrong"] == 2
+    assert report.metrics()["val/injected_without_wrong"] == 3
     plot_injection(report, tmp_path)
+
+
+def test_answers_that_are_turned_are_counted_always_and_in_use(model: Mamba3Jepa) -> None:
+    assert model.recursion is not None
+    assert model.y_decoder is not None
+    with torch.no_grad():
+        for parameter in model.recursion.injector.parameters():
+            parameter.zero_()
+    pooled, nothing = torch.randn(4, 64), torch.zeros(4, 32)
+    said = [
+        text
+        for text, _ in generate_texts(
+            model.y_decoder, model.tokenizer, model.predictor.embed(pooled).detach(), max_tokens=5, device="cpu"
+        )
+    ]
+    steady = SteadinessTrial(pooled, nothing, said).run(model, "cpu", torch.ones(4, dtype=torch.bool))
+    assert (steady.n_samples, steady.always, steady.in_use) == (4, 0.0, 0.0)
+    # two of four expected something that nobody says; one of those would be told in use
+    turned = SteadinessTrial(pooled, nothing, [said[0], "never", "never", said[3]])
+    report = turned.run(model, "cpu", torch.tensor([True, True, False, False]))
+    assert (report.always, report.in_use) == (0.5, 0.25)
+    assert report.metrics() == {"val/turned_samples": 4, "val/turned": 0.25, "val/turned_always": 0.5}

@@ -6,7 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mamba3_jepa.models.losses import confusion_loss, info_nce, injection_error
+from mamba3_jepa.models.losses import (
+    LOOKUP_MIDDLE,
+    LOOKUP_SCALE,
+    confusion_loss,
+    info_nce,
+    injection_error,
+    lookup_loss,
+)
 
 
 def _by_definition(predicted: torch.Tensor, target: torch.Tensor, keys: list[int], temperature: float) -> float:
@@ -127,16 +134,36 @@ def test_confusion_loss_is_the_mean_negative_log_probability_of_the_labels() -> 
     assert low.dtype == torch.float32
 
 
-def test_injection_error_is_the_mean_square_of_those_that_were_injected() -> None:
-    torch.manual_seed(3)
-    predicted, target = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3)
-    differences = (predicted.detach() - target).tolist()
-    injected = torch.tensor([True, False, True, True, False])
-    error = injection_error(predicted, target, injected)
+def test_injection_error_is_the_mean_square() -> None:
+    torch.manual_seed(0)
+    predicted = torch.randn(5, 3, requires_grad=True)
+    target = torch.randn(5, 3)
+    error = injection_error(predicted, target)
     for i in range(5):
-        expected = sum(difference**2 for difference in differences[i]) / 3
-        assert math.isclose(float(error[i].detach()), expected if injected[i] else 0.0, rel_tol=1e-5)
+        expected = sum((float(predicted[i, j].detach()) - float(target[i, j])) ** 2 for j in range(3)) / 3
+        assert math.isclose(float(error[i].detach()), expected, rel_tol=1e-5)
     error.sum().backward()
     assert predicted.grad is not None
-    assert torch.equal(predicted.grad[~injected], torch.zeros(2, 3))
-    torch.testing.assert_close(predicted.grad, 2 / 3 * (predicted - target).detach() * injected[:, None])
+    torch.testing.assert_close(predicted.grad, 2 / 3 * (predicted - target).detach())
+
+
+def test_lookups_are_scored_among_others_and_alone() -> None:
+    right, others = torch.tensor([0.9, 0.1]), torch.tensor([[0.2, 0.95, -0.3], [0.4, 0.6, 0.7]])
+    is_other = torch.tensor([[True, False, True], [False, False, False]])
+    loss = lookup_loss(right, others, is_other)
+    for row in range(2):
+        mine = LOOKUP_SCALE * (float(right[row]) - LOOKUP_MIDDLE)
+        theirs = [LOOKUP_SCALE * (float(x) - LOOKUP_MIDDLE) for x in others[row][is_other[row]]]
+        among = math.log(sum(math.exp(x) for x in [mine, *theirs])) - mine
+        alone = math.log1p(math.exp(-mine)) + sum(math.log1p(math.exp(x)) for x in theirs)
+        assert math.isclose(float(loss[row]), among + alone, rel_tol=1e-4, abs_tol=1e-6)
+
+
+def test_no_other_text_leaves_gradients_finite() -> None:
+    right = torch.tensor([0.3], requires_grad=True)
+    others = torch.zeros(1, 4, requires_grad=True)
+    lookup_loss(right, others, torch.zeros(1, 4, dtype=torch.bool)).sum().backward()
+    assert right.grad is not None
+    assert others.grad is not None
+    assert bool(right.grad.isfinite().all())
+    assert torch.equal(others.grad, torch.zeros(1, 4))

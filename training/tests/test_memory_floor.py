@@ -56,7 +56,12 @@ def test_lookups_with_and_without_the_right_text(tmp_path: Path) -> None:
     assert chosen.floor == pytest.approx(0.7)
     assert chosen.metrics("val") == {
         "val/memory_floor": chosen.floor, "val/memory_right_lookups": 2, "val/memory_wrong_lookups": 4,
-        "val/memory_right_passed": 1.0, "val/memory_wrong_stopped": 0.5,
+        "val/memory_found": 0.5, "val/memory_right_passed": 1.0, "val/memory_wrong_stopped": 0.5,
     }  # fmt: skip
+    is_answer = torch.tensor([[False, True, False], [False] * 3, [False] * 3, [False] * 3])
+    spared = choose_memory_floor(predicted, torch.tensor([0, 1, 2, 0]), texts, lambda rows, c: is_answer[rows][:, c])
+    torch.testing.assert_close(spared.wrong, torch.tensor([-0.8, 0.6, 0.8, 0.8]))  # the other answer is no wrong one
+    small = choose_memory_floor(predicted, torch.tensor([0, 1, 2, 0]), texts, memory=2)
+    assert (small.lookups, len(small.wrong) < 4) == (4, True), "with one more text some have only their own"
     for floor in (chosen, MemoryFloor(floor=NO_FLOOR, right=chosen.right, wrong=torch.empty(0))):
         assert plot_memory_floor(floor, tmp_path).stat().st_size > 5000

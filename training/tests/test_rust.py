@@ -70,7 +70,7 @@ INPUTS = {
     "y_encoder": r"ids|mask",
     "angn": r"gates\.\d+\.input",
     "y_decoder": r"embedding|ids",
-    "recursion": r"pooled|knowledge|previous_score",
+    "recursion": r"pooled|doubt|knowledge|previous_score|question_embedding|text_embedding",
     "images": r"image\..*\.file",
     "tokens": r"",
 }

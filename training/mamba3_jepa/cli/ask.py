@@ -20,7 +20,7 @@ from mamba3_jepa.data.images import load_image
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.lines import read_lines
-from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge
+from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge, Signal
 from mamba3_jepa.inference.known_answers import known_answers
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.opening import open_model
@@ -48,6 +48,7 @@ def run_ask(settings: AskSettings) -> None:
         _known_answers(settings, model, checkpoint),
         settings.generation,
         smooth=settings.smooth,
+        inject=settings.inject,
         top=settings.top,
     )
     questions = settings.questions or (None,)
@@ -59,7 +60,8 @@ def run_ask(settings: AskSettings) -> None:
         write_out([_values(*pair) for pair in zip(asked, answers, strict=True)])
         return
     for pair in zip(asked, answers, strict=True):
-        Console().print(_panel(*pair, looked_up=memory is not None))
+        panel = _panel(*pair, smooth=settings.smooth, looked_up=memory is not None, given=knowledge is not None)
+        Console().print(panel)
 
 
 def _knowledge(settings: AskSettings) -> Knowledge | None:
@@ -109,8 +111,24 @@ def _values(question: str, answer: Answer) -> dict[str, object]:
     return {"question": question, **dataclasses.asdict(answer), "nearest": nearest}
 
 
-def _panel(question: str, answer: Answer, *, looked_up: bool) -> Panel:
-    """`looked_up`: the memory was asked, if the model is confused."""
+_WHY: dict[Signal, str] = {
+    "state": "this picture and question are not like those it knows",
+    "answer": "the decoder hesitates over its answer",
+}
+
+
+def _note(answer: Answer, *, smooth: bool, given: bool) -> str | None:
+    """Why an answer is not sure, or knowledge that was given was not used."""
+    judged = answer.smoothed_confusion if smooth else answer.confusion
+    if answer.sure is False and answer.signal is not None:
+        return f"confusion {judged:.2f} over the threshold {answer.threshold:.2f}: {_WHY[answer.signal]}"
+    if given and not answer.knowledge_used:
+        return "not confused: the knowledge was not used (--inject always uses it)"
+    return None
+
+
+def _panel(question: str, answer: Answer, *, smooth: bool, looked_up: bool, given: bool) -> Panel:
+    """smooth: see `Answerer`. looked_up: the memory was asked, if the model is confused. given: there was knowledge."""
     facts = Table.grid(padding=(0, 3))
     facts.add_row(Text("confidence", style="dim"), f"{answer.confidence:.3f}")
     if answer.confusion is not None and answer.smoothed_confusion is not None:
@@ -124,8 +142,15 @@ def _panel(question: str, answer: Answer, *, looked_up: bool) -> Panel:
         elif looked_up and answer.confused:
             used = "nothing near enough"
         facts.add_row(Text("memory", style="dim"), Text(used))
+    if answer.knowledge_used:
+        facts.add_row(Text("knowledge", style="dim"), Text("used"))
     for number, (text, cosine) in enumerate(answer.nearest):
         label = "nearest known answers" if number == 0 else ""
         facts.add_row(Text(label, style="dim"), Text(f"{cosine: .3f}  {printable(text)}"))
-    said = Text(printable(answer.text) or "(nothing)", style="bold")
-    return Panel(Group(said, "", facts), title=Text(printable(question)), title_align="left", expand=False)
+    said = [Text(printable(answer.text) or "(nothing)", style="bold")]
+    if answer.sure is False:
+        said[0] = Text("not sure: ", style="yellow") + said[0]
+    note = _note(answer, smooth=smooth, given=given)
+    if note is not None:
+        said.append(Text(note, style="dim"))
+    return Panel(Group(*said, "", facts), title=Text(printable(question)), title_align="left", expand=False)

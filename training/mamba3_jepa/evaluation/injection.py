@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ class InjectionReport:
 
     by_kind: retrieved, for each kind of confusion. by_form: generated, or without Y-Decoder retrieved, for each form of
     knowledge: the bare answer, a sentence, and so on. n_without_wrong: how many of the samples there is no wrong
-    knowledge for (see `other_knowledge`).
+    knowledge for.
     """
 
     n_samples: int
@@ -70,7 +69,8 @@ class InjectionReport:
 class InjectionSamples:
     """M times a confused sample, the answer that is right, and the knowledge that should give it.
 
-    pooled (M, D), knowledge (M, K); expected: M right answers; kinds: M kinds of confusion; forms: M forms of
+    pooled (M, D), knowledge (M, K); wrong: (M, K), something that is false of it or tells nothing, where `has_wrong`
+    (M,) bool; expected: M right answers; kinds: M kinds of confusion; forms: M forms of
     knowledge; questions: M, None for
     captions. texts: G distinct texts to choose from, with their embeddings (G, E); text_is_answer: G, whether to choose
     it for questions or for captions.
@@ -78,6 +78,8 @@ class InjectionSamples:
 
     pooled: Tensor
     knowledge: Tensor
+    wrong: Tensor
+    has_wrong: Tensor
     expected: list[str]
     questions: list[str | None]
     kinds: list[str]
@@ -110,16 +112,13 @@ class InjectionTrial:
         if not len(samples):
             raise ValueError("injection needs at least one confused sample with a right answer")
         self.samples = samples
-        # For each sample whose wrong knowledge it gets; its own number where there is none.
-        self._other = torch.tensor(other_knowledge(samples.knowledge, samples.expected, samples.questions))
-        self._has_wrong = self._other != torch.arange(len(samples))
         self._spoken = torch.arange(len(samples))[:: -(-len(samples) // GENERATED_SAMPLES)]
         self._before: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def n_without_wrong(self) -> int:
         """How many of the samples there is no wrong knowledge for."""
-        return int((~self._has_wrong).sum())
+        return int((~self.samples.has_wrong).sum())
 
     @torch.no_grad()
     def run(self, model: Mamba3Jepa, device: torch.device | str) -> InjectionReport:
@@ -128,8 +127,9 @@ class InjectionTrial:
             self._before = self._right(model, self._embed(model, None, device), device)
         before = self._before
         after = self._right(model, self._embed(model, self.samples.knowledge, device), device)
-        wrong = self._right(model, self._embed(model, self.samples.knowledge[self._other], device), device)
-        has_wrong, everything = self._has_wrong, torch.ones(len(self._other), dtype=torch.bool)
+        wrong = self._right(model, self._embed(model, self.samples.wrong, device), device)
+        has_wrong = self.samples.has_wrong
+        everything = torch.ones(len(self.samples), dtype=torch.bool)
         generated, by_form = None, {}
         forms = {
             form: torch.tensor([each == form for each in self.samples.forms])
@@ -241,28 +241,6 @@ class SteadinessTrial:
             always=float(turned.double().mean()),
             in_use=float((turned & confused.cpu()).double().mean()),
         )
-
-
-def other_knowledge(
-    knowledge: Tensor, expected: Sequence[str], questions: Sequence[str | None], seed: int = 0
-) -> list[int]:
-    """For each of M samples the number of one whose knowledge is wrong for it; its own number if there is none.
-
-    Wrong is the knowledge (M, K) of a sample with both another vector and another answer: one text may serve many
-    questions, and two texts may tell the same. A question gets that of a question, a caption that of a caption. Drawn
-    at random, each such sample as likely as any other.
-    """
-    dice = np.random.default_rng(seed)
-    _, vectors = np.unique(knowledge.numpy(), axis=0, return_inverse=True)
-    is_question = [question is not None for question in questions]
-    classes = np.stack([vectors.reshape(-1), distinct(list(expected))[0], is_question], axis=1)
-    other = np.arange(len(expected))
-    for vector, answer, side in np.unique(classes, axis=0):
-        candidates = np.flatnonzero((classes[:, 0] != vector) & (classes[:, 1] != answer) & (classes[:, 2] == side))
-        if len(candidates):
-            rows = np.flatnonzero((classes == (vector, answer, side)).all(axis=1))
-            other[rows] = dice.choice(candidates, len(rows))
-    return [int(number) for number in other]
 
 
 def _rates(before: Tensor, after: Tensor, wrong: Tensor, rows: Tensor, has_wrong: Tensor) -> Rates:

@@ -92,7 +92,7 @@ def golden_probe(model: Mamba3Jepa) -> Probe:
     assert question.question is not None
     assert question.target is not None
     assert caption.target is not None
-    questions = [question.question, model.config.query_prompt]
+    questions = [question.meta["plain"], model.config.query_prompt]
     return _probe(model, [question.image(), None], questions, [question.target, caption.target])
 
 

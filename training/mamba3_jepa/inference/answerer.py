@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -18,18 +19,20 @@ from torch import Tensor
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.retrieval import top_texts
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
-from mamba3_jepa.models.generation import Generated, doubt, generate
-from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt, generate
+from mamba3_jepa.models.recursion import KnowledgeRetriever, Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.settings.inference import GenerationConfig
+from mamba3_jepa.settings.inference import GenerationConfig, Inject
 
 logger = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image | None
 Knowledge = str | Sequence[float] | Tensor
+Signal = Literal["state", "answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,15 @@ class Answer:
         `CLASS_TEMPERATURE`).
     confusion: P(confused) at this question; smoothed_confusion: its moving average over the turns so far; both
         None without recursion, as is `confused`.
-    confused: whether the score that is judged (see `Answerer`) is over the threshold that travels with the model.
+    threshold: the one that travels with the model.
+    confused: whether the score that is judged (see `Answerer`) is over it.
+    signal: what confuses it: "answer" if it is the decoder's doubt in its own answer, without which it would not be
+        confused, else "state"; None where it is not confused.
+    sure: whether the answer is worth giving: the model is not confused, or was told something. None without recursion.
     nearest: known answers and their cosines, nearest first.
     memory_used: the text from the memory that was injected; None if none was, because the model is not confused, or
         nothing in the memory is near enough.
+    knowledge_used: whether the knowledge that was given was injected.
     warnings: sentences to be said aloud.
     """
 
@@ -53,19 +61,24 @@ class Answer:
     confidence: float
     confusion: float | None
     smoothed_confusion: float | None
+    threshold: float | None
     confused: bool | None
+    signal: Signal | None
+    sure: bool | None
     nearest: list[tuple[str, float]]
     memory_used: str | None
+    knowledge_used: bool
     warnings: tuple[str, ...] = ()
 
 
 class Answerer:
     """Asks a model, turn by turn.
 
-    Where the model has a recursion part, every question has a score of confusion. If it is greater than the threshold
-    and there is a memory, the text nearest to the predicted embedding is looked up. If its cosine is at least
-    `Recursion.memory_floor`, its embedding is injected into the pooled state and the answer read from there; otherwise
-    nothing is injected. Both comparisons are in float32.
+    Where the model has a recursion part, every question has a score of confusion. If it is greater than the threshold,
+    the knowledge that is given is injected into the pooled state, and the answer read from there. If none is given and
+    there is a memory, the nearest of its texts is, if its cosine is at least `Recursion.memory_floor`: to the question,
+    by the retriever, or without one to the predicted embedding. Otherwise nothing is injected. Comparisons are in
+    float32.
     """
 
     def __init__(
@@ -76,6 +89,7 @@ class Answerer:
         generation: GenerationConfig | None = None,
         *,
         smooth: bool = False,
+        inject: Inject = "confused",
         top: int = 5,
     ) -> None:
         """
@@ -87,6 +101,8 @@ class Answerer:
             generation: how to choose the tokens; greedy by default.
             smooth: the turns belong together, as the frames of a film do: judge confusion by its moving average.
                 Otherwise each question is judged by itself, which is what the threshold was chosen for.
+            inject: given knowledge where the model is confused, or "always". Who is not confused is told nothing: it
+                would turn some answers that are right.
             top: how many known answers to name.
 
         Raises:
@@ -99,7 +115,7 @@ class Answerer:
             )
         if memory is not None:
             _demand_text_knowledge(model, "a memory")
-        self.model, self.memory, self.smooth, self.top = model, memory, smooth, top
+        self.model, self.memory, self.smooth, self.inject, self.top = model, memory, smooth, inject, top
         self.generation = GenerationConfig() if generation is None else generation
         if model.y_decoder is not None:
             self.generation.demand_choice(model.config.vocab_size)
@@ -107,6 +123,7 @@ class Answerer:
             self._known: KnowledgeMemory | None = known_answers
         else:
             self._known = KnowledgeMemory.build(model, known_answers) if known_answers else None
+        self._keys: Tensor | None = None  # the memory's texts, as the retriever sees them
         self._smoothed: Tensor | None = None
         self._turns = 0
 
@@ -131,7 +148,7 @@ class Answerer:
         Args:
             images: per turn a file, an image, or None.
             questions: per turn a text, or None to describe the image.
-            knowledge: a text, or a vector (K,), that is injected in every turn, confused or not.
+            knowledge: a text, or a vector (K,), for every turn.
 
         Raises:
             UserError: an empty question, an image that cannot be read, knowledge that does not fit the model, an
@@ -141,29 +158,42 @@ class Answerer:
         embedding, pooled = self.model.observe(images, questions, batch_size)
         self._demand_finite(embedding, "the embedding predicted", questions)
         warnings = [self._warnings(question) for question in questions]
-        answers = self._greedy(embedding, batch_size)
-        scores, smoothed, confused = self._judge(pooled, None if answers is None else doubt(answers), questions)
+        greedy = self._greedy(embedding, batch_size)
+        doubts = None if greedy is None else doubt(greedy).to(pooled.device)
+        scores, smoothed, confused = self._judge(pooled, doubts, questions)
         used: dict[int, str] = {}
+        told = [False] * len(questions)
         if vector is not None:
-            embedding = self._inject(pooled, vector.expand(len(pooled), -1))
+            told = [self.inject == "always" or bool(each) for each in confused]
         elif self.memory is not None and any(confused):
-            used = self._look_up(self.memory, embedding, confused)
+            used = self._look_up(self.memory, embedding, questions, confused)
+        if vector is not None and any(told):
+            rows = [i for i, is_told in enumerate(told) if is_told]
+            embedding[rows] = self._inject(pooled[rows], vector.expand(len(rows), -1))
         if used:
             rows = list(used)
             embedding[rows] = self._inject(pooled[rows], self.model.embed_text(list(used.values())))
         self._demand_finite(embedding, "the embedding with the knowledge", questions)
         nearest = self._nearest(embedding)
-        texts, confidence = self._say(embedding, batch_size)
+        is_said = greedy is not None and self.generation == GenerationConfig() and not used and not any(told)
+        texts, confidence = self._say(embedding, batch_size, greedy if is_said else None)
         self._turns += len(questions)
+        signals = self._signals(pooled, doubts, confused)
+        recursion = self.model.recursion
+        threshold = None if recursion is None else float(recursion.confusion_probe.threshold)
         return [
             Answer(
                 text=texts[i],
                 confidence=confidence[i],
                 confusion=scores[i],
                 smoothed_confusion=smoothed[i],
+                threshold=threshold,
                 confused=confused[i],
+                signal=signals[i],
+                sure=None if confused[i] is None else not confused[i] or told[i] or i in used,
                 nearest=nearest[i],
                 memory_used=used.get(i),
+                knowledge_used=told[i],
                 warnings=warnings[i],
             )
             for i in range(len(questions))
@@ -188,7 +218,7 @@ class Answerer:
         if recursion is None:
             return [None] * len(pooled), [None] * len(pooled), [None] * len(pooled)
         probe = recursion.confusion_probe
-        scores = probe.score(pooled, None if doubts is None else doubts.to(pooled.device))
+        scores = probe.score(pooled, doubts)
         self._demand_finite(scores, "the confusion", questions)
         smoothed = []
         for score in scores:
@@ -197,12 +227,43 @@ class Answerer:
         judged = torch.stack(smoothed) if self.smooth else scores
         return scores.tolist(), torch.stack(smoothed).tolist(), (judged > probe.threshold).tolist()
 
-    def _look_up(self, memory: KnowledgeMemory, embedding: Tensor, confused: Sequence[bool | None]) -> dict[int, str]:
+    def _signals(self, pooled: Tensor, doubts: Tensor | None, confused: Sequence[bool | None]) -> list[Signal | None]:
+        """What confuses the model in each of B turns; see `Answer.signal`."""
+        signals: list[Signal | None] = ["state" if is_confused else None for is_confused in confused]
+        if doubts is not None and any(confused):
+            probe = _recursion(self.model).confusion_probe
+            surest = torch.full_like(doubts, math.log(DOUBT_FLOOR))
+            for i, by_state in enumerate((probe.score(pooled, surest) > probe.threshold).tolist()):
+                if confused[i] and not by_state:
+                    signals[i] = "answer"
+        return signals
+
+    def _look_up(
+        self,
+        memory: KnowledgeMemory,
+        embedding: Tensor,
+        questions: Sequence[str | None],
+        confused: Sequence[bool | None],
+    ) -> dict[int, str]:
         """What to inject where, of B turns with embeddings (B, E): the nearest text of the confused, if near enough."""
-        floor = float(_recursion(self.model).memory_floor)  # float32, as the cosines are
+        recursion = _recursion(self.model)
         rows = [i for i, is_confused in enumerate(confused) if is_confused]
-        nearest = [found[0] for found in memory.search(embedding[rows], k=1)]
+        if recursion.retriever is None:
+            nearest = [found[0] for found in memory.search(embedding[rows], k=1)]
+        else:
+            rows = [i for i in rows if questions[i] is not None]
+            nearest = self._retrieved(recursion.retriever, memory, [questions[i] or "" for i in rows]) if rows else []
+        floor = float(recursion.memory_floor)  # float32, as the cosines are
         return {i: text for i, (text, cosine) in zip(rows, nearest, strict=True) if cosine >= floor}
+
+    def _retrieved(
+        self, retriever: KnowledgeRetriever, memory: KnowledgeMemory, questions: Sequence[str]
+    ) -> list[tuple[str, float]]:
+        """The memory's nearest text to each question, with its cosine."""
+        if self._keys is None:
+            self._keys = retriever.text(memory.embeddings.to(self.model.device)).cpu()
+        asked = retriever.question(self.model.embed_text(questions))
+        return [found[0] for found in top_texts(asked.cpu(), self._keys, memory.texts, 1)]
 
     def _inject(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
         """Pooled states (B, D) and knowledge (B, K) -> embeddings (B, E) read from h + W k."""
@@ -212,15 +273,15 @@ class Answerer:
         """The nearest known answers of B embeddings (B, E)."""
         return [[] for _ in embedding] if self._known is None else self._known.search(embedding, self.top)
 
-    def _say(self, embedding: Tensor, batch_size: int) -> tuple[list[str], list[float]]:
-        """Texts and confidences of B embeddings (B, E)."""
+    def _say(self, embedding: Tensor, batch_size: int, said: list[Generated] | None) -> tuple[list[str], list[float]]:
+        """Texts and confidences of B embeddings (B, E); `said`: what the decoder says of them, where that is known."""
         model = self.model
         if model.y_decoder is None:
             assert self._known is not None  # or there would be no Answerer
             shares = class_probabilities(embedding.cpu(), self._known.embeddings, CLASS_TEMPERATURE)
             best = shares.max(dim=-1)
             return [self._known.texts[i] for i in best.indices.tolist()], best.values.tolist()
-        answers = self._generated(embedding, batch_size, self.generation)
+        answers = self._generated(embedding, batch_size, self.generation) if said is None else said
         confidence = [math.exp(sum(answer.log_probs) / len(answer.log_probs)) for answer in answers]
         return [model.tokenizer.decode(answer.ids).strip() for answer in answers], confidence
 

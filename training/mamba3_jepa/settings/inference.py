@@ -129,6 +129,9 @@ class ImageSettings(ModelSettings):
     """An unreadable image is an error, or is left out with a warning."""
 
 
+Inject = Literal["confused", "always"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AskSettings(ModelSettings):
     """What to ask, and what the model may look up."""
@@ -144,9 +147,11 @@ class AskSettings(ModelSettings):
     save_memory: _Path = None
     """Write the memory with its embeddings to this .safetensors file, which opens faster."""
     knowledge: _Text = None
-    """Inject this text, whether the model is confused or not."""
+    """Tell the model this text, where it is confused."""
     knowledge_vector: _Path = None
-    """Inject this vector: a .npy file, or a JSON list of numbers."""
+    """Tell it this vector: a .npy file, or a JSON list of numbers."""
+    inject: Inject = "confused"
+    """Use knowledge where the model is confused, or always; being told turns some answers that are right."""
     top: Count = 5
     """Show this many of the nearest known answers."""
     smooth: bool = False
@@ -160,6 +165,8 @@ class AskSettings(ModelSettings):
             raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
         if self.knowledge is not None and self.knowledge_vector is not None:
             raise UserError("`knowledge` and `knowledge_vector` exclude each other; give one of them")
+        if self.inject == "always" and self.knowledge is None and self.knowledge_vector is None:
+            raise UserError("`inject` always: there is nothing to inject; give `knowledge` or `knowledge_vector`")
         if self.memory is not None and (self.knowledge is not None or self.knowledge_vector is not None):
             raise UserError("`memory` is looked up when there is no `knowledge` and no `knowledge_vector`; give one")
         if self.save_memory is not None and self.memory is None:

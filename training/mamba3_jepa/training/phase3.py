@@ -51,6 +51,7 @@ from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
+from mamba3_jepa.training.lessons import NOTHING
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase3_data import Phase3Data, phase3_data
 from mamba3_jepa.training.run import Run
@@ -367,11 +368,14 @@ class Phase3Task(KeptOutputs):
         chosen = tells & val.confused[about] & lessons.are(HELPFUL)[numbers]
         if not bool(chosen.any()):
             return None
+        wrong = self._wrong_lesson()[about[chosen]]
         numbers, about = numbers[chosen], about[chosen]
         trial = InjectionTrial(
             InjectionSamples(
                 pooled=val.frozen.pooled[about],
                 knowledge=lessons.vectors[lessons.knowledge[numbers]],
+                wrong=lessons.vectors[lessons.knowledge[wrong.clamp(min=0)]],
+                has_wrong=wrong >= 0,
                 expected=[lessons.answer_texts[i] for i in lessons.answer[numbers].tolist()],
                 questions=[self._questions[i] for i in about.tolist()],
                 kinds=[self._kinds[i] for i in about.tolist()],
@@ -383,11 +387,21 @@ class Phase3Task(KeptOutputs):
         )
         if rank() == 0 and trial.n_without_wrong:
             logger.warning(
-                "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one has both "
-                "another knowledge and another answer",
+                "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one was found "
+                "that has both another knowledge and another answer",
                 trial.n_without_wrong, len(about),
             )  # fmt: skip
         return trial
+
+    def _wrong_lesson(self) -> Tensor:
+        """(N,) for each validation sample a lesson that is false of it, or else an irrelevant one; or `NOTHING`."""
+        lessons = self.val.lessons
+        numbers, about = lessons.of(torch.arange(len(self.val)))
+        wrong = torch.full((len(self.val),), NOTHING)
+        for form in ("irrelevant", "false"):
+            is_form = lessons.are([form])[numbers]
+            wrong[about[is_form]] = numbers[is_form]
+        return wrong
 
     def _what_should_stay(self) -> tuple[SteadinessTrial | None, Tensor]:
         """Right answers with lessons that are false or irrelevant, and whose samples they are."""
