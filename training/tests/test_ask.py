@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,8 @@ def set_threshold(model: Mamba3Jepa, threshold: float) -> None:
     model.recursion.confusion_probe.threshold.fill_(threshold)
 
 
-def spoken(model: Mamba3Jepa, embedding: torch.Tensor) -> tuple[str, float]:
-    """Text and confidence of one embedding (E,): greedily, from the whole forward pass again and again."""
+def spoken(model: Mamba3Jepa, embedding: torch.Tensor) -> tuple[str, list[float]]:
+    """Text and log-probabilities of the tokens of one embedding (E,), greedily: a whole pass for each of them."""
     assert model.y_decoder is not None
     ids, log_probs = [model.tokenizer.bos_id], []
     with torch.no_grad():
@@ -53,7 +54,7 @@ def spoken(model: Mamba3Jepa, embedding: torch.Tensor) -> tuple[str, float]:
             log_probs.append(float(scores.max()))
             if ids[-1] == model.tokenizer.eos_id:
                 break
-    return model.tokenizer.decode(ids).strip(), math.exp(sum(log_probs) / len(log_probs))
+    return model.tokenizer.decode(ids).strip(), log_probs
 
 
 def test_an_answer_is_what_the_parts_say(model: Mamba3Jepa, images: dict[str, Path]) -> None:
@@ -62,15 +63,46 @@ def test_an_answer_is_what_the_parts_say(model: Mamba3Jepa, images: dict[str, Pa
     answers = Answerer(model, known_answers=ANSWERS, top=2).ask_many(pictures, QUESTIONS)
     embedding, pooled = model.observe(pictures, QUESTIONS)
     cosines = embedding @ model.embed_text(ANSWERS).T
-    scores = torch.sigmoid(model.recursion.confusion_probe(pooled)).tolist()  # type: ignore[union-attr]
+    doubts = doubt_of(model, embedding)
+    scores = torch.sigmoid(model.recursion.confusion_probe(pooled, doubts)).tolist()  # type: ignore[union-attr]
     for i, answer in enumerate(answers):
-        text, confidence = spoken(model, embedding[i])
+        text, log_probs = spoken(model, embedding[i])
+        confidence = math.exp(sum(log_probs) / len(log_probs))
         assert answer.text == text
         assert answer.confidence == pytest.approx(confidence, rel=1e-4)
         assert answer.confusion == pytest.approx(scores[i], rel=1e-5)
         assert [name for name, _ in answer.nearest] == [ANSWERS[j] for j in cosines[i].argsort(descending=True)[:2]]
         assert answer.nearest[0][1] == pytest.approx(float(cosines[i].max()), rel=1e-5)
         assert (answer.confused, answer.memory_used, answer.warnings) == (False, None, ())
+        assert (answer.threshold, answer.signal, answer.sure, answer.knowledge_used) == (1.0, None, True, False)
+
+
+def doubt_of(model: Mamba3Jepa, embedding: torch.Tensor) -> torch.Tensor:
+    """The floor keeps what rounding makes of a sure answer from mattering."""
+    rows = [spoken(model, each)[1] for each in embedding]
+    return torch.tensor([[math.log(1e-5 - sum(row) / len(row)), math.log(1e-5 - min(row))] for row in rows])
+
+
+def test_the_signal_is_the_answer_where_the_state_alone_would_not_confuse(
+    model: Mamba3Jepa, images: dict[str, Path]
+) -> None:
+    pictures = [images["red"], None, images["blue"]]
+    embedding, pooled = model.observe(pictures, QUESTIONS)
+    assert model.recursion is not None
+    probe = model.recursion.confusion_probe
+    doubts = doubt_of(model, embedding)
+    with torch.no_grad():
+        surest = torch.full_like(doubts, math.log(1e-5))
+        heard, by_state = (probe.score(pooled, each).tolist() for each in (doubts, surest))
+    seen = set()
+    for threshold in [0.0, *sorted(a + (b - a) / 2 for a, b in zip(heard, by_state, strict=True)), 1.0]:
+        set_threshold(model, threshold)
+        for answer, score, alone in zip(Answerer(model).ask_many(pictures, QUESTIONS), heard, by_state, strict=True):
+            expected = None if score <= threshold else "state" if alone > threshold else "answer"
+            assert answer.signal == expected
+            assert answer.sure is (expected is None)
+            seen.add(expected)
+    assert {None, "state"} <= seen
 
 
 def test_observe_gives_the_embedding_and_the_state_it_is_read_from(model: Mamba3Jepa, images: dict[str, Path]) -> None:
@@ -115,9 +147,31 @@ def test_confusion_is_smoothed_over_the_turns(model: Mamba3Jepa, images: dict[st
     assert answerer.ask(images["white"], QUESTIONS[0]).smoothed_confusion == pytest.approx(second.confusion, rel=1e-6)
 
 
+@pytest.fixture(params=["retriever", "predicted"])
+def looking_up(request: pytest.FixtureRequest, model: Mamba3Jepa) -> Iterator[Mamba3Jepa]:
+    """A model whose questions find texts by its retriever, or by the predicted embedding."""
+    assert model.recursion is not None
+    retriever = model.recursion.retriever
+    if request.param == "predicted":
+        model.recursion.retriever = None
+    yield model
+    model.recursion.retriever = retriever
+
+
+def cosines_to(model: Mamba3Jepa, memory: KnowledgeMemory, picture: Path | None, question: str) -> torch.Tensor:
+    """(M,): how near the texts of a memory are."""
+    assert model.recursion is not None
+    retriever = model.recursion.retriever
+    with torch.no_grad():
+        if retriever is None:
+            return memory.embeddings @ model.embed([picture], [question])[0]
+        return retriever.text(memory.embeddings) @ retriever.question(model.embed_text([question]))[0]
+
+
 def test_when_confused_it_looks_up_and_answers_from_there(
-    model: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory
+    looking_up: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory
 ) -> None:
+    model = looking_up
     pictures, questions = [images["red"], images["white"]], QUESTIONS[:2]
     embedding, pooled = model.observe(pictures, questions)
     scores = Answerer(model).ask_many(pictures, questions)
@@ -129,11 +183,12 @@ def test_when_confused_it_looks_up_and_answers_from_there(
     clear = answers[1 - confused]
     assert (clear.confused, clear.memory_used, clear.text) == (False, None, scores[1 - confused].text)
     answer = answers[confused]
-    text = memory.texts[int((memory.embeddings @ embedding[confused]).argmax())]
-    assert (answer.confused, answer.memory_used) == (True, text)
-    weight = model.recursion.injector.projection.weight  # type: ignore[union-attr]
+    text = memory.texts[int(cosines_to(model, memory, pictures[confused], questions[confused]).argmax())]
+    assert (answer.confused, answer.memory_used, answer.sure, answer.knowledge_used) == (True, text, True, False)
+    recursion = model.recursion
+    assert recursion is not None
     with torch.no_grad():
-        state = pooled[confused] + weight @ model.embed_text([text])[0]
+        state = recursion.injector(pooled[confused : confused + 1], model.embed_text([text]))[0]
         injected = F.normalize(model.predictor.pred_head(state), dim=-1)
     assert answer.text == spoken(model, injected)[0]
     assert answer.nearest[0][1] == pytest.approx(float((model.embed_text(ANSWERS) @ injected).max()), rel=1e-4)
@@ -143,22 +198,24 @@ def test_when_confused_it_looks_up_and_answers_from_there(
 
 
 def test_below_the_floor_nothing_is_injected(
-    model: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory
+    looking_up: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory
 ) -> None:
     """The floor itself lets through, the next number does not; knowledge that is given is not held back."""
+    model = looking_up
     recursion = model.recursion
     assert recursion is not None
     set_threshold(model, 0.0)  # always confused
     pictures, questions = [images["red"], images["white"]], QUESTIONS[:2]
     without = Answerer(model, known_answers=ANSWERS).ask_many(pictures, questions)
     alone = Answerer(model, known_answers=ANSWERS).ask(pictures[0], questions[0])
-    cosine = memory.search(model.observe(pictures[:1], questions[:1])[0], k=1)[0][0][1]
+    cosine = float(cosines_to(model, memory, pictures[0], questions[0]).max())
     try:
-        for floor, used in ((cosine, True), (np.nextafter(np.float32(cosine), np.float32(2)), False)):
-            recursion.memory_floor.fill_(float(floor))
+        for floor, used in ((cosine - 1e-5, True), (cosine + 1e-5, False)):
+            recursion.memory_floor.fill_(floor)
             answer = Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0])
             assert answer.confused
             assert (answer.memory_used is not None) == used
+            assert answer.sure == used
             assert (answer.nearest == alone.nearest) != used
         recursion.memory_floor.fill_(1.5)
         answers = Answerer(model, memory, ANSWERS).ask_many(pictures, questions)
@@ -166,20 +223,34 @@ def test_below_the_floor_nothing_is_injected(
         assert [a.text for a in answers] == [a.text for a in without]
         given = Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0], memory.texts[0])
         assert given.nearest != alone.nearest
+        assert (given.knowledge_used, given.sure) == (True, True)
     finally:
         recursion.memory_floor.fill_(NO_FLOOR)
 
 
-def test_knowledge_is_injected_in_any_case(model: Mamba3Jepa, images: dict[str, Path]) -> None:
-    set_threshold(model, 1.0)
-    answerer = Answerer(model, known_answers=ANSWERS)
-    by_text = answerer.ask(images["red"], QUESTIONS[0], knowledge="the circle is red")
+def test_a_retriever_looks_nothing_up_without_a_question(
+    model: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory
+) -> None:
+    set_threshold(model, 0.0)
+    answers = Answerer(model, memory, ANSWERS).ask_many([images["red"]] * 2, [None, QUESTIONS[0]])
+    assert [answer.memory_used is None for answer in answers] == [True, False]
+
+
+def test_knowledge_is_injected_where_the_model_is_confused_or_always(
+    model: Mamba3Jepa, images: dict[str, Path]
+) -> None:
     vector = model.embed_text(["the circle is red"])[0]
-    for knowledge in (vector, vector.tolist()):
-        by_vector = answerer.ask(images["red"], QUESTIONS[0], knowledge=knowledge)
-        assert by_vector.text == by_text.text
-        assert dict(by_vector.nearest) == pytest.approx(dict(by_text.nearest), rel=1e-5)
-    assert by_text.nearest != answerer.ask(images["red"], QUESTIONS[0]).nearest
+    plain = Answerer(model, known_answers=ANSWERS).ask(images["red"], QUESTIONS[0])
+    for threshold, inject, used in ((1.0, "confused", False), (1.0, "always", True), (0.0, "confused", True)):
+        set_threshold(model, threshold)
+        answerer = Answerer(model, known_answers=ANSWERS, inject=inject)  # type: ignore[arg-type]
+        by_text = answerer.ask(images["red"], QUESTIONS[0], knowledge="the circle is red")
+        for knowledge in (vector, vector.tolist()):
+            by_vector = answerer.ask(images["red"], QUESTIONS[0], knowledge=knowledge)
+            assert by_vector.text == by_text.text
+            assert dict(by_vector.nearest) == pytest.approx(dict(by_text.nearest), rel=1e-5)
+        assert by_text.knowledge_used is used
+        assert (by_text.nearest != plain.nearest) is used
 
 
 def test_knowledge_that_does_not_fit(model: Mamba3Jepa, images: dict[str, Path], memory: KnowledgeMemory) -> None:
@@ -302,7 +373,10 @@ def test_ask_with_memory(
     assert main([*arguments, "--memory", str(saved)]) == 0
     assert "nothing near enough" in capsys.readouterr().out
     assert main(arguments) == 0
-    assert "not used" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not used" in shown
+    assert "not sure: " in shown
+    assert "over the threshold 0.00: this picture and question" in " ".join(shown.split())
     assert main([*arguments[:2], str(checkpoints[2]), *arguments[3:], "--memory", str(saved)]) == 2
 
 
