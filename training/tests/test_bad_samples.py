@@ -28,7 +28,7 @@ from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
-from mamba3_jepa.training.phase3_data import given_knowledge
+from mamba3_jepa.training.phase3_data import check_knowledge
 from tests.tiny import tiny_model
 
 SKIP = ["--cpu", "--workers", "0", "--on-bad-sample", "skip"]
@@ -208,12 +208,13 @@ def test_knowledge_of_a_sample_whose_image_comes_from_a_bad_one(tmp_path: Path) 
     model = tiny_model(3)
     rows = np.arange(len(source))
     with pytest.raises(BadSampleError, match="gone"):
-        given_knowledge(model, source, rows)
-    given = given_knowledge(model, source, rows, on_bad_sample="skip")
-    for i, vector in zip(given.index.tolist(), given.vectors, strict=True):
+        check_knowledge(model, source, rows)
+    check_knowledge(model, source, rows, on_bad_sample="skip")
+    n_told = 0
+    for i in rows.tolist():
         try:
             source.sample(i)
         except BadSampleError:
-            assert not vector.any()
-        else:
-            assert vector.norm() == pytest.approx(1, abs=1e-5)
+            continue
+        n_told += len(source.lessons(i))  # what is told elsewhere, or shown, may be bad: it is looked for further
+    assert n_told > len(rows)

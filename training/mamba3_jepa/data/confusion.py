@@ -21,6 +21,7 @@ from mamba3_jepa.config import QUERY_PROMPT
 from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.foreign import foreign_question
+from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Kind, Sample, Source, file_state
@@ -156,7 +157,10 @@ class ConfusionSource:
         place = int(np.searchsorted(self._captions[0], group))
         if place == len(self._captions[0]) or self._captions[0][place] != group:
             return None
-        return self._source.sample(int(self._captions[1][place])).target
+        try:
+            return self._source.sample(int(self._captions[1][place])).target
+        except BadSampleError:
+            return None
 
     @cached_property
     def _captions(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -170,7 +174,10 @@ class ConfusionSource:
         otherwise it tells nothing; None if none is found that differs from what is known of this one."""
         for attempt in range(_OTHERS):
             place = stable_hash(f"told elsewhere/{self._seed}/{int(self._base[i])}/{attempt}") % len(self._base)
-            other = self._source.sample(int(self._base[place]))
+            try:
+                other = self._source.sample(int(self._base[place]))
+            except BadSampleError:
+                continue
             differs = other.target is not None and other.target != sample.target
             if not differs or (other.question is None) != (sample.question is None):
                 continue
