@@ -61,12 +61,12 @@ pub(crate) fn embed(head: &Linear, pooled: &[f32]) -> Result<Vec<Vec<f32>>, Erro
     let mut embeddings = vec![0.0; pooled.len() / width * embed_dim];
     head.apply(pooled, &mut embeddings);
     demand_finite(&embeddings, "an embedding")?;
-    let rows = embeddings.chunks_exact_mut(embed_dim);
-    let rows = rows.map(|embedding| {
+    for embedding in embeddings.chunks_exact_mut(embed_dim) {
+        // finite numbers may have a length that is not
+        demand_finite(&[embedding.iter().map(|x| x * x).sum()], "the length of an embedding")?;
         norm::l2_normalize(embedding, NORMALIZE_EPS);
-        embedding.to_vec()
-    });
-    Ok(rows.collect())
+    }
+    Ok(embeddings.chunks_exact(embed_dim).map(<[f32]>::to_vec).collect())
 }
 
 /// # Errors

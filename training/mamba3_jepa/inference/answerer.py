@@ -267,7 +267,9 @@ class Answerer:
 
     def _inject(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
         """Pooled states (B, D) and knowledge (B, K) -> embeddings (B, E) read from h + W k."""
-        return self.model.predictor.embed(_recursion(self.model).injector(pooled, knowledge)).float()
+        embedding = self.model.predictor.embed(_recursion(self.model).injector(pooled, knowledge)).float()
+        is_unit = embedding.norm(dim=-1, keepdim=True) > 0.5  # finite numbers may have a length that is not
+        return embedding.where(is_unit, torch.nan)
 
     def _nearest(self, embedding: Tensor) -> list[list[tuple[str, float]]]:
         """The nearest known answers of B embeddings (B, E)."""
