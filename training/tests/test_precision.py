@@ -94,6 +94,7 @@ def test_the_logits_of_confusion_are_those_of_float32_under_autocast() -> None:
     recursion = tiny_model(3).recursion
     assert recursion is not None
     pooled = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    expected = recursion.confusion_probe(pooled)
+    doubt = torch.randn(len(pooled), 2)
+    expected = recursion.confusion_probe(pooled, doubt)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(recursion.confusion_probe(pooled), expected)
+        assert torch.equal(recursion.confusion_probe(pooled, doubt), expected)

@@ -12,7 +12,7 @@ PHASE1_DEFAULTS: dict[str, dict[str, Any]] = {
 
 PHASE2_DEFAULTS: dict[str, dict[str, Any]] = {
     "small": {"epochs": 20, "batch_size": 32, "lr": 1e-4, "synthetic_scenes": 20_000, "val_samples": 2048},
-    "mini": {"epochs": 12, "batch_size": 64, "lr": 1e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
+    "mini": {"epochs": 18, "batch_size": 64, "lr": 1e-3, "synthetic_scenes": 8_000, "val_samples": 2048},
     "tiny": {"epochs": 4, "batch_size": 16, "lr": 5e-3, "synthetic_scenes": 64, "val_samples": 96, "workers": 0},
 }
 
