@@ -13,16 +13,18 @@ from matplotlib.figure import Figure
 
 from mamba3_jepa.bench import parity
 from mamba3_jepa.config import NO_FLOOR
+from mamba3_jepa.data.confusion import MADE_KINDS
 from mamba3_jepa.evaluation import answer_plots, confusion_plots, figure, palette, plots
 from mamba3_jepa.evaluation.confusion import evaluate_confusion
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
+from mamba3_jepa.evaluation.selective import selective_reports
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.settings.bench import ParitySettings
 
 LONG = "pneumonoultramicroscopicsilicovolcanoconiosis"
 TYPES = {2: ["is_there", "what_color"], 16: [LONG, "is_there", *(f"what_{letter}" for letter in "abcdefghijklmn")]}
-KINDS = ("clear", "mismatched", "unanswerable", "corrupted", "given", "given_clear", "of a new version")
+KINDS = ("clear", *MADE_KINDS, "wrong_answer", "given", "given_clear", "of a new version")
 
 
 @pytest.fixture
@@ -75,9 +77,13 @@ def draw_others(folder: Path, n_types: int) -> None:
     rates = Rates(before=0.2, after=1.0, wrong=0.0 if n_types > 2 else None)
     many = dict.fromkeys(KINDS[1:], rates) if n_types > 2 else {}
     confusion_plots.plot_injection(
-        InjectionReport(n_samples=123_456, n_without_wrong=n_types, retrieved=rates, generated=rates, by_kind=many),
+        InjectionReport(n_samples=123_456, n_without_wrong=n_types, retrieved=rates, generated=rates, by_kind=many,
+                        by_form=dict.fromkeys(["answer", "sentence", "of a new version"], rates)),
         folder,
-    )
+    )  # fmt: skip
+    wrong = torch.arange(7 * n_types) % 5 == 0
+    scores = {"": torch.linspace(0, 1, 7 * n_types), "_confidence": -torch.linspace(0, 1, 7 * n_types)}
+    confusion_plots.plot_risk_coverage(selective_reports(scores, wrong), folder)
     right, wrong = (torch.linspace(low, 1, 7 * n_types) for low in (0.5, -0.2))
     floor = MemoryFloor(floor=0.6 if n_types > 2 else NO_FLOOR, right=right, wrong=wrong[: n_types - 2])
     confusion_plots.plot_memory_floor(floor, folder)
@@ -98,7 +104,7 @@ def test_everything_fits_and_no_legend_lies_over_a_line(
 ) -> None:
     plots.plot_training(write_run(tmp_path, epochs, TYPES[n_types]))
     draw_others(tmp_path, n_types if n_types == 2 else 40)
-    assert len(drawn) == 6 + 2 + 3 + 1 + 1 + 1
+    assert len(drawn) == 6 + 2 + 3 + 1 + 1 + 1 + 1
     for name, made in drawn.items():
         box, (width, height) = made.get_tightbbox(), made.get_size_inches()
         assert box is not None
@@ -163,7 +169,7 @@ def test_scores_of_all_kinds_are_on_one_scale(drawn: dict[str, Figure], tmp_path
         panels = drawn[name].axes
         assert len({axes.get_ylim() for axes in panels}) == len({axes.get_xlim() for axes in panels}) == 1, name
     rows = [axes.get_title(loc="left").split("   ")[0] for axes in drawn["confusion_histograms"].axes]
-    assert rows == ["clear", "mismatched", "unanswerable", "corrupted", "labelled confused", "labelled not confused",
+    assert rows == ["clear", *MADE_KINDS, "wrong answer", "labelled confused", "labelled not confused",
                     "of a new version"]  # fmt: skip
     ticks = [float(tick.get_text().rstrip("%")) for tick in drawn["memory_floor"].axes[0].get_yticklabels()]
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0], err_msg="no label is rounded to another number")

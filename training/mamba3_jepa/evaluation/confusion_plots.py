@@ -31,6 +31,13 @@ from mamba3_jepa.evaluation.palette import (
 from mamba3_jepa.evaluation.selective import SelectiveReport
 
 _LABELS = {"given": "labelled confused", "given_clear": "labelled not confused", "wrong_answer": "wrong answer"}
+_FORMS = {
+    "answer": "the answer",
+    "sentence": "a sentence",
+    "caption": "a caption",
+    "passage": "a passage",
+    "given": "what is given",
+}
 _HISTOGRAM_BINS = 40
 
 
@@ -59,6 +66,9 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
         groups["generated"] = report.generated
     if len(report.by_kind) > 1:
         groups |= {f"retrieved,\n{_name(kind)}": rates for kind, rates in report.by_kind.items()}
+    how = "retrieved" if report.generated is None else "generated"
+    if len(report.by_form) > 1:
+        groups |= {f"{how}, told\n{_FORMS.get(form, form)}": rates for form, rates in report.by_form.items()}
     figure = new_figure(max(7.0, 2.6 + 1.5 * len(groups)), 4.2)
     axes = add_panel(figure)
     set_title(axes, f"Right answers to {report.n_samples:,} confused samples", ylabel="share right")
