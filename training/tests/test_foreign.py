@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from mamba3_jepa.data.foreign import _LISTS, foreign_question
@@ -27,3 +29,13 @@ def test_every_way_occurs() -> None:
     same_letters = [sorted(text) == sorted(QUESTION) for text in made]
     shares = [sum(each) / len(made) for each in (languages, same_words, same_letters)]
     assert shares == pytest.approx([0.2, 0.2, 0.4], abs=0.06)
+
+
+def test_where_the_things_are_known_others_are_asked_about() -> None:
+    made = [foreign_question("Is there a red star, or stars?", seed, ("star", "circle")) for seed in range(600)]
+    others = [text for text in made if re.fullmatch(r"Is there a red (\w+), or (\w+)\?", text)]
+    assert 0.1 < len(others) / len(made) < 0.25
+    for text in others:
+        assert {"star", "stars", "circle"}.isdisjoint(re.findall(r"\w+", text))
+    for seed in range(300):
+        assert plain_text(foreign_question("how many are there?", seed, ("star",))) != "how many are there?"

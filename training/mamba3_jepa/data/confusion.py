@@ -25,6 +25,7 @@ from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.sample import Kind, Sample, Source, file_state
+from mamba3_jepa.data.scene_wording import SHOWN
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
@@ -94,7 +95,7 @@ class ConfusionSource:
         content = blake2b(digest_size=16)
         for array in (self._base, self._donor, self.kinds):
             content.update(np.ascontiguousarray(array).tobytes())
-        self.fingerprint = f"confusion-2/{source.fingerprint}/{seed}/{content.hexdigest()}"
+        self.fingerprint = f"confusion-3/{source.fingerprint}/{seed}/{content.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self._base)
@@ -117,7 +118,8 @@ class ConfusionSource:
             return dataclasses.replace(sample, image=None, picture=None, place=None)
         dice = stable_hash(f"{CONFUSION_KINDS[kind]}/{self._seed}/{int(self._base[i])}")
         if kind == _FOREIGN and sample.question is not None:
-            question = foreign_question(sample.question, dice)
+            things = SHOWN if isinstance(self._source, SceneSource) else ()
+            question = foreign_question(sample.question, dice, things)
             return dataclasses.replace(sample, question=question, target=None, answers=(), knowledge=None)
         if kind in (_CORRUPTED, _DEGRADED) and sample.image is not None:
             name, level = list(CORRUPTIONS)[dice % len(CORRUPTIONS)], (dice >> 32) / 2**32

@@ -5,7 +5,9 @@ Made from the word lists below and by shuffling; nothing is fetched.
 
 from __future__ import annotations
 
+import re
 import string
+from collections.abc import Collection
 
 import numpy as np
 
@@ -13,12 +15,13 @@ from mamba3_jepa.data.plain_text import plain_text
 
 # Words of everyday questions. Together they say nothing: what matters is that they are not about the picture.
 _WORDS = {
-    "english": """who what when where why how which is was will can did does the a an of in for with about my your
-        president minister king capital country france japan river ocean mountain planet moon earth weather tomorrow
-        yesterday history war music song movie actor football team goal market price stock money bank loan company
-        computer password email phone battery engine doctor medicine hospital disease recipe bread cheese coffee ticket
-        train airport hotel school teacher homework grammar language translate poem joke story birthday wedding law
-        judge tax energy climate vaccine zebra elephant dog bird telephone guitar bicycle""",
+    "english": """who what when where why how which is was will can did does the a an of in for with about my your""",
+    "topics": """president minister king capital country france japan river ocean mountain planet moon earth weather tomorrow
+        yesterday history war music song movie actor football team goal market price stock money bank loan
+        company computer password email phone battery engine doctor medicine hospital disease recipe bread
+        cheese coffee ticket train airport hotel school teacher homework grammar language translate poem
+        joke story birthday wedding law judge tax energy climate vaccine zebra elephant dog bird telephone
+        guitar bicycle""",
     "german": """wie was wer wo wann warum viele gibt es ist sind hat der die das ein eine von in auf mit und nicht
         gegenstände farbe form kreis stern bild größe rot grün blau haus katze hund straße bahn schule buch wetter
         morgen stadt könig wasser geld zeit freund arbeit essen trinken""",
@@ -29,18 +32,31 @@ _WORDS = {
         color forma círculo estrella imagen tamaño rojo verde azul casa gato perro calle escuela libro tiempo mañana
         ciudad rey agua dinero amigo trabajo comer beber""",
 }
-_LISTS = [words.split() for words in _WORDS.values()]
+_TOPICS = _WORDS["topics"].split()
+_LISTS = [
+    _WORDS["english"].split() + _TOPICS,
+    *(words.split() for name, words in _WORDS.items() if name not in ("english", "topics")),
+]
 _ALPHABET = list(string.ascii_lowercase)
 
 
-def foreign_question(question: str, seed: int) -> str:
+def foreign_question(question: str, seed: int, things: Collection[str] = ()) -> str:
     """A question that nobody could answer from a picture; `seed`, not negative, decides everything random.
 
     In equal shares, as far as `question` allows: words of one of the languages, letters that are no words, `question`
-    with its words in disorder, with the letters of each word in disorder, and with letters replaced.
+    with its words in disorder, with the letters of each word in disorder, with letters replaced, and, where one of its
+    words is one of `things`, about something else than those: "what color is the guitar?".
+
+    Args:
+        things: all words for what the pictures show, if they are known: what they do not show can then be named.
     """
     dice = np.random.default_rng(seed)
-    way = int(dice.integers(5))
+    way = int(dice.integers(6 if things else 5))
+    if way == _OTHER_THINGS:
+        other = _other_things(question, dice, things)
+        if other != question:
+            return other
+        way = 0
     if way >= _FIRST_GARBLED:
         garbled = _GARBLED[way - _FIRST_GARBLED](question, dice)
         if plain_text(garbled) != plain_text(question):
@@ -55,6 +71,14 @@ def _words(dice: np.random.Generator) -> str:
 
 def _letters(dice: np.random.Generator) -> str:
     return " ".join("".join(dice.choice(_ALPHABET, dice.integers(2, 8))) for _ in range(dice.integers(2, 7)))
+
+
+def _other_things(question: str, dice: np.random.Generator, things: Collection[str]) -> str:
+    def replaced(match: re.Match[str]) -> str:
+        word = match.group()
+        return str(dice.choice(_TOPICS)) if word.lower() in things or word.lower().rstrip("s") in things else word
+
+    return re.sub(r"\w+", replaced, question)
 
 
 def _words_in_disorder(question: str, dice: np.random.Generator) -> str:
@@ -72,4 +96,4 @@ def _letters_replaced(question: str, dice: np.random.Generator) -> str:
 
 
 _GARBLED = (_words_in_disorder, _letters_in_disorder, _letters_replaced)
-_FIRST_GARBLED = 2
+_FIRST_GARBLED, _OTHER_THINGS = 2, 5

@@ -3,7 +3,7 @@ without capitals and question mark. What is asked, and the answer, stay the same
 
 from __future__ import annotations
 
-from mamba3_jepa.data.scene_world import Asked, Dice, Question
+from mamba3_jepa.data.scene_world import SHAPES, Asked, Dice, Question
 
 # The first of each is the plain one. {thing} is an object in general, {a} the article of what follows.
 _WORDINGS: dict[Asked, dict[tuple[str, ...], tuple[str, ...]]] = {
@@ -55,6 +55,7 @@ _WORDINGS: dict[Asked, dict[tuple[str, ...], tuple[str, ...]]] = {
     },
 }
 _THINGS = ("object", "thing", "item")
+SHOWN = frozenset({*SHAPES, *_THINGS})  # what questions call what the pictures show
 _SYNONYMS = {"color": "colour", "top": "upper", "bottom": "lower", "picture": "image"}  # each as often as not
 
 
