@@ -16,9 +16,9 @@ from mamba3_jepa.data.plain_text import plain_text
 # Words of everyday questions. Together they say nothing: what matters is that they are not about the picture.
 _WORDS = {
     "english": """who what when where why how which is was will can did does the a an of in for with about my your""",
-    "topics": """president minister king capital country france japan river ocean mountain planet moon earth weather tomorrow
-        yesterday history war music song movie actor football team goal market price stock money bank loan
-        company computer password email phone battery engine doctor medicine hospital disease recipe bread
+    "topics": """president minister king capital country france japan river ocean mountain planet moon earth weather
+        tomorrow yesterday history war music song movie actor football team goal market price stock money bank
+        loan company computer password email phone battery engine doctor medicine hospital disease recipe bread
         cheese coffee ticket train airport hotel school teacher homework grammar language translate poem
         joke story birthday wedding law judge tax energy climate vaccine zebra elephant dog bird telephone
         guitar bicycle""",
