@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -191,6 +192,32 @@ def test_empty_answers_of_several_are_kept(tmp_path: Path) -> None:
     assert [(source.sample(i).target, source.sample(i).answers) for i in range(len(source))] == [
         ("red", ("", "", "red")), ("blue", ("blue",))
     ]  # fmt: skip
+
+
+def test_numbers_of_fewer_bits_keep_their_digits(tmp_path: Path) -> None:
+    values = [0.1, -2.7, 1e-7, 3.0, 1 / 3]
+    for kind, expected in (
+        (pa.float64(), ["0.1", "-2.7", "1e-07", "3", "0.3333333333333333"]),
+        (pa.float32(), ["0.1", "-2.7", "1e-07", "3", "0.33333334"]),
+        (pa.float16(), ["0.1", "-2.7", "1e-07", "3", "0.3333"]),
+    ):
+        path = write(tmp_path / f"{kind}.parquet", {
+            "image": images([{"bytes": picture(i), "path": None} for i in range(5)]), "question": ["q"] * 5,
+            "answer": pa.array([np.float16(v) for v in values] if kind == pa.float16() else values, kind),
+        })  # fmt: skip
+        source = prepare(str(path), root=tmp_path / str(kind))
+        assert [source.sample(i).target for i in range(5)] == expected
+
+
+def test_each_of_several_questions_has_its_own_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {
+        "image": images([{"bytes": picture(i), "path": None} for i in range(3)]),
+        "question": [["q1", "q2"], ["q3"], ["q4", "q5"]],
+        "answer": [["a1", "a2"], ["a3"], ["a4", "a5"]],
+        "question_id": [[11, 12], [13], [14]],
+    })  # fmt: skip
+    source = prepare(str(path), root=tmp_path)
+    assert [source.sample(i).meta["id"] for i in range(5)] == [11, 12, 13, 14, [14]]
 
 
 def test_a_list_of_questions_is_a_line_for_each(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -13,6 +13,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mamba3_jepa.data.published.manifest import LeftOut, Line, Written, write_manifest
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.json_file import finite_or_null
@@ -116,7 +118,9 @@ class _Table:
             if said and (image := self._write_image(row, folder, where)):
                 rest = self._rest(row)
                 for each in said:
-                    yield Line(where, (image,), each | rest | {"meta": rest["meta"] | each.get("meta", {})})
+                    meta = rest["meta"] | each.get("meta", {})
+                    own = {"id": _own_id(rest["id"], meta.get("question_number", 1))} if "id" in rest else {}
+                    yield Line(where, (image,), each | rest | own | {"meta": meta})
 
     def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
@@ -209,6 +213,11 @@ class _Table:
         return relative
 
 
+def _own_id(number: Any, place: int) -> Any:
+    """The row's number, or, of a list of numbers, that of its question `place`, from 1."""
+    return number[place - 1] if isinstance(number, list) and len(number) >= place else number
+
+
 def _opened(path: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -251,12 +260,19 @@ def _flat(value: Any, labels: list[str] | None) -> Iterator[str]:
             yield labels[value]
     elif isinstance(value, float | Decimal):
         if math.isfinite(value):
-            yield str(int(value) if value == int(value) else value)
+            yield str(int(value) if value == int(value) else _as_it_was(value))
     elif isinstance(value, dict):
         yield from _flat(next((value[name] for name in _TEXTS if name in value), None), labels)
     elif isinstance(value, list):
         for each in value:
             yield from _flat(each, labels)
+
+
+def _as_it_was(value: float | Decimal) -> object:
+    """A number of 16 or 32 bits with the digits it was written with: 0.1, and not 0.10000000149011612."""
+    shorter = (kind(value) for kind in (np.float16, np.float32)) if isinstance(value, float) else ()
+    with np.errstate(over="ignore"):
+        return next((number for number in shorter if float(number) == value), value)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
