@@ -316,7 +316,8 @@ def test_manifests_tell_their_knowledge_the_answer_captions_and_what_is_false(ph
         told = by_form.get("false") or by_form["irrelevant"]
         assert told.knowledge not in (sample.knowledge, sample.target)
         if told.form == "irrelevant":
-            assert (told.knowledge, told.answer) == ("a red thing", None), "a text about another question"
+            assert told.answer is None
+            assert told.knowledge in {"a red thing", "thing 0", "thing 1", "thing 2"}, "known of another question"
         else:
             assert told.answer != sample.target
 
@@ -341,7 +342,7 @@ def test_the_injector_learns_as_fast_as_knowledge_is_small(
     settings = Phase3Settings(batch_size=4, injector_lr_scale=given)
     task = Phase3Task(model, data, data, settings, DataRecord())
     assert model.recursion is not None
-    expected = [] if scale == 1 else [(model.recursion.injector, pytest.approx(scale, rel=1e-6))]
+    expected = [] if scale == 1 else [(model.recursion.injector.projection, pytest.approx(scale, rel=1e-6))]
     assert list(task.lr_scales) == expected
 
 
@@ -386,7 +387,7 @@ def test_one_passage_for_all_is_said_and_not_measured_as_wrong_knowledge(
     assert n == last["val/injected_without_wrong"] > 2
     assert "val/retrieved_after" in last
     assert "val/retrieved_wrong" not in last
-    assert f"{n} of {n} confused validation samples cannot be tried with wrong knowledge" in caplog.text
+    assert f"{n} of {n} things told to confused validation samples cannot be tried with wrong" in caplog.text
 
 
 # --- the command ---
@@ -419,7 +420,7 @@ def test_it_learns_on_real_states(finished: Path) -> None:
     last = {key: value for line in read_metrics(finished / "metrics.jsonl") for key, value in line.items()}
     assert last["val/auroc_imageless"] > 0.9
     assert last["val/retrieved_after"] > last["val/retrieved_before"] + 0.25
-    assert last["val/retrieved_wrong"] < last["val/retrieved_after"] / 2
+    assert last["val/retrieved_wrong"] < last["val/retrieved_after"] - 0.1
     assert last["val/memory_found"] > 0.3  # of about 40 texts
 
 

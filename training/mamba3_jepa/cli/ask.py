@@ -59,8 +59,12 @@ def run_ask(settings: AskSettings) -> None:
     if settings.json:
         write_out([_values(*pair) for pair in zip(asked, answers, strict=True)])
         return
+    # a retriever needs a question
+    looks_up = bool(settings.questions) or model.recursion is None or model.recursion.retriever is None
     for pair in zip(asked, answers, strict=True):
-        panel = _panel(*pair, smooth=settings.smooth, looked_up=memory is not None, given=knowledge is not None)
+        panel = _panel(
+            *pair, smooth=settings.smooth, looked_up=memory is not None and looks_up, given=knowledge is not None
+        )
         Console().print(panel)
 
 

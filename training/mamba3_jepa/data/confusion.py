@@ -173,25 +173,27 @@ class ConfusionSource:
 
     def _told_elsewhere(self, i: int, sample: Sample) -> Lesson | None:
         """What is known of another sample that asks as this one does: that is false here, if it is about the same, and
-        otherwise it tells nothing; None if none is found that differs from what is known of this one."""
+        otherwise it tells nothing; None if none is found that differs from what is right of this one."""
+        right = {plain_text(text) for text in (*sample.targets, *sample.answers)}
+        group = self._source.group(int(self._base[i]))
         for attempt in range(_OTHERS):
             place = stable_hash(f"told elsewhere/{self._seed}/{int(self._base[i])}/{attempt}") % len(self._base)
             try:
                 other = self._source.sample(int(self._base[place]))
             except BadSampleError:
                 continue
-            differs = other.target is not None and other.target != sample.target
-            if not differs or (other.question is None) != (sample.question is None):
+            if other.target is None or plain_text(other.target) in right:
                 continue
-            if other.knowledge is None:
-                return Lesson(other.target or "", other.target, "false")
-            if other.knowledge != sample.knowledge:
-                is_alike = not isinstance(other.knowledge, str) or same_question(other, sample)
-                return (
-                    Lesson(other.knowledge, other.target, "false")
-                    if is_alike
-                    else Lesson(other.knowledge, None, "irrelevant")
-                )
+            if (other.question is None) != (sample.question is None):
+                continue
+            if other.knowledge is not None and other.knowledge == sample.knowledge:
+                continue
+            if other.question is None and self._source.group(int(self._base[place])) == group:
+                continue  # another caption of the same image is as right
+            known = other.target if other.knowledge is None else other.knowledge
+            if same_question(other, sample) or not isinstance(known, str):
+                return Lesson(known, other.target, "false")
+            return Lesson(known, None, "irrelevant")
         return None
 
     def n_made_of(self, indices: NDArray[np.int64]) -> int:

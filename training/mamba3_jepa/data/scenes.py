@@ -153,8 +153,12 @@ class SceneSource:
         dice = Dice("lessons", self.split, self.seed, index, kind, "" if asked is None else plain(asked))
         if asked is not None:
             return lessons_about(asked, scene if kind == "question" else None, dice, self._pairs)
-        other = self.scene(dice.pick(range(self.n_scenes))).caption
-        return [Lesson(scene.caption, scene.caption, "caption"), Lesson(other, other, "false")]
+        lessons = [Lesson(scene.caption, scene.caption, "caption")]
+        for _ in range(_MAX_OTHER_SCENES):
+            other = self.scene(dice.pick(range(self.n_scenes))).caption
+            if other != scene.caption:
+                return [*lessons, Lesson(other, other, "false")]
+        return lessons
 
     def _may_be_said(self, scene: Scene) -> bool:
         return self.split not in ("train", "fresh") or _reserved_for(scene.caption) is None

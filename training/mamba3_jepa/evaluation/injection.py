@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.answer_metrics import same_text
 from mamba3_jepa.evaluation.decoding import generate_texts
 from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
@@ -112,7 +114,7 @@ class InjectionTrial:
         if not len(samples):
             raise ValueError("injection needs at least one confused sample with a right answer")
         self.samples = samples
-        self._spoken = torch.arange(len(samples))[:: -(-len(samples) // GENERATED_SAMPLES)]
+        self._spoken = torch.from_numpy(spread(np.arange(len(samples)), GENERATED_SAMPLES))
         self._before: tuple[Tensor, Tensor | None] | None = None
 
     @property

@@ -75,9 +75,7 @@ class Lessons:
                 if isinstance(lesson.knowledge, str) and not takes_texts:
                     continue
                 form.append(LESSON_FORMS.index(lesson.form))
-                knowledge.append(
-                    vectors.row(lesson.knowledge if isinstance(lesson.knowledge, str) else tuple(lesson.knowledge))
-                )
+                knowledge.append(vectors.row(lesson.knowledge))
                 answer.append(NOTHING if lesson.answer is None else answers.row(lesson.answer))
             start.append(len(form))
         return Lessons(
@@ -99,10 +97,11 @@ class _Table:
     """Different texts and vectors, each with its row."""
 
     def __init__(self) -> None:
-        self.rows: dict[str | tuple[float, ...], int] = {}
+        self.rows: dict[str | bytes, int] = {}
 
-    def row(self, value: str | tuple[float, ...]) -> int:
-        return self.rows.setdefault(value, len(self.rows))
+    def row(self, value: str | Sequence[float]) -> int:
+        key = value if isinstance(value, str) else np.array(value, dtype=np.float32).tobytes()
+        return self.rows.setdefault(key, len(self.rows))
 
     def embedded(self, model: Mamba3Jepa, length: int) -> Tensor:
         """(rows, length) float32 on the CPU."""
@@ -112,7 +111,7 @@ class _Table:
             found[list(texts.values())] = model.embed_text(list(texts), batch_size=_TOGETHER).cpu()
         for value, row in self.rows.items():
             if not isinstance(value, str):
-                found[row] = torch.tensor(value, dtype=torch.float32)
+                found[row] = torch.frombuffer(bytearray(value), dtype=torch.float32)
         return found
 
 
@@ -126,6 +125,12 @@ class Findable:
         is_text = torch.tensor([bool(text) for text in lessons.texts])
         chosen = numbers[lessons.are(FINDABLE) & (lessons.question[about] >= 0)]
         chosen = chosen[is_text[lessons.knowledge[chosen]]] if len(chosen) else chosen
+        # an answer by itself says nothing of what it answers
+        says_more = [
+            lessons.texts[told] != lessons.answer_texts[answer]
+            for told, answer in zip(lessons.knowledge[chosen].tolist(), lessons.answer[chosen].tolist(), strict=True)
+        ]
+        chosen = chosen[torch.tensor(says_more, dtype=torch.bool)]
         # (F,) texts that answer, and the samples whose questions they answer
         self.text, self.about = lessons.knowledge[chosen], about[chosen]
         self.pool = self.text.unique()

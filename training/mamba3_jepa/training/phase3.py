@@ -328,7 +328,10 @@ class Phase3Task(KeptOutputs):
         scale = settings.injector_lr_scale
         if scale is None:
             scale = 1 / train.knowledge_size()
-        self.lr_scales: LrScales = [] if scale == 1 else [(self.recursion.injector, scale)]
+        # its hidden layer sees knowledge that is as large as the state already
+        injector = self.recursion.injector
+        scaled = injector.projection if injector.sees_state else injector
+        self.lr_scales: LrScales = [] if scale == 1 else [(scaled, scale)]
         super().__init__("confusion and injection", record, train.frozen.bad, temperature)
         demand_one_batch(train.source.name, len(train), settings, train.frozen.bad)
         size = settings.batch_size or 1
@@ -387,8 +390,8 @@ class Phase3Task(KeptOutputs):
         )
         if rank() == 0 and trial.n_without_wrong:
             logger.warning(
-                "%d of %d confused validation samples cannot be tried with wrong knowledge: no other one was found "
-                "that has both another knowledge and another answer",
+                "%d of %d things told to confused validation samples cannot be tried with wrong knowledge: no other "
+                "sample was found that has both another knowledge and another answer",
                 trial.n_without_wrong, len(about),
             )  # fmt: skip
         return trial
@@ -538,9 +541,11 @@ class Phase3Task(KeptOutputs):
             asked = retriever.question(lessons.questions[lessons.question[rows]].to(device)).cpu()
             texts = retriever.text(texts)
         places = torch.searchsorted(findable.pool, right)
-        return choose_memory_floor(
+        floor = choose_memory_floor(
             asked, places, texts.cpu(), lambda some, drawn: findable.answering(rows[some], drawn)
         )
+        has_learned = retriever is None or len(floor.wrong)  # who never saw what does not answer lets everything pass
+        return floor if has_learned else dataclasses.replace(floor, floor=SHUT)
 
     def illustrate(self, folder: Path) -> None:
         """plots/confusion_*.png, plots/injection.png and plots/memory_floor.png of the last validation."""

@@ -130,7 +130,8 @@ def check_knowledge(
     on_bad_sample: OnBadSample = "error",
     demand_vectors: bool = True,
 ) -> None:
-    """See to it that the knowledge that the data gives with some samples fits the model.
+    """See to it that the knowledge that the data gives fits the model: that of some samples, and of all the others, for
+    those may be told of it.
 
     With "skip", a sample that cannot be read is passed over; it is left out of the frozen model's outputs as well,
     which say so.
@@ -142,12 +143,12 @@ def check_knowledge(
             and line.
     """
     length, embed_dim = model.config.knowledge_dim, model.config.embed_dim
-    index = np.intersect1d(indices, source.indices("knowledge"))
-    for i in index:
+    index, wanted = source.indices("knowledge"), set(indices.tolist())
+    for i in index.tolist():
         try:
-            sample = source.sample(int(i))
+            sample = source.sample(i)
         except BadSampleError:
-            if on_bad_sample == "error":
+            if on_bad_sample == "error" and i in wanted:
                 raise
             continue
         if isinstance(sample.knowledge, str):
