@@ -97,7 +97,8 @@ def test_rows_that_pad_the_vocabulary_are_never_said(tokenizer: TextTokenizer) -
     """Though the model would rather say them than anything else."""
     model = language_model(tokenizer.vocab_size, tied=False)
     assert model.lm_head is not None
-    model.lm_head.weight[tokenizer.vocab_size :] = 50 * model.lm_head.weight[:1]
+    largest = model(torch.tensor([tokenizer.prompt(TEXT)]))[0, -1].abs().argmax()
+    model.lm_head.weight[tokenizer.vocab_size :] = 2 * model.lm_head.weight[largest]
     model.lm_head.weight[tokenizer.vocab_size + 1 :] *= -1  # one of the two is the largest logit
     top = model(torch.tensor([tokenizer.prompt(TEXT)]))[0, -1].argmax()
     assert top >= tokenizer.vocab_size
