@@ -322,6 +322,40 @@ def test_manifests_tell_their_knowledge_the_answer_captions_and_what_is_false(ph
             assert told.answer != sample.target
 
 
+def test_what_is_right_is_not_told_as_false(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 80, 200)).save(folder / f"{i}.png")
+    lines = [{"image": f"{i}.png", "question": "what is it?", "answer": answer, "answers": ["couch", "sofa"]}
+             for i, answer in enumerate(["couch", "Couch", "sofa"])]  # fmt: skip
+    lines += [{"image": "3.png", "text": "one caption"}, {"image": "3.png", "text": "another caption"}]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = ConfusionSource(ManifestSource(folder), range(5), made_kinds=[])
+    assert {lesson.form for i in range(5) for lesson in source.lessons(i)} == {"answer"}
+
+
+def test_without_knowledge_nothing_is_found_and_other_answers_tell_nothing(phase2: Path, tmp_path: Path) -> None:
+    model = model_with_recursion(phase2)
+    source = ConfusionSource(ManifestSource(write_manifest(tmp_path / "data", [None])), range(12), made_kinds=[])
+    assert {lesson.form for i in range(12) for lesson in source.lessons(i)} == {"answer", "irrelevant"}
+    data = phase3_data(model, source, np.arange(12), cache_dir=None)
+    task = Phase3Task(model, data, data, Phase3Settings(batch_size=4), DataRecord())
+    assert task.validate(torch.device("cpu")).metrics["val/memory_floor"] == SHUT
+
+
+def test_a_question_that_all_ask_teaches_no_floor(phase2: Path, tmp_path: Path) -> None:
+    folder = write_manifest(tmp_path / "data", [f"it is number {i}" for i in range(12)])
+    manifest = (folder / "manifest.jsonl").read_text()
+    (folder / "manifest.jsonl").write_text(re.sub("what is number [0-9]+", "what is it", manifest))
+    model = model_with_recursion(phase2)
+    source = ConfusionSource(ManifestSource(folder), range(12), made_kinds=[])
+    data = phase3_data(model, source, np.arange(12), cache_dir=None)
+    metrics = Phase3Task(model, data, data, Phase3Settings(batch_size=4), DataRecord()).validate(torch.device("cpu"))
+    assert metrics.metrics["val/memory_right_lookups"] > 0
+    assert metrics.metrics["val/memory_floor"] == SHUT
+
+
 @pytest.mark.parametrize(
     ("knowledge", "given", "scale"),
     [
@@ -364,6 +398,15 @@ def test_knowledge_that_does_not_fit_names_its_line(
     source = ConfusionSource(ManifestSource(folder), range(12))
     with pytest.raises(UserError, match=message.replace('knowledge":', 'knowledge" is a vector of')):
         check_knowledge(model, source, np.arange(len(source)))
+
+
+def test_knowledge_of_samples_that_are_not_used_is_checked_too(phase2: Path, tmp_path: Path) -> None:
+    """Others may be told of it."""
+    model = model_with_recursion(phase2, knowledge_dim=5)
+    folder = write_manifest(tmp_path / "data", [[1.0] * 2, *[[1.0] * 5] * 11])
+    source = ConfusionSource(ManifestSource(folder), range(12), made_kinds=[])
+    with pytest.raises(UserError, match=r"manifest.jsonl line 1: .* vector of length 2"):
+        phase3_data(model, source, np.arange(4, 8), cache_dir=None)
 
 
 def test_vectors_of_another_length_train(phase2: Path, tmp_path: Path) -> None:

@@ -95,3 +95,14 @@ def test_the_words_depend_on_the_sample_alone(source: SceneSource) -> None:
     asked = [again.confusing(i, "mismatched").question for i in range(100)]
     assert len(set(asked)) > 60
     assert asked == [source.confusing(i, "mismatched").question for i in range(100)]
+
+
+def test_no_scene_is_told_its_own_caption_as_false() -> None:
+    for n_scenes in (1, 2, 40):
+        source = SceneSource("fresh", n_scenes=n_scenes)
+        for i in source.indices("caption").tolist():
+            sample = source.sample(i)
+            assert sample.lessons is not None
+            told = {lesson.form: lesson.knowledge for lesson in sample.lessons()}
+            assert told["caption"] == sample.target != told.get("false")
+            assert ("false" in told) or n_scenes < 3
