@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mamba3_jepa.data.lesson import Lesson
-from mamba3_jepa.data.scene_wording import in_other_words
+from mamba3_jepa.data.scene_wording import article, in_other_words
 from mamba3_jepa.data.scene_world import (
     COLORS,
     NUMBERS,
@@ -134,10 +134,6 @@ def _may_be_said(question: Question, pairs: Sequence[Pair]) -> bool:
 
 def _filled(sentence: str, question: Question) -> str:
     answer = question.answer or ""
-    article = _article(question.description.get("color", ""))
+    of_color = article(question.description.get("color", ""))
     objects = "object" if answer == "one" else "objects"
-    return sentence.format(answer=answer, a=_article(answer), b=article, objects=objects, **question.description)
-
-
-def _article(word: str) -> str:
-    return "an" if word[:1] in set("aeiou") else "a"
+    return sentence.format(answer=answer, a=article(answer), b=of_color, objects=objects, **question.description)

@@ -87,5 +87,9 @@ def _wordings(question: Question) -> tuple[str, ...]:
 
 
 def _filled(question: Question, words: str, thing: str) -> str:
-    article = "an" if question.description.get("color", "")[:1] in set("aeiou") else "a"
-    return words.format(thing=thing, a=article, **question.description)
+    return words.format(thing=thing, a=article(question.description.get("color", "")), **question.description)
+
+
+def article(word: str) -> str:
+    """The one that stands before a word."""
+    return "an" if word[:1] in set("aeiou") else "a"

@@ -53,9 +53,11 @@ class Lessons:
         within = torch.arange(len(about)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         return self.start[rows][about] + within, about
 
-    def are(self, forms: Sequence[str]) -> Tensor:
-        """(n,) bool: which are of these forms."""
-        return torch.isin(self.form, torch.tensor([LESSON_FORMS.index(form) for form in forms], dtype=torch.uint8))
+    def are(self, forms: Sequence[str], lessons: Tensor) -> Tensor:
+        """(L,) bool: which of some lessons (L,) are of these forms."""
+        return torch.isin(
+            self.form[lessons], torch.tensor([LESSON_FORMS.index(form) for form in forms], dtype=torch.uint8)
+        )
 
     @staticmethod
     def about(model: Mamba3Jepa, source: ConfusionSource, indices: Sequence[int]) -> Lessons:
@@ -123,7 +125,7 @@ class Findable:
         numbers = torch.arange(len(lessons.form))
         about = torch.repeat_interleave(torch.arange(len(lessons.start) - 1), lessons.start.diff())
         is_text = torch.tensor([bool(text) for text in lessons.texts])
-        chosen = numbers[lessons.are(FINDABLE) & (lessons.question[about] >= 0)]
+        chosen = numbers[lessons.are(FINDABLE, numbers) & (lessons.question[about] >= 0)]
         chosen = chosen[is_text[lessons.knowledge[chosen]]] if len(chosen) else chosen
         # an answer by itself says nothing of what it answers
         says_more = [

@@ -368,7 +368,7 @@ class Phase3Task(KeptOutputs):
             lessons.answers[lessons.answer[numbers[tells]]],
             [self._questions[i] for i in about[tells].tolist()],
         )
-        chosen = tells & val.confused[about] & lessons.are(HELPFUL)[numbers]
+        chosen = tells & val.confused[about] & lessons.are(HELPFUL, numbers)
         if not bool(chosen.any()):
             return None
         wrong = self._wrong_lesson()[about[chosen]]
@@ -402,7 +402,7 @@ class Phase3Task(KeptOutputs):
         numbers, about = lessons.of(torch.arange(len(self.val)))
         wrong = torch.full((len(self.val),), NOTHING)
         for form in ("irrelevant", "false"):
-            is_form = lessons.are([form])[numbers]
+            is_form = lessons.are([form], numbers)
             wrong[about[is_form]] = numbers[is_form]
         return wrong
 
@@ -410,7 +410,7 @@ class Phase3Task(KeptOutputs):
         """Right answers with lessons that are false or irrelevant, and whose samples they are."""
         val, lessons = self.val, self.val.lessons
         numbers, about = lessons.of(torch.arange(len(val)))
-        chosen = ((val.answered & ~val.confused)[about] & lessons.are(["false", "irrelevant"])[numbers]).nonzero()
+        chosen = ((val.answered & ~val.confused)[about] & lessons.are(["false", "irrelevant"], numbers)).nonzero()
         chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), GENERATED_SAMPLES)] if len(chosen) else chosen[:, 0]
         if not len(chosen):
             return None, chosen

@@ -54,7 +54,7 @@ class Phase3Data:
         it; and what tells nothing changes nothing.
         """
         answer = self.lessons.answer[lessons]
-        is_false = self.lessons.are(["false"])[lessons]
+        is_false = self.lessons.are(["false"], lessons)
         changes = (answer >= 0) & (self.confused[rows] | ~is_false)
         goals = self.frozen.embedding[rows].clone()
         goals[changes] = self.lessons.answers[answer[changes]]
