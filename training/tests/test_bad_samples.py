@@ -26,9 +26,9 @@ from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.sample import image_to_show, source_texts
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
+from mamba3_jepa.evaluation.phase3_data import check_knowledge
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
-from mamba3_jepa.training.phase3_data import check_knowledge
 from tests.tiny import tiny_model
 
 SKIP = ["--cpu", "--workers", "0", "--on-bad-sample", "skip"]

@@ -23,10 +23,11 @@ from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import Sample, Source
 from mamba3_jepa.data.sources import open_splits
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation import phase3_trials
 from mamba3_jepa.files.checkpoint import DataRecord, load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, TrainSettings
-from mamba3_jepa.training import loop, phase1, phase2, phase3
+from mamba3_jepa.training import loop, phase1, phase2
 from mamba3_jepa.training.beginning import Beginning
 from mamba3_jepa.training.interrupt import Interrupted
 from mamba3_jepa.training.phase1 import train_phase1
@@ -355,7 +356,8 @@ def test_stopped_while_validating(phase: int, checkpoints: dict[int, Path], tmp_
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("it went on")
 
-    module, name = {1: (phase1, "collect"), 2: (phase2, "generate_texts"), 3: (phase3, "evaluate_confusion")}[phase]
+    places = {1: (phase1, "collect"), 2: (phase2, "generate_texts"), 3: (phase3_trials, "evaluate_confusion")}
+    module, name = places[phase]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, stopping)
         assert main(command(phase, checkpoints, tmp_path / "run", *scenes)) == 128 + signal.SIGTERM

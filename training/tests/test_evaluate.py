@@ -161,9 +161,8 @@ def test_without_generation(checkpoints: dict[int, str], data: Path, tmp_path: P
 def test_beams_take_the_places_of_samples(
     beams: int, largest: int, checkpoints: dict[int, str], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mamba3_jepa.evaluation import decoding
     from mamba3_jepa.inference import answerer
-    from mamba3_jepa.models import generation
+    from mamba3_jepa.models import generation, vljepa
 
     sizes: list[int] = []
 
@@ -171,8 +170,7 @@ def test_beams_take_the_places_of_samples(
         sizes.append(len(embedding))
         return generation.generate(decoder, embedding, **options)
 
-    for module in (decoding, answerer):
-        monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(vljepa, "generate", generate)
     wide = generation.GenerationConfig(method="beam", beams=beams)
     arguments = ["--data-dir", str(data), "--manifest", "test.jsonl", "--batch-size", "8"]
     assert (

@@ -95,12 +95,7 @@ def test_answers_that_are_turned_are_counted_always_and_in_use(model: Mamba3Jepa
         for parameter in model.recursion.injector.parameters():
             parameter.zero_()
     pooled, nothing = torch.randn(4, 64), torch.zeros(4, 32)
-    said = [
-        text
-        for text, _ in generate_texts(
-            model.y_decoder, model.tokenizer, model.predictor.embed(pooled).detach(), max_tokens=5, device="cpu"
-        )
-    ]
+    said = [text for text, _ in generate_texts(model, model.predictor.embed(pooled).detach())]
     steady = SteadinessTrial(pooled, nothing, said).run(model, "cpu", torch.ones(4, dtype=torch.bool))
     assert (steady.n_samples, steady.always, steady.in_use) == (4, 0.0, 0.0)
     # two of four expected something that nobody says; one of those would be told in use

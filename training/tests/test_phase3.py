@@ -27,7 +27,11 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation import phase3_data as phase3_data_module
+from mamba3_jepa.evaluation.lessons import Findable, Lessons
 from mamba3_jepa.evaluation.memory_floor import MEMORY_TEXTS
+from mamba3_jepa.evaluation.phase3_data import check_knowledge
+from mamba3_jepa.evaluation.spoken import is_right
 from mamba3_jepa.files.checkpoint import DataRecord, load_checkpoint, save_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.inference.answerer import Answerer
@@ -36,11 +40,8 @@ from mamba3_jepa.models.generation import GenerationConfig, mean_log_probability
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import ConfusionKind, Phase3Settings
 from mamba3_jepa.training import frozen
-from mamba3_jepa.training import phase3_data as phase3_data_module
-from mamba3_jepa.training.lessons import Findable, Lessons
 from mamba3_jepa.training.phase3 import Phase3Batch, Phase3Objective, Phase3Task
-from mamba3_jepa.training.phase3_data import check_knowledge, phase3_data
-from mamba3_jepa.training.spoken import is_right
+from mamba3_jepa.training.phase3_data import phase3_data
 
 SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "--batch-size", "30", "--epochs", "30",
          "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip

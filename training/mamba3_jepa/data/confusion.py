@@ -130,16 +130,19 @@ class ConfusionSource:
             return dataclasses.replace(sample, image=image, picture=None, place=None, meta={**sample.meta, **how})
         return sample
 
-    def lessons(self, i: int) -> list[Lesson]:
+    def lessons(self, i: int, sample: Sample | None = None) -> list[Lesson]:
         """What one could be told about sample i. Scenes make it up. Other data has its own knowledge, the answer, a
         caption of the same image with the answer in it, and what is known of another sample; nothing without an answer.
+
+        Args:
+            sample: sample i, where it has been read.
 
         Raises:
             BadSampleError: a sample cannot be read.
         """
         if self.kinds[i] == _FOREIGN:
             return []
-        sample = self.sample(i)
+        sample = self.sample(i) if sample is None else sample
         if sample.lessons is not None:
             return sample.lessons()
         if sample.target is None:

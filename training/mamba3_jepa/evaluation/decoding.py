@@ -6,16 +6,15 @@ Shapes: N samples, B rows of them, E embedding width, La tokens of the longest t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mamba3_jepa.data.tokenizer import TextTokenizer
-from mamba3_jepa.models.generation import generate
 from mamba3_jepa.models.losses import score_tokens
+from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
@@ -77,34 +76,8 @@ def sum_scores(
 
 
 def generate_texts(
-    decoder: YDecoder,
-    tokenizer: TextTokenizer,
-    embedding: Tensor,
-    *,
-    max_tokens: int,
-    device: torch.device | str,
-    config: GenerationConfig | None = None,
-    batch_size: int = 256,
-    source: str = "the model",
+    model: Mamba3Jepa, embedding: Tensor, config: GenerationConfig | None = None, batch_size: int = 256
 ) -> list[tuple[str, bool]]:
-    """What the decoder says of embeddings (N, E), greedily unless `config` says otherwise, and whether it came to
-    an end within `max_tokens`; `source` names the model in messages."""
-    config = config or GenerationConfig()
-    texts = []
-    for rows in _slices(len(embedding), config.samples_at_once(batch_size)):
-        answers = generate(
-            decoder,
-            embedding[rows].to(device),
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            config=config,
-            max_tokens=max_tokens,
-            rows=range(len(embedding))[rows],
-            source=source,
-        )
-        texts += [(tokenizer.decode(answer.ids), answer.finished) for answer in answers]
-    return texts
-
-
-def _slices(length: int, size: int) -> Sequence[slice]:
-    return [slice(start, start + size) for start in range(0, length, size)]
+    """What the model's decoder says of embeddings (N, E), as `Mamba3Jepa.say`, and whether it came to an end."""
+    said = model.say(embedding, config, batch_size=batch_size)
+    return [(model.tokenizer.decode(answer.ids), answer.finished) for answer in said]

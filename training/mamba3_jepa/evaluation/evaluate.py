@@ -268,16 +268,7 @@ def _answers(
     """What is nearest and what is generated, and the share of the latter that met the limit; None if none are."""
     said: list[tuple[str, bool]] = []
     if model.y_decoder is not None and not settings.skip_generation and collected.texts:
-        said = generate_texts(
-            model.y_decoder,
-            model.tokenizer,
-            collected.predicted,
-            max_tokens=model.config.max_answer_tokens - 1,  # bos is given
-            device=model.device,
-            config=settings.generation,
-            batch_size=settings.batch_size,
-            source=model.source,
-        )
+        said = generate_texts(model, collected.predicted, settings.generation, settings.batch_size)
     answers = Answers(
         index=collected.index.tolist(),
         questions=collected.questions,

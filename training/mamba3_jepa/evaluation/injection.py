@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -131,30 +132,22 @@ class InjectionTrial:
         after = self._right(model, self._embed(model, self.samples.knowledge, device), device)
         wrong = self._right(model, self._embed(model, self.samples.wrong, device), device)
         has_wrong = self.samples.has_wrong
-        everything = torch.ones(len(self.samples), dtype=torch.bool)
-        generated, by_form = None, {}
-        forms = {
-            form: torch.tensor([each == form for each in self.samples.forms])
-            for form in dict.fromkeys(self.samples.forms)
-        }
+        forms, kinds = _rows_of(self.samples.forms), _rows_of(self.samples.kinds)
+        retrieved = _Compared(before[0], after[0], wrong[0], has_wrong)
+        generated, spoken = None, self._spoken
         if before[1] is not None and after[1] is not None and wrong[1] is not None:
-            spoken, some_wrong = self._spoken, has_wrong[self._spoken]
-            generated = _rates(before[1], after[1], wrong[1], everything[spoken], some_wrong)
-            by_form = {
-                form: _rates(before[1], after[1], wrong[1], rows[spoken], some_wrong)
-                for form, rows in forms.items()
-                if bool(rows[spoken].any())
-            }
-        else:
-            by_form = {form: _rates(before[0], after[0], wrong[0], rows, has_wrong) for form, rows in forms.items()}
-        kinds = self.samples.kinds
-        by_kind = {kind: torch.tensor([each == kind for each in kinds]) for kind in dict.fromkeys(kinds)}
+            generated = _Compared(before[1], after[1], wrong[1], has_wrong[spoken])
+        by_form = {
+            form: retrieved.rates(rows) if generated is None else generated.rates(rows[spoken])
+            for form, rows in forms.items()
+            if generated is None or bool(rows[spoken].any())
+        }
         return InjectionReport(
             n_samples=len(self.samples),
             n_without_wrong=self.n_without_wrong,
-            retrieved=_rates(before[0], after[0], wrong[0], everything, has_wrong),
-            generated=generated,
-            by_kind={kind: _rates(before[0], after[0], wrong[0], rows, has_wrong) for kind, rows in by_kind.items()},
+            retrieved=retrieved.rates(),
+            generated=None if generated is None else generated.rates(),
+            by_kind={kind: retrieved.rates(rows) for kind, rows in kinds.items()},
             by_form=by_form,
         )
 
@@ -185,13 +178,7 @@ class InjectionTrial:
                     retrieved[row] = text == samples.expected[row]
         if model.y_decoder is None:
             return retrieved, None
-        said = generate_texts(
-            model.y_decoder,
-            model.tokenizer,
-            embedding[self._spoken],
-            max_tokens=model.config.max_answer_tokens - 1,  # bos is given
-            device=device,
-        )
+        said = generate_texts(model, embedding[self._spoken])
         expected = [samples.expected[i] for i in self._spoken.tolist()]
         right = [same_text(text, given) for text, (given, _) in zip(expected, said, strict=True)]
         return retrieved, torch.tensor(right)
@@ -228,13 +215,7 @@ class SteadinessTrial:
         if model.recursion is None or model.y_decoder is None:
             raise ValueError("the model has no injector, or no Y-Decoder")
         told = model.recursion.injector(self.pooled.to(device), self.knowledge.to(device))
-        said = generate_texts(
-            model.y_decoder,
-            model.tokenizer,
-            model.predictor.embed(told).float().cpu(),
-            max_tokens=model.config.max_answer_tokens - 1,
-            device=device,
-        )
+        said = generate_texts(model, model.predictor.embed(told).float().cpu())
         turned = torch.tensor(
             [not same_text(text, given) for text, (given, _) in zip(self.expected, said, strict=True)]
         )
@@ -245,11 +226,25 @@ class SteadinessTrial:
         )
 
 
-def _rates(before: Tensor, after: Tensor, wrong: Tensor, rows: Tensor, has_wrong: Tensor) -> Rates:
-    """Shares over `rows` (M,) bool; those without wrong knowledge do not count in `wrong`."""
-    wrong_rows = rows & has_wrong
-    return Rates(
-        before=float(before[rows].double().mean()),
-        after=float(after[rows].double().mean()),
-        wrong=float(wrong[wrong_rows].double().mean()) if bool(wrong_rows.any()) else None,
-    )
+class _Compared(NamedTuple):
+    """(M,) bool: which samples are right before, after the right and after the wrong knowledge, and which have one."""
+
+    before: Tensor
+    after: Tensor
+    wrong: Tensor
+    has_wrong: Tensor
+
+    def rates(self, rows: Tensor | None = None) -> Rates:
+        """Shares over `rows` (M,) bool, by default all; those without wrong knowledge do not count in `wrong`."""
+        rows = torch.ones_like(self.has_wrong) if rows is None else rows
+        wrong_rows = rows & self.has_wrong
+        return Rates(
+            before=float(self.before[rows].double().mean()),
+            after=float(self.after[rows].double().mean()),
+            wrong=float(self.wrong[wrong_rows].double().mean()) if bool(wrong_rows.any()) else None,
+        )
+
+
+def _rows_of(labels: Sequence[str]) -> dict[str, Tensor]:
+    """For each of the labels, in the order in which they come, which rows (M,) bool have it."""
+    return {label: torch.tensor([each == label for each in labels]) for label in dict.fromkeys(labels)}

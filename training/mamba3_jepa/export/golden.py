@@ -26,7 +26,7 @@ from mamba3_jepa.export.golden_tokens import AWKWARD_TEXTS
 from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
 from mamba3_jepa.export.probe import Probe, answer_doubts, golden_probe, knowledge_vectors
 from mamba3_jepa.files.safetensors_file import write_safetensors
-from mamba3_jepa.models.generation import GenerationConfig, generate
+from mamba3_jepa.models.generation import GenerationConfig
 from mamba3_jepa.models.key_map import COMPONENTS, Component
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
 from mamba3_jepa.models.pooling import masked_mean
@@ -234,15 +234,11 @@ def _y_decoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
 
 def _answers(model: Mamba3Jepa, embedding: Tensor, golden: Golden) -> None:
     """What the decoder says to embeddings (B, E), by the two methods that draw no random numbers."""
-    assert model.y_decoder is not None
-    decoder, bos, eos = model.y_decoder, model.tokenizer.bos_id, model.tokenizer.eos_id
-    limit = model.config.max_answer_tokens - 1
     for name, config, how in (
         ("greedy", GenerationConfig(), "greedily"),
         ("beam", GenerationConfig(method="beam"), "with 4 beams and length_penalty 0"),
     ):
-        answers = generate(decoder, embedding, bos_id=bos, eos_id=eos, config=config, max_tokens=limit)
-        for b, answer in enumerate(answers):
+        for b, answer in enumerate(model.say(embedding, config)):
             ids, log_probs = torch.tensor(answer.ids, dtype=torch.int64), torch.tensor(answer.log_probs)
             where = f"decoded {how} from the embedding of this sample"
             golden.add(f"{name}_ids.{b}", ids, f"tokens {where}, without bos and eos")

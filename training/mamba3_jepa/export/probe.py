@@ -12,7 +12,7 @@ from torch import Tensor
 from mamba3_jepa.data.images import normalize, to_pixels
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.generation import GenerationConfig, doubt, generate
+from mamba3_jepa.models.generation import doubt
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 N_SCENES = 4
@@ -74,15 +74,7 @@ def answer_doubts(model: Mamba3Jepa, embedding: Tensor) -> Tensor:
     """(B, S): the decoder's doubt in what it answers greedily from embeddings (B, E)."""
     if model.y_decoder is None:
         raise UserError("a model whose confusion monitor hears the answer cannot be exported without its Y-Decoder")
-    answers = generate(
-        model.y_decoder,
-        embedding,
-        bos_id=model.tokenizer.bos_id,
-        eos_id=model.tokenizer.eos_id,
-        config=GenerationConfig(),
-        max_tokens=model.config.max_answer_tokens - 1,
-    )
-    return doubt(answers)
+    return doubt(model.say(embedding))
 
 
 def golden_probe(model: Mamba3Jepa) -> Probe:

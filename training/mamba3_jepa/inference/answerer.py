@@ -23,7 +23,7 @@ from mamba3_jepa.evaluation.retrieval import top_texts
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
-from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt, generate
+from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt
 from mamba3_jepa.models.recursion import KnowledgeRetriever, Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import GenerationConfig, Inject
@@ -289,22 +289,7 @@ class Answerer:
 
     def _generated(self, embedding: Tensor, batch_size: int, config: GenerationConfig) -> list[Generated]:
         """What the decoder says of B embeddings (B, E)."""
-        model, size = self.model, config.samples_at_once(batch_size)
-        assert model.y_decoder is not None
-        return [
-            answer
-            for start in range(0, len(embedding), size)
-            for answer in generate(
-                model.y_decoder,
-                embedding[start : start + size],
-                bos_id=model.tokenizer.bos_id,
-                eos_id=model.tokenizer.eos_id,
-                config=config,
-                max_tokens=model.config.max_answer_tokens - 1,
-                rows=range(self._turns + start, self._turns + min(start + size, len(embedding))),
-                source=model.source,
-            )
-        ]
+        return self.model.say(embedding, config, batch_size=batch_size, first_row=self._turns)
 
     def _vector(self, knowledge: Knowledge) -> Tensor:
         """(K,) on the model's device."""

@@ -19,6 +19,7 @@ from mamba3_jepa.data.images import load_image, normalize, to_pixels, upright
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.models.generation import Generated, GenerationConfig, generate
 from mamba3_jepa.models.network import Network, eval_mode
 from mamba3_jepa.models.predictor import PredictorOutput
 from mamba3_jepa.models.state_dict import load_state
@@ -133,6 +134,43 @@ class Mamba3Jepa(Network):
             for rows in _slices(len(texts), batch_size):
                 embeddings.append(self.y_encoder(*self._batch(encoded, rows)).float())
         return torch.cat(embeddings)
+
+    def say(
+        self,
+        embedding: Tensor,
+        config: GenerationConfig | None = None,
+        *,
+        batch_size: int = 256,
+        first_row: int = 0,
+    ) -> list[Generated]:
+        """What the Y-Decoder says of embeddings (B, E), at most as long as the answers that it learned from.
+
+        Args:
+            config: how to choose the tokens; greedily by default.
+            batch_size: sequences in memory at once; the answers do not depend on it.
+            first_row: the number of the first embedding, and the others count on from it; what is drawn depends on it.
+
+        Raises:
+            UserError: the decoder's outputs are not finite.
+        """
+        if self.y_decoder is None:
+            raise ValueError("the model has no Y-Decoder")
+        config = config or GenerationConfig()
+        answers: list[Generated] = []
+        with eval_mode(self.y_decoder):
+            for rows in _slices(len(embedding), config.samples_at_once(batch_size)):
+                some = embedding[rows].to(self.device)
+                answers += generate(
+                    self.y_decoder,
+                    some,
+                    bos_id=self.tokenizer.bos_id,
+                    eos_id=self.tokenizer.eos_id,
+                    config=config,
+                    max_tokens=self.config.max_answer_tokens - 1,  # bos is given
+                    rows=range(first_row + rows.start, first_row + rows.start + len(some)),
+                    source=self.source,
+                )
+        return answers
 
     def _encode_texts(self, texts: Sequence[str], max_tokens: int, kind: str) -> EncodedTexts:
         if isinstance(texts, str) or not texts:

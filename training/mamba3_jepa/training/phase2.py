@@ -253,7 +253,7 @@ class Phase2Task(KeptOutputs):
         with eval_mode(self.decoder):
             scores = on_every_rank(lambda: sum_scores(self.decoder, self._val_batches(), device))
             tokens = TokenReport.of(all_gather_object(scores))
-            self._answers, unfinished = self._generate(device)
+            self._answers, unfinished = self._generate()
         metrics = {
             "val/loss": tokens.loss,
             "val/perplexity": tokens.perplexity,
@@ -293,13 +293,10 @@ class Phase2Task(KeptOutputs):
             nearest=nearest_texts(embedding, target, expected, questions, gallery),
         )
 
-    def _generate(self, device: torch.device) -> tuple[Answers, float]:
+    def _generate(self) -> tuple[Answers, float]:
         """The answers, and the share of them that did not come to an end."""
         mine = self.val.embedding[self._rows[rank() :: world_size()]]
-        max_tokens = self.config.max_answer_tokens - 1  # bos is given
-        said = on_every_rank(
-            lambda: generate_texts(self.decoder, self.model.tokenizer, mine, max_tokens=max_tokens, device=device)
-        )
+        said = on_every_rank(lambda: generate_texts(self.model, mine))
         generated: list[tuple[str, bool]] = [("", False)] * len(self._rows)
         for number, share in enumerate(all_gather_object(said)):
             generated[number :: world_size()] = share

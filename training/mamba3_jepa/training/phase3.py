@@ -18,42 +18,24 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mamba3_jepa.config import SHUT, ModelConfig
+from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
-from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.loader import BatchPlan
 from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.evaluation.confusion import WRONG_ANSWER, ConfusionReport, evaluate_confusion
-from mamba3_jepa.evaluation.confusion_plots import (
-    plot_confusion,
-    plot_injection,
-    plot_memory_floor,
-    plot_risk_coverage,
-)
-from mamba3_jepa.evaluation.injection import (
-    GENERATED_SAMPLES,
-    InjectionReport,
-    InjectionSamples,
-    InjectionTrial,
-    SteadinessTrial,
-    gallery,
-)
-from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
-from mamba3_jepa.evaluation.selective import SelectiveReport, selective_reports
+from mamba3_jepa.evaluation.phase3_data import Phase3Data
+from mamba3_jepa.evaluation.phase3_trials import Phase3Report, Phase3Trials
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
-from mamba3_jepa.models.generation import mean_log_probability
 from mamba3_jepa.models.losses import confusion_loss, injection_error, lookup_loss
 from mamba3_jepa.models.predictor import Predictor
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
-from mamba3_jepa.training.lessons import NOTHING
 from mamba3_jepa.training.loop import fit
-from mamba3_jepa.training.phase3_data import Phase3Data, phase3_data
+from mamba3_jepa.training.phase3_data import phase3_data
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
@@ -337,89 +319,10 @@ class Phase3Task(KeptOutputs):
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
         self.batches_per_epoch = len(self._plan)
-        self._read_validation()
-        self._confusion: ConfusionReport | None = None
-        self._selective: dict[str, SelectiveReport] = {}
-        self._injection: InjectionReport | None = None
-        self._memory_floor: MemoryFloor | None = None
-
-    def _read_validation(self) -> None:
-        """Texts of the validation samples, and the confused ones among them that have a right answer."""
-        val = self.val
-        samples = [val.source.sample(i) for i in val.frozen.index.tolist()]
-        self._questions = [sample.question for sample in samples]
-        kinds = [CONFUSION_KINDS[kind] for kind in val.source.kinds[val.frozen.index.numpy()]]
-        wrong = (val.answered & val.confused).tolist()
-        right = (val.answered & ~val.confused).tolist()
-        self._kinds = [
-            WRONG_ANSWER if is_wrong else "clear" if is_right else kind
-            for kind, is_wrong, is_right in zip(kinds, wrong, right, strict=True)
-        ]
-        self._trial = self._injection_trial()
-        self._steadiness_trial, self._steady_rows = self._what_should_stay()
-
-    def _injection_trial(self) -> InjectionTrial | None:
-        """The confused samples with each lesson that should make them right."""
-        val, lessons = self.val, self.val.lessons
-        numbers, about = lessons.of(torch.arange(len(val)))
-        tells = lessons.answer[numbers] >= 0
-        texts, embeddings, is_answer = gallery(
-            [lessons.answer_texts[i] for i in lessons.answer[numbers[tells]].tolist()],
-            lessons.answers[lessons.answer[numbers[tells]]],
-            [self._questions[i] for i in about[tells].tolist()],
-        )
-        chosen = tells & val.confused[about] & lessons.are(HELPFUL, numbers)
-        if not bool(chosen.any()):
-            return None
-        wrong = self._wrong_lesson()[about[chosen]]
-        numbers, about = numbers[chosen], about[chosen]
-        trial = InjectionTrial(
-            InjectionSamples(
-                pooled=val.frozen.pooled[about],
-                knowledge=lessons.vectors[lessons.knowledge[numbers]],
-                wrong=lessons.vectors[lessons.knowledge[wrong.clamp(min=0)]],
-                has_wrong=wrong >= 0,
-                expected=[lessons.answer_texts[i] for i in lessons.answer[numbers].tolist()],
-                questions=[self._questions[i] for i in about.tolist()],
-                kinds=[self._kinds[i] for i in about.tolist()],
-                forms=[LESSON_FORMS[form] for form in lessons.form[numbers].tolist()],
-                texts=texts,
-                text_embeddings=embeddings,
-                text_is_answer=is_answer,
-            )
-        )
-        if rank() == 0 and trial.n_without_wrong:
-            logger.warning(
-                "%d of %d things told to confused validation samples cannot be tried with wrong knowledge: no other "
-                "sample was found that has both another knowledge and another answer",
-                trial.n_without_wrong, len(about),
-            )  # fmt: skip
-        return trial
-
-    def _wrong_lesson(self) -> Tensor:
-        """(N,) for each validation sample a lesson that is false of it, or else an irrelevant one; or `NOTHING`."""
-        lessons = self.val.lessons
-        numbers, about = lessons.of(torch.arange(len(self.val)))
-        wrong = torch.full((len(self.val),), NOTHING)
-        for form in ("irrelevant", "false"):
-            is_form = lessons.are([form], numbers)
-            wrong[about[is_form]] = numbers[is_form]
-        return wrong
-
-    def _what_should_stay(self) -> tuple[SteadinessTrial | None, Tensor]:
-        """Right answers with lessons that are false or irrelevant, and whose samples they are."""
-        val, lessons = self.val, self.val.lessons
-        numbers, about = lessons.of(torch.arange(len(val)))
-        chosen = ((val.answered & ~val.confused)[about] & lessons.are(["false", "irrelevant"], numbers)).nonzero()
-        chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), GENERATED_SAMPLES)] if len(chosen) else chosen[:, 0]
-        if not len(chosen):
-            return None, chosen
-        numbers, about = numbers[chosen], about[chosen]
-        return SteadinessTrial(
-            val.frozen.pooled[about],
-            lessons.vectors[lessons.knowledge[numbers]],
-            [val.spoken.texts[i] for i in about.tolist()],
-        ), about
+        self._trials = Phase3Trials(val)
+        self._report: Phase3Report | None = None
+        if rank() == 0 and self._trials.warning is not None:
+            logger.warning(self._trials.warning)
 
     def batches(self, epoch: int, skip: int) -> Iterator[Phase3Batch]:
         """This process's batches of `epoch`, without the first `skip`."""
@@ -470,39 +373,26 @@ class Phase3Task(KeptOutputs):
     @torch.no_grad()
     def _validated(self, device: torch.device) -> Validation:
         losses, logits = self._losses(device)
-        self._memory_floor = self._floor(device)
-        report = evaluate_confusion(logits, self.val.confused, self._kinds, self._questions)
-        answered = self.val.answered
-        selective = selective_reports(
-            {"": logits[answered], "_confidence": -mean_log_probability(self.val.spoken.doubt[answered])},
-            self.val.confused[answered],
-        )
+        report = self._trials.run(self.model, logits, device)
         probe = self.recursion.confusion_probe
-        probe.threshold.fill_(report.calibration.threshold)
-        probe.temperature.fill_(report.calibration.temperature)
-        self.recursion.memory_floor.fill_(self._memory_floor.floor)
-        metrics = losses | report.metrics("val") | self._memory_floor.metrics("val")
-        for name, each in selective.items():
-            metrics |= each.metrics("val", name)
+        probe.threshold.fill_(report.confusion.calibration.threshold)
+        probe.temperature.fill_(report.confusion.calibration.temperature)
+        self.recursion.memory_floor.fill_(report.memory_floor.floor)
         warnings = []
         parts = []
-        if report.rocs:
-            parts.append(sum(curve.auroc for curve in report.rocs.values()) / len(report.rocs))
+        if report.confusion.rocs:
+            parts.append(sum(curve.auroc for curve in report.confusion.rocs.values()) / len(report.confusion.rocs))
         else:
             warnings.append(
                 "validation needs both clear and confused samples to measure the confusion monitor and to choose its "
                 "threshold: raise `val_fraction` or `val_samples`, or give more data"
             )
-        self._confusion, self._selective, self._injection = report, selective, None
-        if self._trial is not None:
-            self._injection = self._trial.run(self.model, device)
-            metrics |= self._injection.metrics("val")
-            parts.append(self._injection.retrieved.after)
-        if self._steadiness_trial is not None:
-            notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
-            metrics |= self._steadiness_trial.run(self.model, device, notices[self._steady_rows]).metrics("val")
+        if report.injection is not None:
+            parts.append(report.injection.retrieved.after)
+        self._report = report
         # How well confusion is noticed and how often knowledge helps; without either, at least the loss.
-        return Validation(metrics=metrics, score=sum(parts) if parts else -losses["val/loss"], warnings=warnings)
+        score = sum(parts) if parts else -losses["val/loss"]
+        return Validation(metrics=losses | report.metrics("val"), score=score, warnings=warnings)
 
     def _losses(self, device: torch.device) -> tuple[dict[str, float], Tensor]:
         """The objective over the validation samples, and the monitor's logits (N,)."""
@@ -525,35 +415,7 @@ class Phase3Task(KeptOutputs):
             logits.append(_logits(self.recursion, batch).cpu())
         return {f"val/{name}": total / max(1.0, counts[name]) for name, total in sums.items()}, torch.cat(logits)
 
-    def _floor(self, device: torch.device) -> MemoryFloor:
-        """Chosen on lookups for the confused questions that have a text which answers them."""
-        findable, lessons, retriever = self.val.findable, self.val.lessons, self.recursion.retriever
-        rows = torch.arange(len(self.val))
-        right = findable.right(rows, epoch=0)
-        rows = rows[(right >= 0) & self.val.confused]
-        if not len(rows):
-            # a retriever that has learned nothing finds nothing
-            return MemoryFloor.none() if retriever is None else dataclasses.replace(MemoryFloor.none(), floor=SHUT)
-        right, texts = right[rows], lessons.vectors[findable.pool].to(device)
-        if retriever is None:
-            asked = self.val.frozen.embedding[rows]
-        else:
-            asked = retriever.question(lessons.questions[lessons.question[rows]].to(device)).cpu()
-            texts = retriever.text(texts)
-        places = torch.searchsorted(findable.pool, right)
-        floor = choose_memory_floor(
-            asked, places, texts.cpu(), lambda some, drawn: findable.answering(rows[some], drawn)
-        )
-        has_learned = retriever is None or len(floor.wrong)  # who never saw what does not answer lets everything pass
-        return floor if has_learned else dataclasses.replace(floor, floor=SHUT)
-
     def illustrate(self, folder: Path) -> None:
         """plots/confusion_*.png, plots/injection.png and plots/memory_floor.png of the last validation."""
-        if self._memory_floor is not None and len(self._memory_floor.right):
-            plot_memory_floor(self._memory_floor, folder / "plots")
-        if self._confusion is not None:
-            plot_confusion(self._confusion, folder / "plots")
-        if self._selective:
-            plot_risk_coverage(self._selective, folder / "plots")
-        if self._injection is not None:
-            plot_injection(self._injection, folder / "plots")
+        if self._report is not None:
+            self._report.plot(folder / "plots")

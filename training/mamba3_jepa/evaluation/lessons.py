@@ -6,7 +6,7 @@ length of a knowledge vector, B rows, M texts that tell a question nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.confusion import ConfusionSource, topic
 from mamba3_jepa.data.lesson import FINDABLE, LESSON_FORMS
+from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -30,8 +31,8 @@ class Lessons:
     start: (N + 1,) int64, sample i has the lessons start[i] to start[i + 1]. form: (n,) uint8, places in
     `LESSON_FORMS`. knowledge: (n,) int64, rows of `vectors` (V, K). answer: (n,) int64, rows of `answers` (A, E),
     `NOTHING` where the lesson tells nothing. texts: V, the empty text for a vector of the data's; answer_texts: A.
-    question: (N,) int64, rows of `questions` (Q, E), `NOTHING` for captions. topic: (N,) uint64, equal for samples that
-    ask the same.
+    question: (N,) int64, rows of `questions` (Q, E), `NOTHING` for captions; question_texts: Q. topic: (N,) uint64,
+    equal for samples that ask the same.
     """
 
     start: Tensor
@@ -44,6 +45,7 @@ class Lessons:
     answer_texts: list[str]
     question: Tensor
     questions: Tensor
+    question_texts: list[str]
     topic: NDArray[np.uint64]
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,21 +61,38 @@ class Lessons:
             self.form[lessons], torch.tensor([LESSON_FORMS.index(form) for form in forms], dtype=torch.uint8)
         )
 
+    def asked(self) -> list[str | None]:
+        """N questions, None for captions."""
+        return [None if row == NOTHING else self.question_texts[row] for row in self.question.tolist()]
+
     @staticmethod
-    def about(model: Mamba3Jepa, source: ConfusionSource, indices: Sequence[int]) -> Lessons:
+    def about(
+        model: Mamba3Jepa,
+        source: ConfusionSource,
+        indices: Sequence[int],
+        see: Callable[[int, Sample], None] | None = None,
+    ) -> Lessons:
         """Lessons about N samples of `source`, all texts embedded by the model's Y-Encoder.
 
         Texts are left out where the model takes no knowledge of that length; vectors have that length
         (`phase3_data.check_knowledge`).
+
+        Args:
+            see: called with each sample and its place among the N, so that it need not be read again.
+
+        Raises:
+            BadSampleError: a sample cannot be read.
         """
         takes_texts = model.config.knowledge_dim == model.config.embed_dim
         vectors, answers, questions = _Table(), _Table(), _Table()
         start, form, knowledge, answer, question, topics = [0], [], [], [], [], []
-        for index in indices:
+        for row, index in enumerate(indices):
             sample = source.sample(index)
+            if see is not None:
+                see(row, sample)
             question.append(NOTHING if sample.question is None else questions.row(sample.question))
             topics.append(stable_hash(topic(sample)))
-            for lesson in source.lessons(index):
+            for lesson in source.lessons(index, sample):
                 if isinstance(lesson.knowledge, str) and not takes_texts:
                     continue
                 form.append(LESSON_FORMS.index(lesson.form))
@@ -91,6 +110,7 @@ class Lessons:
             answer_texts=[str(each) for each in answers.rows],
             question=torch.tensor(question, dtype=torch.int64),
             questions=questions.embedded(model, model.config.embed_dim),
+            question_texts=[str(each) for each in questions.rows],
             topic=np.array(topics, dtype=np.uint64),
         )
 

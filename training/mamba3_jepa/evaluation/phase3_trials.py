@@ -1,0 +1,206 @@
+"""What phase 3 is for, measured: whether confusion is noticed, what knowledge does, what a memory finds.
+
+Letters: N samples, M of them that are tried, L lessons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamba3_jepa.config import SHUT
+from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
+from mamba3_jepa.data.splits import spread
+from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
+from mamba3_jepa.evaluation.confusion_plots import (
+    plot_confusion,
+    plot_injection,
+    plot_memory_floor,
+    plot_risk_coverage,
+)
+from mamba3_jepa.evaluation.injection import (
+    GENERATED_SAMPLES,
+    InjectionReport,
+    InjectionSamples,
+    InjectionTrial,
+    SteadinessReport,
+    SteadinessTrial,
+    gallery,
+)
+from mamba3_jepa.evaluation.lessons import NOTHING
+from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
+from mamba3_jepa.evaluation.phase3_data import Phase3Data
+from mamba3_jepa.evaluation.selective import SelectiveReport, selective_reports
+from mamba3_jepa.models.generation import mean_log_probability
+from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase3Report:
+    """The numbers of one evaluation.
+
+    selective: of the monitor ("") and of the plain confidence ("_confidence"); empty without answers. injection,
+    steadiness: None where there is nothing to try.
+    """
+
+    confusion: ConfusionReport
+    selective: dict[str, SelectiveReport]
+    injection: InjectionReport | None
+    steadiness: SteadinessReport | None
+    memory_floor: MemoryFloor
+
+    def metrics(self, prefix: str = "val") -> dict[str, float]:
+        """Those of all the parts, as flat numbers."""
+        values = self.confusion.metrics(prefix) | self.memory_floor.metrics(prefix)
+        for name, each in self.selective.items():
+            values |= each.metrics(prefix, name)
+        for report in (self.injection, self.steadiness):
+            values |= {} if report is None else report.metrics(prefix)
+        return values
+
+    def plot(self, folder: Path) -> None:
+        """confusion_*.png, injection.png and memory_floor.png, as far as there is data for them.
+
+        Raises:
+            UserError: a picture cannot be written.
+        """
+        plot_confusion(self.confusion, folder)
+        if len(self.memory_floor.right):
+            plot_memory_floor(self.memory_floor, folder)
+        if self.selective:
+            plot_risk_coverage(self.selective, folder)
+        if self.injection is not None:
+            plot_injection(self.injection, folder)
+
+
+class Phase3Trials:
+    """Measures a model's recursion on the same samples again and again while it learns.
+
+    Attributes:
+        warning: a sentence to be said aloud; None if there is none.
+    """
+
+    def __init__(self, data: Phase3Data) -> None:
+        self._data = data
+        self._questions, self._kinds = data.lessons.asked(), data.kinds()
+        self._injection = _injection_trial(data, self._questions, self._kinds)
+        self._steadiness, self._steady_rows = _steadiness_trial(data)
+        self.warning: str | None = None
+        if self._injection is not None and self._injection.n_without_wrong:
+            self.warning = (
+                f"{self._injection.n_without_wrong} of {len(self._injection.samples)} things told to confused "
+                "validation samples cannot be tried with wrong knowledge: no other sample was found that has both "
+                "another knowledge and another answer"
+            )
+
+    @torch.no_grad()
+    def run(self, model: Mamba3Jepa, logits: Tensor, device: torch.device | str) -> Phase3Report:
+        """The numbers with the model's recursion as it is now; threshold, temperature and floor are chosen anew.
+
+        Args:
+            logits: (N,) the confusion monitor's.
+        """
+        if model.recursion is None:
+            raise ValueError("the model has no recursion to measure")
+        data, answered = self._data, self._data.answered
+        report = evaluate_confusion(logits, data.confused, self._kinds, self._questions)
+        injection = None if self._injection is None else self._injection.run(model, device)
+        steadiness = None
+        if self._steadiness is not None:
+            notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
+            steadiness = self._steadiness.run(model, device, notices[self._steady_rows])
+        return Phase3Report(
+            confusion=report,
+            selective=selective_reports(
+                {"": logits[answered], "_confidence": -mean_log_probability(data.spoken.doubt[answered])},
+                data.confused[answered],
+            ),
+            injection=injection,
+            steadiness=steadiness,
+            memory_floor=_memory_floor(data, model.recursion, device),
+        )
+
+
+def _injection_trial(data: Phase3Data, questions: list[str | None], kinds: list[str]) -> InjectionTrial | None:
+    """The confused samples with each lesson that should make them right."""
+    lessons = data.lessons
+    numbers, about = lessons.of(torch.arange(len(data)))
+    tells = lessons.answer[numbers] >= 0
+    texts, embeddings, is_answer = gallery(
+        [lessons.answer_texts[i] for i in lessons.answer[numbers[tells]].tolist()],
+        lessons.answers[lessons.answer[numbers[tells]]],
+        [questions[i] for i in about[tells].tolist()],
+    )
+    chosen = tells & data.confused[about] & lessons.are(HELPFUL, numbers)
+    if not bool(chosen.any()):
+        return None
+    wrong = _wrong_lesson(data)[about[chosen]]
+    numbers, about = numbers[chosen], about[chosen]
+    return InjectionTrial(
+        InjectionSamples(
+            pooled=data.frozen.pooled[about],
+            knowledge=lessons.vectors[lessons.knowledge[numbers]],
+            wrong=lessons.vectors[lessons.knowledge[wrong.clamp(min=0)]],
+            has_wrong=wrong >= 0,
+            expected=[lessons.answer_texts[i] for i in lessons.answer[numbers].tolist()],
+            questions=[questions[i] for i in about.tolist()],
+            kinds=[kinds[i] for i in about.tolist()],
+            forms=[LESSON_FORMS[form] for form in lessons.form[numbers].tolist()],
+            texts=texts,
+            text_embeddings=embeddings,
+            text_is_answer=is_answer,
+        )
+    )
+
+
+def _wrong_lesson(data: Phase3Data) -> Tensor:
+    """(N,) for each sample a lesson that is false of it, or else an irrelevant one; or `NOTHING`."""
+    numbers, about = data.lessons.of(torch.arange(len(data)))
+    wrong = torch.full((len(data),), NOTHING)
+    for form in ("irrelevant", "false"):
+        is_form = data.lessons.are([form], numbers)
+        wrong[about[is_form]] = numbers[is_form]
+    return wrong
+
+
+def _steadiness_trial(data: Phase3Data) -> tuple[SteadinessTrial | None, Tensor]:
+    """Right answers with lessons that are false or irrelevant, and whose samples (M,) they are."""
+    lessons = data.lessons
+    numbers, about = lessons.of(torch.arange(len(data)))
+    chosen = ((data.answered & ~data.confused)[about] & lessons.are(["false", "irrelevant"], numbers)).nonzero()
+    chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), GENERATED_SAMPLES)] if len(chosen) else chosen[:, 0]
+    if not len(chosen):
+        return None, chosen
+    numbers, about = numbers[chosen], about[chosen]
+    return SteadinessTrial(
+        data.frozen.pooled[about],
+        lessons.vectors[lessons.knowledge[numbers]],
+        [data.spoken.texts[i] for i in about.tolist()],
+    ), about
+
+
+def _memory_floor(data: Phase3Data, recursion: Recursion, device: torch.device | str) -> MemoryFloor:
+    """Chosen on lookups for the confused questions that have a text which answers them."""
+    findable, lessons, retriever = data.findable, data.lessons, recursion.retriever
+    rows = torch.arange(len(data))
+    right = findable.right(rows, epoch=0)
+    rows = rows[(right >= 0) & data.confused]
+    if not len(rows):
+        # a retriever that has learned nothing finds nothing
+        return MemoryFloor.none() if retriever is None else dataclasses.replace(MemoryFloor.none(), floor=SHUT)
+    right, texts = right[rows], lessons.vectors[findable.pool].to(device)
+    if retriever is None:
+        asked = data.frozen.embedding[rows]
+    else:
+        asked = retriever.question(lessons.questions[lessons.question[rows]].to(device)).cpu()
+        texts = retriever.text(texts)
+    places = torch.searchsorted(findable.pool, right)
+    floor = choose_memory_floor(asked, places, texts.cpu(), lambda some, drawn: findable.answering(rows[some], drawn))
+    has_learned = retriever is None or len(floor.wrong)  # who never saw what does not answer lets everything pass
+    return floor if has_learned else dataclasses.replace(floor, floor=SHUT)
