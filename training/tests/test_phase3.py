@@ -40,8 +40,9 @@ from mamba3_jepa.models.generation import GenerationConfig, mean_log_probability
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import ConfusionKind, Phase3Settings
 from mamba3_jepa.training import frozen
-from mamba3_jepa.training.phase3 import Phase3Batch, Phase3Objective, Phase3Task
+from mamba3_jepa.training.phase3 import Phase3Task
 from mamba3_jepa.training.phase3_data import phase3_data
+from mamba3_jepa.training.phase3_objective import Phase3Batch, Phase3Objective
 
 SHORT = ["--tiny", "--cpu", "--synthetic-scenes", "24", "--val-samples", "60", "--batch-size", "30", "--epochs", "30",
          "--lr", "1e-2", "--log-every", "1", "--eval-every", "1000"]  # fmt: skip

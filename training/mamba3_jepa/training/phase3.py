@@ -9,14 +9,13 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
@@ -28,14 +27,12 @@ from mamba3_jepa.evaluation.phase3_trials import Phase3Report, Phase3Trials
 from mamba3_jepa.export.writer import write_component
 from mamba3_jepa.files.checkpoint import DataRecord
 from mamba3_jepa.files.folder_lock import alone_in
-from mamba3_jepa.models.losses import confusion_loss, injection_error, lookup_loss
-from mamba3_jepa.models.predictor import Predictor
-from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase3_data import phase3_data
+from mamba3_jepa.training.phase3_objective import Phase3Batch, Phase3Objective, confusion_logits
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
 from mamba3_jepa.training.start import (
@@ -48,7 +45,7 @@ from mamba3_jepa.training.start import (
     warn_of_seen_samples,
     workers,
 )
-from mamba3_jepa.training.task import KeptOutputs, LrScales, StepOutput, Validation, demand_one_batch
+from mamba3_jepa.training.task import KeptOutputs, LrScales, Validation, demand_one_batch
 
 logger = logging.getLogger(__name__)
 
@@ -192,87 +189,6 @@ def _say(model: Mamba3Jepa, train: Phase3Data, val: Phase3Data) -> None:
     logger.info("data: %s, %d training (%s) and %d validation samples", name, len(train), kinds, len(val))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase3Batch:
-    """One rank's share of one global batch: B samples and L lessons about them.
-
-    pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool.
-    about: (L,) int64, which of the B each lesson is about; knowledge: (L, K); goal: (L, E), what should be predicted
-    then; share: (L,), one over the number of lessons about the same sample.
-    question: (B, E) embeddings, and right: (B, E) of a text that answers, zeros where `asks` (B,) bool is False;
-    others: (B, M, E) of texts that do not answer, where `is_other` (B, M) bool.
-    """
-
-    pooled: Tensor
-    doubt: Tensor
-    confused: Tensor
-    about: Tensor
-    knowledge: Tensor
-    goal: Tensor
-    share: Tensor
-    question: Tensor
-    right: Tensor
-    asks: Tensor
-    others: Tensor
-    is_other: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-    def to(self, device: torch.device | str) -> Phase3Batch:
-        """A copy with all tensors on `device`."""
-        return Phase3Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
-
-
-class Phase3Objective(nn.Module):
-    """Binary cross-entropy of the confusion monitor, the squared error of the embedding predicted after injection, and
-    the loss of looking up what answers a question.
-
-    All are means over all samples of the batch, one without lessons counting as an error of zero: batches of equal
-    size then weigh alike, over micro-batches and ranks.
-    """
-
-    def __init__(self, recursion: Recursion, predictor: Predictor, injection_weight: float) -> None:
-        """`predictor` is frozen: only its head is used, and gradients pass through it."""
-        super().__init__()
-        self.recursion, self.predictor = recursion, predictor
-        self.injection_weight = injection_weight
-
-    def train(self, mode: bool = True) -> Phase3Objective:
-        """As ever, but what is frozen stays in eval mode."""
-        super().train(mode)
-        self.predictor.eval()
-        return self
-
-    def forward(self, batch: Phase3Batch) -> StepOutput:
-        """Loss of one batch, with the scalars worth logging."""
-        logits = _logits(self.recursion, batch)
-        confusion = confusion_loss(logits, batch.confused)
-        told = self.recursion.injector(batch.pooled[batch.about], batch.knowledge)
-        error = injection_error(self.predictor.embed(told), batch.goal) * batch.share
-        loss = confusion + self.injection_weight * error.sum() / len(batch)
-        logged = {
-            "confusion_loss": confusion.detach(),
-            "injection_loss": error.detach().sum() / batch.share.sum().clamp(min=1),
-            "confusion_accuracy": ((logits.detach() > 0) == batch.confused).float().mean(),
-        }
-        retriever = self.recursion.retriever
-        if retriever is not None:
-            question = retriever.question(batch.question)
-            right = (question * retriever.text(batch.right)).sum(dim=-1)
-            others = (question.unsqueeze(1) * retriever.text(batch.others)).sum(dim=-1)
-            lookup = lookup_loss(right, others, batch.is_other) * batch.asks
-            loss = loss + lookup.sum() / len(batch)
-            logged["lookup_loss"] = lookup.detach().sum() / batch.asks.sum().clamp(min=1)
-        return StepOutput(loss, logged)
-
-
-def _logits(recursion: Recursion, batch: Phase3Batch) -> Tensor:
-    """(B,) float32."""
-    probe = recursion.confusion_probe
-    return probe(batch.pooled, batch.doubt if probe.hears_answer else None).float()
-
-
 def _taken(table: Tensor, rows: Tensor, length: int) -> Tensor:
     """Rows (...) of a table (R, length) -> (..., length); zeros where a row is negative."""
     taken = torch.zeros(*rows.shape, length)
@@ -412,7 +328,7 @@ class Phase3Task(KeptOutputs):
                 if name in weights:
                     sums[name] = sums.get(name, 0.0) + float(value) * weights[name]
                     counts[name] = counts.get(name, 0.0) + weights[name]
-            logits.append(_logits(self.recursion, batch).cpu())
+            logits.append(confusion_logits(self.recursion, batch).cpu())
         return {f"val/{name}": total / max(1.0, counts[name]) for name, total in sums.items()}, torch.cat(logits)
 
     def illustrate(self, folder: Path) -> None:

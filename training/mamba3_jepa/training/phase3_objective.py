@@ -1,0 +1,98 @@
+"""What phase 3 minimises.
+
+Letters: B local batch, L lessons, M other texts, D width of the pooled state, E embedding width, K length of a
+knowledge vector, S numbers of doubt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mamba3_jepa.models.losses import confusion_loss, injection_error, lookup_loss
+from mamba3_jepa.models.predictor import Predictor
+from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.training.task import StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase3Batch:
+    """One rank's share of one global batch: B samples and L lessons about them.
+
+    pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool.
+    about: (L,) int64, which of the B each lesson is about; knowledge: (L, K); goal: (L, E), what should be predicted
+    then; share: (L,), one over the number of lessons about the same sample.
+    question: (B, E) embeddings, and right: (B, E) of a text that answers, zeros where `asks` (B,) bool is False;
+    others: (B, M, E) of texts that do not answer, where `is_other` (B, M) bool.
+    """
+
+    pooled: Tensor
+    doubt: Tensor
+    confused: Tensor
+    about: Tensor
+    knowledge: Tensor
+    goal: Tensor
+    share: Tensor
+    question: Tensor
+    right: Tensor
+    asks: Tensor
+    others: Tensor
+    is_other: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def to(self, device: torch.device | str) -> Phase3Batch:
+        """A copy with all tensors on `device`."""
+        return Phase3Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+class Phase3Objective(nn.Module):
+    """Binary cross-entropy of the confusion monitor, the squared error of the embedding predicted after injection, and
+    the loss of looking up what answers a question.
+
+    All are means over all samples of the batch, one without lessons counting as an error of zero: batches of equal
+    size then weigh alike, over micro-batches and ranks.
+    """
+
+    def __init__(self, recursion: Recursion, predictor: Predictor, injection_weight: float) -> None:
+        """`predictor` is frozen: only its head is used, and gradients pass through it."""
+        super().__init__()
+        self.recursion, self.predictor = recursion, predictor
+        self.injection_weight = injection_weight
+
+    def train(self, mode: bool = True) -> Phase3Objective:
+        """As ever, but what is frozen stays in eval mode."""
+        super().train(mode)
+        self.predictor.eval()
+        return self
+
+    def forward(self, batch: Phase3Batch) -> StepOutput:
+        """Loss of one batch, with the scalars worth logging."""
+        logits = confusion_logits(self.recursion, batch)
+        confusion = confusion_loss(logits, batch.confused)
+        told = self.recursion.injector(batch.pooled[batch.about], batch.knowledge)
+        error = injection_error(self.predictor.embed(told), batch.goal) * batch.share
+        loss = confusion + self.injection_weight * error.sum() / len(batch)
+        logged = {
+            "confusion_loss": confusion.detach(),
+            "injection_loss": error.detach().sum() / batch.share.sum().clamp(min=1),
+            "confusion_accuracy": ((logits.detach() > 0) == batch.confused).float().mean(),
+        }
+        retriever = self.recursion.retriever
+        if retriever is not None:
+            question = retriever.question(batch.question)
+            right = (question * retriever.text(batch.right)).sum(dim=-1)
+            others = (question.unsqueeze(1) * retriever.text(batch.others)).sum(dim=-1)
+            lookup = lookup_loss(right, others, batch.is_other) * batch.asks
+            loss = loss + lookup.sum() / len(batch)
+            logged["lookup_loss"] = lookup.detach().sum() / batch.asks.sum().clamp(min=1)
+        return StepOutput(loss, logged)
+
+
+def confusion_logits(recursion: Recursion, batch: Phase3Batch) -> Tensor:
+    """The confusion monitor's, of a batch: (B,) float32."""
+    probe = recursion.confusion_probe
+    return probe(batch.pooled, batch.doubt if probe.hears_answer else None).float()
