@@ -38,7 +38,8 @@ from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.generation import GenerationConfig, mean_log_probability
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.settings.training import ConfusionKind, Phase3Settings
+from mamba3_jepa.settings.common import ConfusionKind
+from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training import frozen
 from mamba3_jepa.training.phase3 import Phase3Task
 from mamba3_jepa.training.phase3_data import phase3_data

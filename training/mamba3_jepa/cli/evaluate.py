@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mamba3_jepa.cli.flags import with_flags
 from mamba3_jepa.cli.output import say, show, table, write_out
+from mamba3_jepa.cli.recursion_tables import recursion_tables
 from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, Scores
 from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint, results
 from mamba3_jepa.evaluation.swaps import SwapReport
@@ -38,6 +39,9 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         show(table(*_swaps(report.validation.swaps)))
     for benchmark in report.benchmarks:
         show(table(*_benchmark(benchmark)))
+    if report.recursion is not None:
+        for each in recursion_tables(report.recursion):
+            show(table(*each))
 
 
 def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:

@@ -41,6 +41,13 @@ def split_by_hash(hashes: NDArray[np.uint64], val_fraction: float) -> tuple[NDAr
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
+def learned_in_phase3(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which validation samples phase 3 learns from, by the hashes (N,) of their groups: half of the groups, or none
+    where that would be all; the others measure it."""
+    learned = (hashes >> np.uint64(1)) % np.uint64(2) == 0
+    return learned & (not learned.all())
+
+
 def spread(indices: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
     """The same `at_most` indices on every machine, spread over all of them, in order."""
     if len(indices) <= at_most:

@@ -1,7 +1,8 @@
 """How well confusion is noticed: ranking (ROC) of each kind, calibration, and the threshold to act on.
 
-Everything takes N logits or scores and what is true of the same N samples. Threshold and temperature are chosen on
-one half of the samples and their quality is measured on the other, so that nothing is measured where it was fitted.
+Everything takes N logits or scores and what is true of the same N samples. Threshold and temperature are given, or
+chosen on one half of the samples and their quality measured on the other, so that nothing is measured where it was
+fitted.
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class ConfusionReport:
     balanced_accuracy: float | None
     scores: dict[str, Tensor] = field(repr=False)
 
+    def judged_confused(self) -> dict[str, float]:
+        """For each kind that has scores the share of its samples over the threshold."""
+        threshold = self.calibration.threshold
+        return {kind: float((scores > threshold).double().mean()) for kind, scores in self.scores.items()}
+
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """Flat numbers for `metrics.jsonl`. With the prefix `val`:
 
@@ -91,7 +97,11 @@ class ConfusionReport:
 
 
 def evaluate_confusion(
-    logits: Tensor, confused: Tensor, kinds: Sequence[str], questions: Sequence[str | None]
+    logits: Tensor,
+    confused: Tensor,
+    kinds: Sequence[str],
+    questions: Sequence[str | None],
+    calibration: Calibration | None = None,
 ) -> ConfusionReport:
     """Everything about N logits of the confusion monitor.
 
@@ -100,6 +110,7 @@ def evaluate_confusion(
         confused: (N,) bool.
         kinds: N kinds, as `ConfusionSource` names them.
         questions: N questions, None for captions.
+        calibration: measure all samples with this one; by default one is fitted to half of them.
 
     Raises:
         ValueError: no samples, or lengths that differ.
@@ -109,8 +120,10 @@ def evaluate_confusion(
         raise ValueError(
             f"{len(logits)} logits, {len(confused)} labels, {len(kinds)} kinds and {len(questions)} questions"
         )
-    fitted_on, measured_on = _halves(confused)
-    calibration = calibrate(logits[fitted_on], confused[fitted_on])
+    measured_on = torch.arange(len(logits))
+    if calibration is None:
+        fitted_on, measured_on = _halves(confused)
+        calibration = calibrate(logits[fitted_on], confused[fitted_on])
     scores = torch.sigmoid(logits / calibration.temperature)
     measured, truth = scores[measured_on], confused[measured_on]
     unscaled = torch.sigmoid(logits[measured_on])

@@ -24,6 +24,7 @@ from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, benchmark_reports
 from mamba3_jepa.evaluation.decoding import generate_texts
 from mamba3_jepa.evaluation.measured_data import MeasuredData, MeasuredSplit, open_measured
 from mamba3_jepa.evaluation.predictions import write_predictions
+from mamba3_jepa.evaluation.recursion import RecursionReport, measure_recursion
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
 from mamba3_jepa.evaluation.text_gallery import TextGallery
 from mamba3_jepa.evaluation.validate import Captions, Collected, ValidationReport, collect, evaluate
@@ -35,7 +36,7 @@ from mamba3_jepa.evaluation.zero_shot import (
     different_labels,
     zero_shot,
 )
-from mamba3_jepa.files.checkpoint import load_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.path_text import path_text
@@ -53,7 +54,7 @@ class EvaluationReport:
     split, note: see `MeasuredData`. n_skipped: bad samples that were left out.
     generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
     ending; empty: the share that says nothing. nearest: of the nearest texts instead; choice: what questions were
-    answered with there, None without questions.
+    answered with there, None without questions. recursion: None of a model without it.
     """
 
     data: str
@@ -68,6 +69,7 @@ class EvaluationReport:
     choice: AnswerChoice | None
     zero_shot: ZeroShotReport | None
     benchmarks: list[BenchmarkReport]
+    recursion: RecursionReport | None
 
     def metrics(self, prefix: str = "test") -> dict[str, float]:
         """Flat numbers: those of `ValidationReport` and `AnswerMetrics`, and with the prefix `test`:
@@ -122,6 +124,12 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         raise UserError(
             f"`answer_sheet` shows generated answers, but {settings.checkpoint} has no Y-Decoder yet: phase 2 trains it"
         )
+    for name in ("foreign_questions", "recursion_plots"):
+        if getattr(settings, name) is not None and model.recursion is None:
+            raise UserError(
+                f"`{name}` measures confusion, but {settings.checkpoint} has no confusion monitor: phase 3 trains it"
+            )
+    listed = () if settings.foreign_questions is None else read_lines(settings.foreign_questions, "question")
     if model.y_decoder is not None:
         settings.generation.demand_choice(model.config.vocab_size)
     data = open_measured(settings, checkpoint)
@@ -154,7 +162,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
     found = read_annotations(source, collected.index.tolist())
     choice = answer_choice(model, collected, found, checkpoint.data.answers, settings)
-    report, answers = _measure(model, collected, found, data, choice, settings, labels, templates)
+    recursion = _recursion(model, data, collected, checkpoint, settings, listed)
+    report, answers = _measure(model, collected, found, data, choice, settings, labels, templates, recursion)
     for warning in report.validation.warnings:
         logger.warning(warning)
     _write(settings, report, collected, answers, source)
@@ -173,6 +182,8 @@ def results(settings: EvaluateSettings, report: EvaluationReport) -> dict[str, A
     if report.validation.swaps is not None:
         values["swaps"] = report.validation.swaps.rows()
     values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
+    if report.recursion is not None:
+        values["recursion"] = report.recursion.as_json()
     return values
 
 
@@ -185,6 +196,7 @@ def _measure(
     settings: EvaluateSettings,
     labels: Sequence[str] | None,
     templates: Sequence[str],
+    recursion: RecursionReport | None,
 ) -> tuple[EvaluationReport, Answers]:
     """All measures of what the model made of some samples, and the answers themselves."""
     gallery = None if choice is None else choice.gallery
@@ -202,8 +214,35 @@ def _measure(
         choice=choice,
         zero_shot=None if labels is None else _zero_shot(model, collected, labels, templates, settings),
         benchmarks=_benchmarks(answers, found, data.source, settings.benchmark),
+        recursion=recursion,
     )
     return report, answers
+
+
+def _recursion(
+    model: Mamba3Jepa,
+    data: MeasuredData,
+    collected: Collected,
+    checkpoint: Checkpoint,
+    settings: EvaluateSettings,
+    listed: Sequence[str],
+) -> RecursionReport | None:
+    """What phase 3 is for; None without it, or where it is to be left out."""
+    if model.recursion is None or model.y_decoder is None or settings.skip_recursion or settings.skip_generation:
+        return None
+    return measure_recursion(
+        model,
+        data.source,
+        data.confusion_indices,
+        seed=int(checkpoint.run["seed"]),
+        kinds=settings.confusion_kinds,
+        samples=settings.samples,
+        listed=listed,
+        pictures=collected.index.numpy(),
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        on_bad_sample=settings.on_bad_sample,
+    )
 
 
 def _zero_shot(
@@ -292,6 +331,8 @@ def _write(
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
     if settings.output is not None:
         write_json(settings.output, results(settings, report))
+    if settings.recursion_plots is not None and report.recursion is not None:
+        report.recursion.trials.plot(settings.recursion_plots)
     if settings.contact_sheet is not None:
         gallery = None if report.choice is None else report.choice.gallery
         write_contact_sheet(collected, source, settings.contact_sheet, gallery)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.scenes import may_have_validated_on_test
-from mamba3_jepa.data.sources import SceneSource, open_source, open_splits, usable
+from mamba3_jepa.data.sources import DataSplits, SceneSource, open_source, open_splits, usable
+from mamba3_jepa.data.splits import learned_in_phase3, split_by_hash
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.settings.inference import EvaluateSettings
@@ -27,12 +28,14 @@ class MeasuredData:
     """What is measured.
 
     split: of scenes which; of a data directory "val", the held-out part, or "manifest", the one that was named.
-    note: why the numbers may look too good, if they may. held_out_of: fingerprint of the data of which it is the
-    held-out part.
+    confusion_indices: what confusion is measured on: those and samples with a `confused` label, but none that phase 3
+    learned from. note: why the numbers may look too good, if they may. held_out_of: fingerprint of the data of which it
+    is the held-out part.
     """
 
     source: Source
     indices: NDArray[np.int64]
+    confusion_indices: NDArray[np.int64]
     split: MeasuredSplit
     note: str | None = None
     held_out_of: str | None = None
@@ -48,11 +51,16 @@ def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> Measure
     if settings.data_dir is None:
         scenes = SceneSource(settings.scenes, n_scenes=SCENES, seed=seed, image_size=image_size)
         note = _note_on_scenes(settings, checkpoint)
-        return MeasuredData(source=scenes, indices=scenes.indices("target"), split=settings.scenes, note=note)
+        indices = scenes.indices("target")
+        return MeasuredData(source=scenes, indices=indices, confusion_indices=indices, split=settings.scenes, note=note)
     if settings.manifest is not None:
         source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
         assert source is not None  # a named manifest is opened or is an error
-        return MeasuredData(source=source, indices=usable(source), split="manifest")
+        indices = usable(source)
+        labelled = source.indices("confused")
+        return MeasuredData(
+            source=source, indices=indices, confusion_indices=np.union1d(indices, labelled), split="manifest"
+        )
     val_fraction = float(checkpoint.run["val_fraction"])
     splits = open_splits(
         settings.data_dir,
@@ -67,8 +75,27 @@ def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> Measure
         f"the held-out validation split, which chose the checkpoint if it was trained on this data: {_TOO_GOOD}; "
         "`manifest` measures others"
     )
-    held_out = splits.val_indices
-    return MeasuredData(source=splits.val, indices=held_out, split="val", note=note, held_out_of=splits.fingerprint)
+    return MeasuredData(
+        source=splits.val,
+        indices=splits.val_indices,
+        confusion_indices=_not_learned_in_phase3(splits, val_fraction),
+        split="val",
+        note=note,
+        held_out_of=splits.fingerprint,
+    )
+
+
+def _not_learned_in_phase3(splits: DataSplits, val_fraction: float) -> NDArray[np.int64]:
+    """What phase 3 chooses its best checkpoint by, as its own run divides the data."""
+    source = splits.val
+    found = np.union1d(splits.val_indices, source.indices("confused"))
+    if source is not splits.train:
+        return found
+    hashes = source.group_hashes()
+    everything = np.union1d(source.indices("target"), source.indices("confused"))
+    _, held_out = split_by_hash(hashes[everything], val_fraction)
+    found = everything[held_out]
+    return found[~learned_in_phase3(hashes[found])]
 
 
 def _note_on_scenes(settings: EvaluateSettings, checkpoint: Checkpoint) -> str | None:

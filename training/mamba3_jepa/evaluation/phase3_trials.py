@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from mamba3_jepa.config import SHUT
 from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.evaluation.confusion import ConfusionReport, evaluate_confusion
+from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, evaluate_confusion
 from mamba3_jepa.evaluation.confusion_plots import (
     plot_confusion,
     plot_injection,
@@ -79,6 +80,14 @@ class Phase3Report:
             plot_injection(self.injection, folder)
 
 
+class Beside(NamedTuple):
+    """More confused samples: (n,) logits of the confusion monitor, n kinds and n questions."""
+
+    logits: Tensor
+    kinds: list[str]
+    questions: list[str | None]
+
+
 class Phase3Trials:
     """Measures a model's recursion on the same samples again and again while it learns.
 
@@ -100,16 +109,36 @@ class Phase3Trials:
             )
 
     @torch.no_grad()
-    def run(self, model: Mamba3Jepa, logits: Tensor, device: torch.device | str) -> Phase3Report:
-        """The numbers with the model's recursion as it is now; threshold, temperature and floor are chosen anew.
+    def run(
+        self,
+        model: Mamba3Jepa,
+        logits: Tensor,
+        device: torch.device | str,
+        *,
+        stored: bool = False,
+        beside: Beside | None = None,
+    ) -> Phase3Report:
+        """The numbers with the model's recursion as it is now.
 
         Args:
             logits: (N,) the confusion monitor's.
+            stored: measure with the model's own threshold, temperature and floor, instead of choosing them anew.
+            beside: more samples, for the confusion alone.
         """
         if model.recursion is None:
             raise ValueError("the model has no recursion to measure")
-        data, answered = self._data, self._data.answered
-        report = evaluate_confusion(logits, data.confused, self._kinds, self._questions)
+        data, answered, probe = self._data, self._data.answered, model.recursion.confusion_probe
+        beside = beside or Beside(torch.empty(0), [], [])
+        report = evaluate_confusion(
+            torch.cat([logits, beside.logits]),
+            torch.cat([data.confused, torch.ones(len(beside.kinds), dtype=torch.bool)]),
+            [*self._kinds, *beside.kinds],
+            [*self._questions, *beside.questions],
+            Calibration(temperature=float(probe.temperature), threshold=float(probe.threshold)) if stored else None,
+        )
+        floor = _memory_floor(data, model.recursion, device)
+        if stored:
+            floor = dataclasses.replace(floor, floor=float(model.recursion.memory_floor))
         injection = None if self._injection is None else self._injection.run(model, device)
         steadiness = None
         if self._steadiness is not None:
@@ -123,7 +152,7 @@ class Phase3Trials:
             ),
             injection=injection,
             steadiness=steadiness,
-            memory_floor=_memory_floor(data, model.recursion, device),
+            memory_floor=floor,
         )
 
 
@@ -187,20 +216,28 @@ def _steadiness_trial(data: Phase3Data) -> tuple[SteadinessTrial | None, Tensor]
 
 def _memory_floor(data: Phase3Data, recursion: Recursion, device: torch.device | str) -> MemoryFloor:
     """Chosen on lookups for the confused questions that have a text which answers them."""
-    findable, lessons, retriever = data.findable, data.lessons, recursion.retriever
+    findable, retriever = data.findable, recursion.retriever
     rows = torch.arange(len(data))
     right = findable.right(rows, epoch=0)
     rows = rows[(right >= 0) & data.confused]
     if not len(rows):
         # a retriever that has learned nothing finds nothing
         return MemoryFloor.none() if retriever is None else dataclasses.replace(MemoryFloor.none(), floor=SHUT)
-    right, texts = right[rows], lessons.vectors[findable.pool].to(device)
-    if retriever is None:
-        asked = data.frozen.embedding[rows]
-    else:
-        asked = retriever.question(lessons.questions[lessons.question[rows]].to(device)).cpu()
-        texts = retriever.text(texts)
-    places = torch.searchsorted(findable.pool, right)
-    floor = choose_memory_floor(asked, places, texts.cpu(), lambda some, drawn: findable.answering(rows[some], drawn))
+    asked, keys = lookup_vectors(data, recursion, rows, device)
+    places = torch.searchsorted(findable.pool, right[rows])
+    floor = choose_memory_floor(asked, places, keys, lambda some, drawn: findable.answering(rows[some], drawn))
     has_learned = retriever is None or len(floor.wrong)  # who never saw what does not answer lets everything pass
     return floor if has_learned else dataclasses.replace(floor, floor=SHUT)
+
+
+def lookup_vectors(
+    data: Phase3Data, recursion: Recursion, rows: Tensor, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """What samples (M,) with a question look up with (M, R), and the T findable texts that are looked up (T, R): unit
+    vectors by the retriever, or without one the predicted embeddings and those of the texts."""
+    lessons, retriever = data.lessons, recursion.retriever
+    texts = lessons.vectors[data.findable.pool].to(device)
+    if retriever is None:
+        return data.frozen.embedding[rows], texts.cpu()
+    asked = retriever.question(lessons.questions[lessons.question[rows]].to(device))
+    return asked.cpu(), retriever.text(texts).cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ Device = Annotated[
         help="Where to compute; auto: on a CUDA GPU if there is one, else on Apple's (mps), else on the CPU.",
     ),
 ]
+
+# kinds of confusion that can be made of any data, see `mamba3_jepa.data.confusion`
+ConfusionKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded"]
 
 # `mamba3_jepa.cli.output.write_out` prints it
 Json = Annotated[bool, tyro.conf.arg(help="Print the results as JSON, for other programs to read.")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from ctypes import c_float
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE, CLASS_TEMPLATE
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.settings.common import Device, Json
+from mamba3_jepa.settings.common import ConfusionKind, Device, Json
 from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.limits import (
     BEAMS,
@@ -272,6 +272,16 @@ class EvaluateSettings(Checked):
     answers of the training data."""
     skip_generation: bool = False
     """Leave out the generated answers, which take the most time."""
+    skip_recursion: bool = False
+    """Leave out what phase 3 is measured by: confusion, knowledge and memory. --skip-generation leaves it out too."""
+    confusion_kinds: tuple[ConfusionKind, ...] = get_args(ConfusionKind)
+    """Of a phase 3 checkpoint: confusion to make from the data, beside its own "confused" labels and the model's own
+    errors, as train-agent does. Leave out mismatched where every question fits every image."""
+    foreign_questions: _Path = None
+    """Of a phase 3 checkpoint: questions that have nothing to do with the pictures, one a line in a text file; they are
+    asked about them, and the model should be confused."""
+    recursion_plots: _Path = None
+    """Of a phase 3 checkpoint: write pictures of its confusion and of what knowledge does into this folder."""
     output: _Path = None
     """Write the numbers to this JSON file."""
     predictions: _Path = None
@@ -291,3 +301,7 @@ class EvaluateSettings(Checked):
         demand_data_dir(self.manifest, self.data_dir)
         if self.skip_generation and self.answer_sheet is not None:
             raise UserError("`answer_sheet` shows generated answers; it cannot go with `skip_generation`")
+        for name in ("foreign_questions", "recursion_plots"):
+            for skipped in ("skip_recursion", "skip_generation"):
+                if getattr(self, name) is not None and getattr(self, skipped):
+                    raise UserError(f"`{name}` measures confusion; it cannot go with `{skipped}`")

@@ -12,6 +12,7 @@ import tyro
 from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
+from mamba3_jepa.settings.common import ConfusionKind
 from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.init_text import PRETRAINED_LR_SCALE, Activation, Folder, demand_consistent
 from mamba3_jepa.settings.limits import (
@@ -331,7 +332,6 @@ class Phase2Settings(TrainSettings):
 
 
 # The names of `data.confusion.MADE_KINDS`, repeated here because that module needs numpy and more.
-ConfusionKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded"]
 
 
 @dataclass(frozen=True, kw_only=True)

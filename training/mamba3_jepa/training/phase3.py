@@ -21,7 +21,7 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.loader import BatchPlan
 from mamba3_jepa.data.sources import DataSplits
-from mamba3_jepa.data.splits import spread
+from mamba3_jepa.data.splits import learned_in_phase3, spread
 from mamba3_jepa.evaluation.phase3_data import Phase3Data
 from mamba3_jepa.evaluation.phase3_trials import Phase3Report, Phase3Trials
 from mamba3_jepa.export.writer import write_component
@@ -138,10 +138,9 @@ def _confusion(
     """
     learned, measured = data.train_indices, data.val_indices
     if not data.synthetic and data.val is data.train:
-        for_learning = (data.val.group_hashes()[data.val_indices] >> np.uint64(1)) % np.uint64(2) == 0
-        if 0 < for_learning.sum() < len(for_learning):
-            learned = np.union1d(learned, data.val_indices[for_learning])
-            measured = data.val_indices[~for_learning]
+        for_learning = learned_in_phase3(data.val.group_hashes()[data.val_indices])
+        learned = np.union1d(learned, data.val_indices[for_learning])
+        measured = data.val_indices[~for_learning]
     if side == "train":
         source = ConfusionSource(
             data.train, learned, settings.seed, settings.confusion_kinds,
