@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from mamba3_jepa.data.question_type import question_type
+from mamba3_jepa.data.question_type import asked_type, question_type
+from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.evaluation.answer_metrics import MAX_LOGGED_TYPES, answer_metrics, bleu, same_text
 
 
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        (None, "caption"),
         ("What color is the circle?", "what color"),
         ("  Is   there a cat?", "is there"),
         ("How many?", "how many"),
@@ -24,8 +24,15 @@ from mamba3_jepa.evaluation.answer_metrics import MAX_LOGGED_TYPES, answer_metri
         ("क्या यह नीला है?", "क्या यह"),
     ],
 )
-def test_question_type(question: str | None, expected: str) -> None:
+def test_question_type(question: str, expected: str) -> None:
     assert question_type(question) == expected
+
+
+def test_what_the_source_says_is_asked_comes_before_the_words() -> None:
+    asked = Sample(image=None, question="Which hue has it?", meta={"asked": "color"})
+    assert asked_type(asked) == "color"
+    assert asked_type(Sample(image=None, question="Which hue has it?")) == "which hue"
+    assert asked_type(Sample(image=None, target="a caption", meta={"asked": "color"})) is None
 
 
 def test_same_text_ignores_case_and_white_space_only() -> None:
@@ -36,11 +43,11 @@ def test_same_text_ignores_case_and_white_space_only() -> None:
 
 
 def test_shares_over_everything_questions_captions_and_types() -> None:
-    samples = [  # expected, generated, question
-        ("red", "Red ", "What color is it?"),
-        ("blue", "red", "What color is that?"),
-        ("green", "green", "what color?"),
-        ("yes", "no", "Is there a cat?"),
+    samples = [  # expected, generated, question type
+        ("red", "Red ", "what color"),
+        ("blue", "red", "what color"),
+        ("green", "green", "what color"),
+        ("yes", "no", "is there"),
         ("a red circle on the left", "a red circle on the left", None),
         ("a blue square on the left", "a blue star on the left", None),
     ]
@@ -65,14 +72,14 @@ def test_only_captions_or_only_questions() -> None:
     assert captions.question_exact_match is None
     assert captions.metrics()["val/exact_match"] == 0.5
     assert captions.by_type == {}
-    questions = answer_metrics(["a"], ["a"], ["Why?"])
+    questions = answer_metrics(["a"], ["a"], ["why"])
     assert questions.caption_exact_match is None
     assert "val/caption_exact_match" not in questions.metrics()
 
 
 def test_the_log_gets_the_frequent_types_only() -> None:
-    questions = [f"kind {number}?" for number in range(50) for _ in range(1 + (number == 49))]
-    report = answer_metrics(["a"] * 51, ["a"] * 51, questions)
+    types = [f"kind {number}" for number in range(50) for _ in range(1 + (number == 49))]
+    report = answer_metrics(["a"] * 51, ["a"] * 51, types)
     assert len(report.by_type) == 50
     logged = [name for name in report.metrics() if name.startswith("val/exact_match_")]
     assert len(logged) == MAX_LOGGED_TYPES
@@ -91,7 +98,7 @@ def test_bleu_is_sacrebleu_from_0_to_100() -> None:
 
 
 def test_any_of_several_right_texts_counts() -> None:
-    report = answer_metrics(["a dog", "a cat", "two"], ["the  Hound", "a hound", "2"], [None, None, "How many?"],
+    report = answer_metrics(["a dog", "a cat", "two"], ["the  Hound", "a hound", "2"], [None, None, "how many"],
                             [("a hound", "the hound"), (), ("2",)])  # fmt: skip
     assert (report.caption_exact_match, report.question_exact_match) == (0.5, 1)
     references = [["x y", "the red dog sat"], ["a red cat sat"]]

@@ -87,7 +87,7 @@ def test_calibration_error_is_the_gap_of_the_bins(scored: tuple[torch.Tensor, to
 def test_calibration_is_measured_where_it_was_not_fitted(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = scored
     kinds = ["mismatched" if label else "clear" for label in labels.tolist()]
-    report = evaluate_confusion(logits, labels, kinds, ["what is it"] * len(kinds))
+    report = evaluate_confusion(logits, labels, kinds, ["what is"] * len(kinds))
     assert report.calibration.temperature == pytest.approx(2, rel=0.2)
     assert report.ece is not None
     assert report.ece_uncalibrated is not None
@@ -99,18 +99,18 @@ def test_calibration_is_measured_where_it_was_not_fitted(scored: tuple[torch.Ten
 
 def test_each_kind_is_compared_with_what_is_like_it() -> None:
     rows = [
-        # logit, confused, kind, question
+        # logit, confused, kind, question type
         (0.0, False, "clear", None),
-        (4.0, False, "clear", "is there a star?"),
-        (1.0, False, "clear", "what color is it?"),
-        (2.0, True, "mismatched", "what color is that?"),
+        (4.0, False, "clear", "is there"),
+        (1.0, False, "clear", "what color"),
+        (2.0, True, "mismatched", "what color"),
         (0.5, True, "corrupted", None),
-        (3.0, True, "corrupted", "is there a circle?"),
+        (3.0, True, "corrupted", "is there"),
         (2.5, False, "given", "hello"),
         (9.0, True, "given", "who are you"),
     ]
-    logits, confused, kinds, questions = zip(*rows, strict=True)
-    report = evaluate_confusion(torch.tensor(logits), torch.tensor(confused), kinds, questions)
+    logits, confused, kinds, types = zip(*rows, strict=True)
+    report = evaluate_confusion(torch.tensor(logits), torch.tensor(confused), kinds, types)
     aurocs = {kind: curve.auroc for kind, curve in report.rocs.items()}
     assert aurocs["mismatched"] == pytest.approx(1 / 3)  # against 4.0, 1.0 and 2.5, the questions
     assert report.auroc_alike["mismatched"] == 1.0  # against 1.0 alone

@@ -72,7 +72,7 @@ def draw_others(folder: Path, n_types: int) -> None:
     kinds = [kind for kind in (KINDS if n_types > 2 else KINDS[:2]) for _ in range(30)]
     confused = torch.tensor([kind not in ("clear", "given_clear") for kind in kinds])
     logits = torch.randn(len(kinds), generator=torch.Generator().manual_seed(0)) + 3 * confused
-    report = evaluate_confusion(logits, confused, kinds, [f"what {i}?" for i in range(len(kinds))])
+    report = evaluate_confusion(logits, confused, kinds, [f"what {i}" for i in range(len(kinds))])
     confusion_plots.plot_confusion(report, folder)
     rates = Rates(before=0.2, after=1.0, wrong=0.0 if n_types > 2 else None)
     many = dict.fromkeys(KINDS[1:], rates) if n_types > 2 else {}

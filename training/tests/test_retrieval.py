@@ -124,8 +124,8 @@ def test_of_equal_cosines_the_first_text_comes_first():
 
 
 def test_answer_accuracy_by_type():
-    questions = ["What colour is it?", "Is it big?", "is it red?", "is it there?"]
-    report = answer_accuracy(["blue", "yes", "no", " RED"], ["blue", "yes", "yes", "red"], questions)
+    types = ["what colour", "is it", "is it", "is it"]
+    report = answer_accuracy(["blue", "yes", "no", " RED"], ["blue", "yes", "yes", "red"], types)
     assert report.accuracy == 0.75
     assert list(report.by_type.items()) == [("is it", (2 / 3, 3)), ("what colour", (1.0, 1))]
     assert report.n_questions == 4

@@ -13,6 +13,7 @@ from tiny import tiny_model
 from mamba3_jepa.config import AngnConfig
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.images import to_pixels
+from mamba3_jepa.data.question_type import question_type
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation import embedding_metrics
 from mamba3_jepa.evaluation.retrieval import retrieval
@@ -63,6 +64,7 @@ def make_batch(model: Mamba3Jepa, numbers: list[int]) -> Batch:
         has_target=torch.ones(len(samples), dtype=torch.bool),
         index=torch.tensor(numbers, dtype=torch.int64) + 100,
         questions=questions,
+        types=[None if question is None else question_type(question) for question in questions],
         targets=[text for _, _, text in samples],
         n_truncated=0,
         bad=[],
@@ -120,6 +122,7 @@ def made_up(predicted, target, texts, questions, gate_activity=None):
         target=F.normalize(target, dim=-1),
         texts=texts,
         questions=questions,
+        types=[None if question is None else question_type(question) for question in questions],
         index=torch.arange(len(texts)),
         gate_activity=gate_activity,
     )

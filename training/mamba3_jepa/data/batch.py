@@ -23,6 +23,7 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.augment import shift
 from mamba3_jepa.data.hard_negatives import Negative, drawn
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError, normalize, to_pixels
+from mamba3_jepa.data.question_type import asked_type
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
@@ -41,6 +42,7 @@ class Batch:
         such a sample is the empty text.
     index: (B,) int64, the samples' indices in the source.
     questions, targets: the texts; None for the question of an image-text pair, of which the query prompt was encoded.
+    types: what is asked, see `question_type.asked_type`; None likewise.
     n_truncated: how many of the 2B + M texts were cut to the token limit.
     bad: what was wrong with each sample that was left out; not_read: indices of those of them of which only is known
         that the system did not give their file.
@@ -59,6 +61,7 @@ class Batch:
     has_target: Tensor
     index: Tensor
     questions: list[str | None]
+    types: list[str | None]
     targets: list[str]
     n_truncated: int
     bad: list[str]
@@ -156,6 +159,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
         pictures = _Pictures(size)
         has_image: list[bool] = []
         questions: list[str | None] = []
+        types: list[str | None] = []
         targets: list[str] = []
         has_target: list[bool] = []
         wrong: list[tuple[int, Negative]] = []
@@ -181,6 +185,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
             kept.append(i)
             has_image.append(sample.image is not None)
             questions.append(sample.question)
+            types.append(asked_type(sample))
             target = sample.target_in(epoch, index=i, seed=self._seed) if self._draw_captions else sample.target
             targets.append(target or "")
             has_target.append(sample.target is not None)
@@ -204,6 +209,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
             has_target=torch.tensor(has_target, dtype=torch.bool),
             index=index,
             questions=questions,
+            types=types,
             targets=targets,
             n_truncated=encoded.n_truncated + answers.n_truncated + negatives.n_truncated,
             bad=bad,

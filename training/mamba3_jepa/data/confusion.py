@@ -120,7 +120,8 @@ class ConfusionSource:
         if kind == _FOREIGN and sample.question is not None:
             things = SHOWN if isinstance(self._source, SceneSource) else ()
             question = foreign_question(sample.question, dice, things)
-            return dataclasses.replace(sample, question=question, target=None, answers=(), knowledge=None)
+            meta = {name: value for name, value in sample.meta.items() if name != "asked"}
+            return dataclasses.replace(sample, question=question, target=None, answers=(), knowledge=None, meta=meta)
         if kind in (_CORRUPTED, _DEGRADED) and sample.image is not None:
             name, level = list(CORRUPTIONS)[dice % len(CORRUPTIONS)], (dice >> 32) / 2**32
             if kind == _CORRUPTED:

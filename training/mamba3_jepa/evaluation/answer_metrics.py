@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mamba3_jepa.data.plain_text import plain_text
-from mamba3_jepa.data.question_type import question_type
 
 ByType = Mapping[str, tuple[float, int]]
 """For each question type, most frequent first, its share of right answers in [0, 1] and its number of questions."""
@@ -40,7 +39,8 @@ class AnswerMetrics:
 
         - `val/exact_match`: of the questions, or of everything when there is no question;
         - `val/all_exact_match`, and with captions `val/caption_exact_match`;
-        - `val/exact_match_{type}` for the most frequent question types, such as `val/exact_match_what_color`;
+        - `val/exact_match_{type}` for the most frequent question types, such as `val/exact_match_what_color`, of
+          scenes `val/exact_match_color`;
         - `val/bleu`.
         """
         exact_match = self.exact_match if self.question_exact_match is None else self.question_exact_match
@@ -54,10 +54,10 @@ class AnswerMetrics:
 def answer_metrics(
     expected: Sequence[str],
     generated: Sequence[str],
-    questions: Sequence[str | None],
+    types: Sequence[str | None],
     also_right: Sequence[Sequence[str]] | None = None,
 ) -> AnswerMetrics:
-    """Compare N generated texts with the N expected ones; a question of None marks a caption.
+    """Compare N generated texts with the N expected ones; a question type of None marks a caption.
 
     Args:
         also_right: for each of the N the further texts that are right: a match of any counts, and BLEU takes all.
@@ -65,19 +65,17 @@ def answer_metrics(
     Raises:
         ValueError: no texts, or lengths that differ.
     """
-    if not expected or len({len(expected), len(generated), len(questions)}) != 1:
-        raise ValueError(
-            f"{len(generated)} generated texts for {len(expected)} expected and {len(questions)} questions"
-        )
+    if not expected or len({len(expected), len(generated), len(types)}) != 1:
+        raise ValueError(f"{len(generated)} generated texts for {len(expected)} expected and {len(types)} questions")
     references = [[text, *more] for text, more in zip(expected, also_right or [()] * len(expected), strict=True)]
     right = [any(same_text(text, said) for text in texts) for texts, said in zip(references, generated, strict=True)]
     of_questions: dict[str, list[bool]] = defaultdict(list)
     of_captions: list[bool] = []
-    for question, is_right in zip(questions, right, strict=True):
-        if question is None:
+    for kind, is_right in zip(types, right, strict=True):
+        if kind is None:
             of_captions.append(is_right)
         else:
-            of_questions[question_type(question)].append(is_right)
+            of_questions[kind].append(is_right)
     by_frequency = sorted(of_questions.items(), key=lambda item: (-len(item[1]), item[0]))
     return AnswerMetrics(
         exact_match=sum(right) / len(right),

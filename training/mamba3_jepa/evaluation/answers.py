@@ -25,13 +25,15 @@ _CARDS = 12
 class Answers:
     """Validation samples answered by generation.
 
-    index: their numbers in the source; questions: None for captions; nearest: for questions, the answer whose
+    index: their numbers in the source; questions: None for captions; types: what is asked,
+    None for captions; nearest: for questions, the answer whose
     embedding is nearest to the predicted one, which is what the decoder is given; also_right: for each sample the
     further texts that are right, such as other captions of its image; None where there are none.
     """
 
     index: list[int]
     questions: list[str | None]
+    types: list[str | None]
     expected: list[str]
     generated: list[str]
     nearest: list[str]
@@ -39,11 +41,11 @@ class Answers:
 
     def metrics(self) -> AnswerMetrics:
         """Of the generated texts."""
-        return answer_metrics(self.expected, self.generated, self.questions, self.also_right)
+        return answer_metrics(self.expected, self.generated, self.types, self.also_right)
 
     def nearest_metrics(self) -> AnswerMetrics:
         """Of the nearest answers, for comparison."""
-        return answer_metrics(self.expected, self.nearest, self.questions, self.also_right)
+        return answer_metrics(self.expected, self.nearest, self.types, self.also_right)
 
 
 def nearest_texts(

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mamba3_jepa.data.question_type import question_type
-
 WRONG_ANSWER = "wrong_answer"  # the kind of samples that the model itself answers wrongly
 N_BINS = 15
 DEFAULT_THRESHOLD = 0.5
@@ -54,8 +52,8 @@ class ConfusionReport:
 
     auroc: all confused samples against all others. rocs: for each kind of confusion its curve against the samples
     that are not confused and as much like it as the data allows: questions where the kind has only questions,
-    labelled samples for the manifest's own labels. auroc_alike: the same against questions that begin with the same
-    two words as a question of that kind, so that wording alone tells little; kinds without questions have none.
+    labelled samples for the manifest's own labels. auroc_alike: the same against questions of the same types, such as
+    "what color", so that what is asked tells little; kinds without questions have none.
     ece, ece_uncalibrated: expected calibration error with the fitted temperature and with 1; reliability likewise.
     balanced_accuracy: mean of the shares right among the confused and the others, at the threshold.
     scores: for each kind (also "clear" and what is labelled as not confused, "given_clear") the P(confused), after
@@ -100,7 +98,7 @@ def evaluate_confusion(
     logits: Tensor,
     confused: Tensor,
     kinds: Sequence[str],
-    questions: Sequence[str | None],
+    types: Sequence[str | None],
     calibration: Calibration | None = None,
 ) -> ConfusionReport:
     """Everything about N logits of the confusion monitor.
@@ -109,16 +107,16 @@ def evaluate_confusion(
         logits: (N,) before any temperature.
         confused: (N,) bool.
         kinds: N kinds, as `ConfusionSource` names them.
-        questions: N questions, None for captions.
+        types: what is asked, see `question_type.asked_type`; None for captions.
         calibration: measure all samples with this one; by default one is fitted to half of them.
 
     Raises:
         ValueError: no samples, or lengths that differ.
     """
     logits, confused = logits.detach().float().cpu(), confused.cpu().bool()
-    if not len(logits) or len({len(logits), len(confused), len(kinds), len(questions)}) != 1:
+    if not len(logits) or len({len(logits), len(confused), len(kinds), len(types)}) != 1:
         raise ValueError(
-            f"{len(logits)} logits, {len(confused)} labels, {len(kinds)} kinds and {len(questions)} questions"
+            f"{len(logits)} logits, {len(confused)} labels, {len(kinds)} kinds and {len(types)} question types"
         )
     measured_on = torch.arange(len(logits))
     if calibration is None:
@@ -128,7 +126,7 @@ def evaluate_confusion(
     measured, truth = scores[measured_on], confused[measured_on]
     unscaled = torch.sigmoid(logits[measured_on])
     both = bool(confused.any()) and not bool(confused.all())
-    rocs, alike = _by_kind(logits, confused, kinds, questions)
+    rocs, alike = _by_kind(logits, confused, kinds, types)
     return ConfusionReport(
         n_samples=len(logits),
         calibration=calibration,
@@ -244,11 +242,10 @@ def reliability_bins(scores: Tensor, confused: Tensor) -> list[Bin]:
 
 
 def _by_kind(
-    logits: Tensor, confused: Tensor, kinds: Sequence[str], questions: Sequence[str | None]
+    logits: Tensor, confused: Tensor, kinds: Sequence[str], types: Sequence[str | None]
 ) -> tuple[dict[str, Roc], dict[str, float]]:
     """The curve of each kind that has confused samples and something to compare them with."""
-    is_question = torch.tensor([question is not None for question in questions])
-    types = [question_type(question) for question in questions]
+    is_question = torch.tensor([each is not None for each in types])
     rocs: dict[str, Roc] = {}
     alike: dict[str, float] = {}
     for kind in dict.fromkeys(kinds):

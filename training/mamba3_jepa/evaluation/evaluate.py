@@ -311,6 +311,7 @@ def _answers(
     answers = Answers(
         index=collected.index.tolist(),
         questions=collected.questions,
+        types=collected.types,
         expected=collected.texts,
         generated=[text for text, _ in said],
         nearest=nearest_texts(collected.predicted, collected.target, collected.texts, collected.questions, gallery),

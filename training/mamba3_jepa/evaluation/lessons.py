@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.confusion import ConfusionSource, topic
 from mamba3_jepa.data.lesson import FINDABLE, LESSON_FORMS
+from mamba3_jepa.data.question_type import asked_type
 from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -31,8 +32,8 @@ class Lessons:
     start: (N + 1,) int64, sample i has the lessons start[i] to start[i + 1]. form: (n,) uint8, places in
     `LESSON_FORMS`. knowledge: (n,) int64, rows of `vectors` (V, K). answer: (n,) int64, rows of `answers` (A, E),
     `NOTHING` where the lesson tells nothing. texts: V, the empty text for a vector of the data's; answer_texts: A.
-    question: (N,) int64, rows of `questions` (Q, E), `NOTHING` for captions; question_texts: Q. topic: (N,) uint64,
-    equal for samples that ask the same.
+    question: (N,) int64, rows of `questions` (Q, E), `NOTHING` for captions; question_texts: Q. type: N,
+    what is asked, None for captions. topic: (N,) uint64, equal for samples that ask the same.
     """
 
     start: Tensor
@@ -46,6 +47,7 @@ class Lessons:
     question: Tensor
     questions: Tensor
     question_texts: list[str]
+    type: list[str | None]
     topic: NDArray[np.uint64]
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,12 +88,14 @@ class Lessons:
         takes_texts = model.config.knowledge_dim == model.config.embed_dim
         vectors, answers, questions = _Table(), _Table(), _Table()
         start, form, knowledge, answer, question, topics = [0], [], [], [], [], []
+        types: list[str | None] = []
         for row, index in enumerate(indices):
             sample = source.sample(index)
             if see is not None:
                 see(row, sample)
             question.append(NOTHING if sample.question is None else questions.row(sample.question))
             topics.append(stable_hash(topic(sample)))
+            types.append(asked_type(sample))
             for lesson in source.lessons(index, sample):
                 if isinstance(lesson.knowledge, str) and not takes_texts:
                     continue
@@ -111,6 +115,7 @@ class Lessons:
             question=torch.tensor(question, dtype=torch.int64),
             questions=questions.embedded(model, model.config.embed_dim),
             question_texts=[str(each) for each in questions.rows],
+            type=types,
             topic=np.array(topics, dtype=np.uint64),
         )
 

@@ -81,11 +81,11 @@ class Phase3Report:
 
 
 class Beside(NamedTuple):
-    """More confused samples: (n,) logits of the confusion monitor, n kinds and n questions."""
+    """More confused samples: (n,) logits of the confusion monitor, n kinds and n types of what is asked."""
 
     logits: Tensor
     kinds: list[str]
-    questions: list[str | None]
+    types: list[str]
 
 
 class Phase3Trials:
@@ -97,8 +97,8 @@ class Phase3Trials:
 
     def __init__(self, data: Phase3Data) -> None:
         self._data = data
-        self._questions, self._kinds = data.lessons.asked(), data.kinds()
-        self._injection = _injection_trial(data, self._questions, self._kinds)
+        self._kinds = data.kinds()
+        self._injection = _injection_trial(data, data.lessons.asked(), self._kinds)
         self._steadiness, self._steady_rows = _steadiness_trial(data)
         self.warning: str | None = None
         if self._injection is not None and self._injection.n_without_wrong:
@@ -133,7 +133,7 @@ class Phase3Trials:
             torch.cat([logits, beside.logits]),
             torch.cat([data.confused, torch.ones(len(beside.kinds), dtype=torch.bool)]),
             [*self._kinds, *beside.kinds],
-            [*self._questions, *beside.questions],
+            [*data.lessons.type, *beside.types],
             Calibration(temperature=float(probe.temperature), threshold=float(probe.threshold)) if stored else None,
         )
         floor = _memory_floor(data, model.recursion, device)

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
+from mamba3_jepa.data.question_type import question_type
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import spread
+from mamba3_jepa.evaluation.confusion import WRONG_ANSWER
 from mamba3_jepa.evaluation.injection import Rates
 from mamba3_jepa.evaluation.memory_trial import MemoryQuestions, MemoryReport, try_memory
 from mamba3_jepa.evaluation.observed import observe
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 LISTED = "listed"  # the kind of the questions of a list that is given
 PICTURES_EACH = 5  # that each question of the list is asked about
+_ORDER = ("clear", "given_clear", WRONG_ANSWER, "given", *MADE_KINDS, LISTED)
 _ANSWERING = ("sentence", "given")  # forms of what a memory should find
 
 
@@ -79,7 +82,7 @@ class RecursionReport:
                 "auroc": report.rocs[kind].auroc if kind in report.rocs else None,
                 "auroc_alike": report.auroc_alike.get(kind),
             }
-            for kind in judged
+            for kind in sorted(judged, key=_ORDER.index)
         }
 
     def by_form(self) -> dict[str, Rates]:
@@ -183,7 +186,7 @@ def _listed(
         outputs = model.observe([None if load is None else load() for load in images], texts, batch_size)
         said = Spoken.of(model, outputs.embedding)
         logits.append(_logits(model.recursion.confusion_probe, outputs.pooled, said.doubt))
-    return Beside(torch.cat(logits), [LISTED] * len(asked), list(asked))
+    return Beside(torch.cat(logits), [LISTED] * len(asked), [question_type(question) for question in asked])
 
 
 def _memory(model: Mamba3Jepa, data: Phase3Data, logits: Tensor) -> MemoryReport | None:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba3_jepa.data.plain_text import plain_text
-from mamba3_jepa.data.question_type import question_type
 
 RECALL_AT = (1, 5, 10)
 
@@ -163,18 +162,18 @@ def label_recall(predicted: Tensor, label_embeddings: Tensor, right: Sequence[in
     return _recall(_ranks(_unit(predicted), _unit(label_embeddings), own))
 
 
-def answer_accuracy(given: Sequence[str], expected: Sequence[str], questions: Sequence[str]) -> AnswerReport:
+def answer_accuracy(given: Sequence[str], expected: Sequence[str], types: Sequence[str]) -> AnswerReport:
     """Share of answers that are the expected text, but for case and white space, over all and by question type.
 
     Raises:
         ValueError: no answers, or lengths that differ.
     """
-    if not given or len({len(given), len(expected), len(questions)}) != 1:
-        raise ValueError(f"{len(given)} answers, {len(expected)} right ones, {len(questions)} questions")
+    if not given or len({len(given), len(expected), len(types)}) != 1:
+        raise ValueError(f"{len(given)} answers, {len(expected)} right ones, {len(types)} questions")
     right = [plain_text(answer) == plain_text(wanted) for answer, wanted in zip(given, expected, strict=True)]
     groups: dict[str, list[bool]] = defaultdict(list)
-    for question, is_right in zip(questions, right, strict=True):
-        groups[question_type(question)].append(is_right)
+    for kind, is_right in zip(types, right, strict=True):
+        groups[kind].append(is_right)
     by_frequency = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return AnswerReport(
         accuracy=sum(right) / len(right),

@@ -51,6 +51,7 @@ class Collected:
     target: Tensor  # (N, E) L2-normalised
     texts: list[str]  # N answers or captions
     questions: list[str | None]  # N; None for captions
+    types: list[str | None]  # N, what is asked, see `question_type.asked_type`; None for captions
     index: Tensor  # (N,) int64, the samples' numbers in their source
     gate_activity: Tensor | None  # (n_layers,) mean over the samples; None without ANGN
     bad: list[str] = field(default_factory=list)  # what was wrong with each sample that was left out
@@ -90,7 +91,7 @@ class ValidationReport:
         - `val/alignment`; `val/uniformity_predicted`, `val/uniformity_target`, their mean `val/uniformity`;
         - `val/effective_rank_predicted`, `val/effective_rank_target`;
         - with questions: `val/answer_accuracy`, `val/questions`, and `val/answer_accuracy_{type}` of the most frequent
-          question types, such as `val/answer_accuracy_what_color`;
+          question types, such as `val/answer_accuracy_what_color`, of scenes `val/answer_accuracy_color`;
         - with negatives: `val/swap_accuracy`, `val/swap_chance`, `val/swap_samples`, `val/swap_accuracy_{kind}`;
         - with ANGN: `val/gate_activity_{layer}`, the mean gate of each layer in [0, 1].
         """
@@ -139,6 +140,7 @@ def collect(
     activity = None if model.angn is None else torch.zeros(model.config.predictor.n_layers)
     texts: list[str] = []
     questions: list[str | None] = []
+    types: list[str | None] = []
     bad: list[str] = []
     wrong: list[WrongText] = []
     with eval_mode(model), precision or nullcontext():
@@ -154,6 +156,7 @@ def collect(
             target.append(right.cpu())
             texts += batch.targets
             questions += batch.questions
+            types += batch.types
             index.append(batch.index.cpu())
             if activity is not None and model.angn is not None:
                 activity += model.angn.activity().float().cpu() * len(batch)
@@ -162,6 +165,7 @@ def collect(
         target=torch.cat(target),
         texts=texts,
         questions=questions,
+        types=types,
         index=torch.cat(index),
         bad=bad,
         wrong=wrong,
@@ -179,6 +183,7 @@ def merge(parts: Sequence[Collected]) -> Collected:
         target=torch.cat([part.target for part in parts]),
         texts=[text for part in parts for text in part.texts],
         questions=[question for part in parts for question in part.questions],
+        types=[each for part in parts for each in part.types],
         index=torch.cat([part.index for part in parts]),
         bad=[message for part in parts for message in part.bad],
         wrong=[
@@ -259,4 +264,4 @@ def _answer(collected: Collected, answers: TextGallery | None) -> AnswerReport |
     expected = [collected.texts[i] for i in rows]
     answers = answers or TextGallery.of_rows(collected.texts, collected.target, rows)
     given = nearest_answer(collected.predicted[rows], answers.embeddings, answers.texts)
-    return answer_accuracy(given, expected, [collected.questions[i] or "" for i in rows])
+    return answer_accuracy(given, expected, [collected.types[i] or "" for i in rows])

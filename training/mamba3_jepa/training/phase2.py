@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mamba3_jepa.data.length_batches import length_batches
+from mamba3_jepa.data.question_type import asked_type
 from mamba3_jepa.data.sources import DataSplits, Source
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
@@ -288,6 +289,7 @@ class Phase2Task(KeptOutputs):
         return Answers(
             index=index,
             questions=questions,
+            types=[asked_type(sample) for sample in samples],
             expected=expected,
             generated=[],
             nearest=nearest_texts(embedding, target, expected, questions, gallery),
