@@ -1,0 +1,58 @@
+"""What `evaluate` says of phase 3 on a small manifest, against what the model says when it is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model, write_checkpoint, write_images
+
+from mamba3_jepa.cli.main import main
+from mamba3_jepa.errors import UserError
+from mamba3_jepa.evaluation.evaluate import evaluate_checkpoint, results
+from mamba3_jepa.inference.answerer import Answerer
+from mamba3_jepa.settings.inference import EvaluateSettings
+
+
+def test_a_manifest_by_hand(tmp_path: Path) -> None:
+    model = tiny_model(3)
+    assert model.recursion is not None
+    write_images(tmp_path)
+    rows = [("red.png", "what?", True), ("blue.png", "who?", False), ("green.png", "why?", True),
+            ("white.png", "when?", False), ("red.png", "is it?", None), ("blue.png", "are they?", None)]  # fmt: skip
+    asked = [(tmp_path / image, question) for image, question, _ in rows]
+    scores = [Answerer(model).ask(*each).confusion or 0.0 for each in asked]
+    model.recursion.confusion_probe.threshold.fill_(sorted(scores)[2] + 1e-6)
+    said = [Answerer(model).ask(*each) for each in asked]
+    lines = [{"image": image, "question": question, "answer": "red"} | ({} if label is None else {"confused": label})
+             for image, question, label in rows]  # fmt: skip
+    lines[4]["answer"] = said[4].text  # a right answer and a wrong one of the model's own
+    lines[5]["answer"] = "never said"
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    checkpoint = write_checkpoint(tmp_path / "3.pt", model, 3)
+    settings = EvaluateSettings(
+        checkpoint=checkpoint, data_dir=tmp_path, manifest=Path("m.jsonl"), confusion_kinds=(), device="cpu"
+    )
+    found = results(settings, evaluate_checkpoint(settings))["recursion"]
+    kinds = found["confusion"]["kinds"]
+    rates = {"given": [0, 2], "given_clear": [1, 3], "clear": [4], "wrong_answer": [5]}
+    assert {kind: values["samples"] for kind, values in kinds.items()} == {k: len(v) for k, v in rates.items()}
+    for kind, places in rates.items():
+        assert kinds[kind]["judged_confused"] == sum(bool(said[i].confused) for i in places) / len(places)
+    pairs = [(scores[i], scores[j]) for i in (0, 2) for j in (1, 3)]
+    assert kinds["given"]["auroc"] == pytest.approx(sum((a > b) + 0.5 * (a == b) for a, b in pairs) / 4)
+    assert (found["wrong_answers"]["answers"], found["wrong_answers"]["accuracy"]) == (2, 0.5)
+    assert found["wrong_answers"]["scores"]["chance"]["aurc"] == 0.5
+    assert found["confusion"]["threshold"] == float(torch.tensor(sorted(scores)[2] + 1e-6))
+
+
+def test_what_measures_confusion_needs_it(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    checkpoint = write_checkpoint(tmp_path / "2.pt", tiny_model(2), 2)
+    (tmp_path / "q.txt").write_text("who?\n")
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--foreign-questions", str(tmp_path / "q.txt")]
+    assert main(command) == 2
+    assert "phase 3 trains it" in " ".join(capfd.readouterr().err.split())
+    with pytest.raises(UserError, match="cannot go with `skip_recursion`"):
+        EvaluateSettings(checkpoint=checkpoint, recursion_plots=tmp_path, skip_recursion=True).check()
