@@ -32,7 +32,7 @@ MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
 _AS_BEFORE = {
     "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "hears_answer": False,
-    "injector_sees_state": False, "retriever_dim": 0,
+    "injector_sees_state": False, "retriever_dim": 0, "episodes": False,
 }  # fmt: skip
 
 SHUT = 2.0  # no cosine is that high: as a floor it keeps everything out
@@ -182,6 +182,8 @@ class RecursionConfig:
     """Whether what knowledge adds to the pooled state depends on that state, and so on what was asked."""
     retriever_dim: int = Field(default=0, ge=0, le=LARGEST_SIZE)
     """Width in which questions find the texts of a memory; 0: the predicted embedding looks for them."""
+    episodes: bool = False
+    """Whether a memory may hold episodes, pictures and questions seen before with their answers, beside texts."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -272,7 +274,7 @@ def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> Predi
     return PredictorConfig(n_layers=n_layers, layer=backbone.layer, order="question_visual", pooling="attention")
 
 
-_RECURSION = RecursionConfig(hears_answer=True, injector_sees_state=True, retriever_dim=64)
+_RECURSION = RecursionConfig(hears_answer=True, injector_sees_state=True, retriever_dim=64, episodes=True)
 
 
 def preset(name: PresetName) -> ModelConfig:

@@ -17,7 +17,8 @@ from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.export.exporter import export_weights
 from mamba3_jepa.export.reader import load_exported
-from mamba3_jepa.inference.memory import KnowledgeMemory, encoder_digest
+from mamba3_jepa.inference.digests import encoder_digest
+from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import ExportSettings
 
@@ -143,7 +144,7 @@ def test_the_digest_is_that_of_the_exported_files(foreign: bool, tmp_path: Path)
     memory.save(tmp_path / "memory.safetensors")
     with safe_open(tmp_path / "memory.safetensors", framework="np") as file:
         assert file.metadata() == {
-            "format": "mamba3-jepa memory", "format_version": "2", "encoder": expected, "texts": '["réd", "blue"]',
+            "format": "mamba3-jepa memory", "format_version": "3", "encoder": expected, "texts": '["réd", "blue"]',
         }  # fmt: skip
         assert (file.get_slice("embeddings").get_dtype(), file.get_slice("embeddings").get_shape()) == ("F32", [2, 32])
 
@@ -172,7 +173,7 @@ def test_a_memory_of_format_1(memory: KnowledgeMemory, model: Mamba3Jepa, tmp_pa
     path = tmp_path / "memory.safetensors"
     metadata = {"format": "mamba3-jepa memory", "format_version": "1", "encoder": "0" * 32, "texts": json.dumps(TEXTS)}
     save_file({"embeddings": memory.embeddings}, path, metadata)
-    with pytest.raises(UserError, match=r"of format 1, this version reads 2; make it again from its texts"):
+    with pytest.raises(UserError, match=r"of format 1, this version reads 2 and 3; make it again from its texts"):
         KnowledgeMemory.load(path, model)
 
 

@@ -15,14 +15,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mamba3_jepa.cli.output import printable, write_out
+from mamba3_jepa.cli.output import printable, say, write_out
 from mamba3_jepa.data.images import load_image
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.lines import read_lines
+from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge, Signal
+from mamba3_jepa.inference.episodes import Episode, demand_episodes, made_episodes
 from mamba3_jepa.inference.known_answers import known_answers
 from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.inference.memory_changes import add_to_file
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import AskSettings
@@ -41,7 +44,10 @@ def run_ask(settings: AskSettings) -> None:
     image = None if settings.image is None else load_image(settings.image)
     knowledge = _knowledge(settings)
     model, checkpoint = open_model(settings)
-    memory = None if settings.memory is None else KnowledgeMemory.open(settings.memory, model)
+    if settings.remember is not None:
+        demand_episodes(model)
+    is_new = settings.remember is not None and settings.memory is not None and not settings.memory.exists()
+    memory = None if settings.memory is None or is_new else KnowledgeMemory.open(settings.memory, model)
     answerer = Answerer(
         model,
         memory,
@@ -57,15 +63,29 @@ def run_ask(settings: AskSettings) -> None:
         memory.save(settings.save_memory)
     asked = [question or model.config.query_prompt for question in questions]
     if settings.json:
-        write_out([_values(*pair) for pair in zip(asked, answers, strict=True)])
+        _remember(settings, answerer)
+        write_out([_values(*pair, settings.remember) for pair in zip(asked, answers, strict=True)])
         return
-    # a retriever needs a question
-    looks_up = bool(settings.questions) or model.recursion is None or model.recursion.retriever is None
-    for pair in zip(asked, answers, strict=True):
-        panel = _panel(
-            *pair, smooth=settings.smooth, looked_up=memory is not None and looks_up, given=knowledge is not None
-        )
+    for said, question, answer in zip(asked, questions, answers, strict=True):
+        looked_up = answerer.recall is not None and answerer.recall.can_look_up(question)
+        panel = _panel(said, answer, smooth=settings.smooth, looked_up=looked_up, given=knowledge is not None)
         Console().print(panel)
+    episode = _remember(settings, answerer)
+    if episode is not None:
+        say(f"remembered in {settings.memory}: {episode.text}")
+
+
+def _remember(settings: AskSettings, answerer: Answerer) -> Episode | None:
+    """Add the only question with its right answer to the memory's file, if that is asked for."""
+    if settings.remember is None or settings.memory is None or settings.image is None or answerer.observed is None:
+        return None
+    model = answerer.model
+    name = path_text(settings.image)
+    episodes = made_episodes(model, answerer.observed.pooled, settings.questions, [settings.remember], [name])
+    add_to_file(
+        settings.memory, KnowledgeMemory.build(model, [], episodes), lambda path: KnowledgeMemory.load(path, model)
+    )
+    return episodes.entries[0]
 
 
 def _knowledge(settings: AskSettings) -> Knowledge | None:
@@ -110,9 +130,9 @@ def _known_answers(settings: AskSettings, model: Mamba3Jepa, checkpoint: Checkpo
     return known_answers(model, settings.checkpoint, checkpoint.data.answers)
 
 
-def _values(question: str, answer: Answer) -> dict[str, object]:
+def _values(question: str, answer: Answer, remembered: str | None) -> dict[str, object]:
     nearest = [{"text": text, "cosine": cosine} for text, cosine in answer.nearest]
-    return {"question": question, **dataclasses.asdict(answer), "nearest": nearest}
+    return {"question": question, **dataclasses.asdict(answer), "nearest": nearest, "remembered": remembered}
 
 
 _WHY: dict[Signal, str] = {
@@ -142,7 +162,8 @@ def _panel(question: str, answer: Answer, *, smooth: bool, looked_up: bool, give
         facts.add_row(Text("confusion", style="dim"), f"{answer.confusion:.3f}{average} ({verdict})")
         used = "not used"
         if answer.memory_used is not None:
-            used = f"used: {printable(answer.memory_used)}"
+            kind = "" if answer.memory_kind == "fact" else f" ({answer.memory_kind})"
+            used = f"used: {printable(answer.memory_used)}{kind}"
         elif looked_up and answer.confused:
             used = "nothing near enough"
         facts.add_row(Text("memory", style="dim"), Text(used))

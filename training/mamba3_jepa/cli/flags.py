@@ -11,12 +11,12 @@ from typing import get_origin, get_type_hints
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
-from mamba3_jepa.settings import bench, cache, export, inference, language_model, prepare, training
+from mamba3_jepa.settings import bench, cache, export, inference, language_model, memory, prepare, training
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)`")
 _SETTINGS = {
     field.name: str(field.type)
-    for module in (bench, cache, export, inference, language_model, prepare, training)
+    for module in (bench, cache, export, inference, language_model, memory, prepare, training)
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
     for field in dataclasses.fields(value)

@@ -23,6 +23,7 @@ from mamba3_jepa.cli.cache import cache
 from mamba3_jepa.cli.commands import Commands
 from mamba3_jepa.cli.export import export, inspect
 from mamba3_jepa.cli.flags import FlagFilter, demand_paths, gathered, with_flags
+from mamba3_jepa.cli.memory import memory
 from mamba3_jepa.cli.output import open_streams, printable
 from mamba3_jepa.cli.prepare import prepare
 from mamba3_jepa.errors import UserError
@@ -131,6 +132,7 @@ def lm(settings: Annotated[LanguageModelSettings, tyro.conf.arg(name="")]) -> No
 app.command(prepare, name="prepare")
 app.command(bench, name="bench")
 app.command(cache, name="cache")
+app.command(memory, name="memory")
 app.command(export)
 app.command(inspect)
 

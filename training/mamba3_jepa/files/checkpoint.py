@@ -221,7 +221,8 @@ def check_recursion_scalars(state: dict[str, Tensor], source: str) -> None:
     Raises:
         UserError: one is not; names it and `source`.
     """
-    for name in ("confusion_probe.temperature", "confusion_probe.threshold", "memory_floor"):
+    for name in ("confusion_probe.temperature", "confusion_probe.threshold", "memory_floor", "episode_blend",
+                 "episode_floor"):  # fmt: skip
         tensor = state.get(key := f"recursion.{name}")
         if tensor is None or tensor.ndim != 0:  # loading says so
             continue

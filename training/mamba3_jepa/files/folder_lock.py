@@ -46,15 +46,16 @@ class FolderLock:
     with a warning.
     """
 
-    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+    def __init__(self, folder: Path, *, shared: bool = False, name: str = LOCK_NAME) -> None:
         """
         Args:
             shared: others may hold it too, if they share it: nobody removes what several read.
+            name: of the lock's file; those with other names know nothing of each other.
 
         Attributes:
             is_certain: it is held, and others know it, which they cannot where there are no locks.
         """
-        self.folder, self._shared = followed(folder), shared
+        self.folder, self._shared, self._name = followed(folder), shared, name
         self._descriptor: int | None = None
         self.is_certain = False
         self._made: list[Path] = []  # folders, the deepest last
@@ -95,7 +96,7 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unless others share it
                 if self._is_current(descriptor):
-                    (self.folder / LOCK_NAME).unlink()
+                    (self.folder / self._name).unlink()
             os.close(descriptor)
         while self._made:
             with contextlib.suppress(OSError):  # there is something in it
@@ -109,7 +110,7 @@ class FolderLock:
                     path.mkdir()
                     self._made.append(path)
             try:
-                return os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+                return os.open(self.folder / self._name, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
                 if self.folder.exists():  # as in /proc, where nothing can be made
                     raise
@@ -140,7 +141,7 @@ class FolderLock:
     def _is_current(self, descriptor: int) -> bool:
         """Whether the file that is open is the one in the folder."""
         with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(descriptor), os.stat(self.folder / LOCK_NAME))
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.folder / self._name))
         return False
 
 

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.evaluation.retrieval import top_texts
-from mamba3_jepa.inference.memory import KnowledgeMemory
+from mamba3_jepa.inference.memory import KnowledgeMemory, MemoryKind
+from mamba3_jepa.inference.recall import Recall, Recalled
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt
-from mamba3_jepa.models.recursion import KnowledgeRetriever, Recursion
+from mamba3_jepa.models.predictor import PredictorOutput
+from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import GenerationConfig, Inject
 
@@ -51,8 +52,9 @@ class Answer:
         confused, else "state"; None where it is not confused.
     sure: whether the answer is worth giving: the model is not confused, or was told something. None without recursion.
     nearest: known answers and their cosines, nearest first.
-    memory_used: the text from the memory that was injected; None if none was, because the model is not confused, or
-        nothing in the memory is near enough.
+    memory_used: what was injected from the memory, a fact's text, or an episode's question and answer; None if nothing
+        was, because the model is not confused, or nothing in the memory is near enough.
+    memory_kind: which of the two it is.
     knowledge_used: whether the knowledge that was given was injected.
     warnings: sentences to be said aloud.
     """
@@ -67,6 +69,7 @@ class Answer:
     sure: bool | None
     nearest: list[tuple[str, float]]
     memory_used: str | None
+    memory_kind: MemoryKind | None
     knowledge_used: bool
     warnings: tuple[str, ...] = ()
 
@@ -76,9 +79,11 @@ class Answerer:
 
     Where the model has a recursion part, every question has a score of confusion. If it is greater than the threshold,
     the knowledge that is given is injected into the pooled state, and the answer read from there. If none is given and
-    there is a memory, the nearest of its texts is, if its cosine is at least `Recursion.memory_floor`: to the question,
-    by the retriever, or without one to the predicted embedding. Otherwise nothing is injected. Comparisons are in
-    float32.
+    there is a memory, what is recalled from it is (see `recall.Recall`): the text of a fact, or the answer of an
+    episode. Otherwise nothing is injected. Comparisons are in float32.
+
+    Attributes:
+        observed: what the model made of the last turns, before it was told anything; None before the first.
     """
 
     def __init__(
@@ -123,7 +128,8 @@ class Answerer:
             self._known: KnowledgeMemory | None = known_answers
         else:
             self._known = KnowledgeMemory.build(model, known_answers) if known_answers else None
-        self._keys: Tensor | None = None  # the memory's texts, as the retriever sees them
+        self.recall = None if memory is None else Recall(model, _recursion(model), memory)
+        self.observed: PredictorOutput | None = None
         self._smoothed: Tensor | None = None
         self._turns = 0
 
@@ -155,24 +161,28 @@ class Answerer:
                 embedding or a score that is not finite.
         """
         vector = None if knowledge is None else self._vector(knowledge)
-        embedding, pooled = self.model.observe(images, questions, batch_size)
+        self.observed = self.model.observe(images, questions, batch_size)
+        embedding, pooled = self.observed.embedding.clone(), self.observed.pooled
         self._demand_finite(embedding, "the embedding predicted", questions)
         warnings = [self._warnings(question) for question in questions]
         greedy = self._greedy(embedding, batch_size)
         doubts = None if greedy is None else doubt(greedy).to(pooled.device)
         scores, smoothed, confused = self._judge(pooled, doubts, questions)
-        used: dict[int, str] = {}
+        used: dict[int, Recalled] = {}
         told = [False] * len(questions)
         if vector is not None:
             told = [self.inject == "always" or bool(each) for each in confused]
-        elif self.memory is not None and any(confused):
-            used = self._look_up(self.memory, embedding, questions, confused)
+        elif self.recall is not None and any(confused):
+            rows = [i for i, is_confused in enumerate(confused) if is_confused]
+            recalled = self.recall.look_up(embedding[rows], pooled[rows], [questions[i] for i in rows])
+            used = {i: found for i, found in zip(rows, recalled, strict=True) if found is not None}
         if vector is not None and any(told):
             rows = [i for i, is_told in enumerate(told) if is_told]
             embedding[rows] = self._inject(pooled[rows], vector.expand(len(rows), -1))
         if used:
             rows = list(used)
-            embedding[rows] = self._inject(pooled[rows], self.model.embed_text(list(used.values())))
+            known = torch.stack([found.embedding for found in used.values()]).to(pooled.device)
+            embedding[rows] = self._inject(pooled[rows], known)
         self._demand_finite(embedding, "the embedding with the knowledge", questions)
         nearest = self._nearest(embedding)
         is_said = greedy is not None and self.generation == GenerationConfig() and not used and not any(told)
@@ -192,7 +202,8 @@ class Answerer:
                 signal=signals[i],
                 sure=None if confused[i] is None else not confused[i] or told[i] or i in used,
                 nearest=nearest[i],
-                memory_used=used.get(i),
+                memory_used=used[i].text if i in used else None,
+                memory_kind=used[i].kind if i in used else None,
                 knowledge_used=told[i],
                 warnings=warnings[i],
             )
@@ -237,33 +248,6 @@ class Answerer:
                 if confused[i] and not by_state:
                     signals[i] = "answer"
         return signals
-
-    def _look_up(
-        self,
-        memory: KnowledgeMemory,
-        embedding: Tensor,
-        questions: Sequence[str | None],
-        confused: Sequence[bool | None],
-    ) -> dict[int, str]:
-        """What to inject where, of B turns with embeddings (B, E): the nearest text of the confused, if near enough."""
-        recursion = _recursion(self.model)
-        rows = [i for i, is_confused in enumerate(confused) if is_confused]
-        if recursion.retriever is None:
-            nearest = [found[0] for found in memory.search(embedding[rows], k=1)]
-        else:
-            rows = [i for i in rows if questions[i] is not None]
-            nearest = self._retrieved(recursion.retriever, memory, [questions[i] or "" for i in rows]) if rows else []
-        floor = float(recursion.memory_floor)  # float32, as the cosines are
-        return {i: text for i, (text, cosine) in zip(rows, nearest, strict=True) if cosine >= floor}
-
-    def _retrieved(
-        self, retriever: KnowledgeRetriever, memory: KnowledgeMemory, questions: Sequence[str]
-    ) -> list[tuple[str, float]]:
-        """The memory's nearest text to each question, with its cosine."""
-        if self._keys is None:
-            self._keys = retriever.text(memory.embeddings.to(self.model.device)).cpu()
-        asked = retriever.question(self.model.embed_text(questions))
-        return [found[0] for found in top_texts(asked.cpu(), self._keys, memory.texts, 1)]
 
     def _inject(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
         """Pooled states (B, D) and knowledge (B, K) -> embeddings (B, E) read from h + W k."""

@@ -157,6 +157,8 @@ def _recursion_keys(config: RecursionConfig) -> Iterator[str]:
             for key in (*_linear("hidden"), *_linear("output")):
                 yield f"retriever.{tower}.{key}"
     yield "memory_floor"
+    if config.episodes:
+        yield from ("episode_blend", "episode_floor", "state_mean")
 
 
 def _vision_keys(config: ModelConfig) -> Iterator[str]:

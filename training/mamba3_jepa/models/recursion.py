@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba3_jepa.config import NO_FLOOR, RecursionConfig
+from mamba3_jepa.config import NO_FLOOR, SHUT, RecursionConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.generation import N_DOUBTS
 
@@ -135,9 +135,15 @@ class Recursion(nn.Module):
     The memory's nearest text is injected when its cosine is at least `memory_floor`: its retriever's vector's to the
     question's or, without a retriever (None), its embedding's to the predicted one. `NO_FLOOR`, the lowest cosine there
     is, lets every text through.
+
+    With `episodes` there are `episode_blend`, `episode_floor` and `state_mean` (D,) as well, for `models.episodes`:
+    chosen in validation, and until then `episode_floor` is `SHUT`, which lets no episode through.
     """
 
     memory_floor: Tensor
+    episode_blend: Tensor
+    episode_floor: Tensor
+    state_mean: Tensor
 
     def __init__(self, d_model: int, embed_dim: int, knowledge_dim: int, config: RecursionConfig) -> None:
         super().__init__()
@@ -148,3 +154,12 @@ class Recursion(nn.Module):
         if config.retriever_dim:
             self.retriever = KnowledgeRetriever(embed_dim, config.hidden_dim, config.retriever_dim)
         self.register_buffer("memory_floor", torch.tensor(NO_FLOOR))
+        if config.episodes:
+            self.register_buffer("episode_blend", torch.tensor(0.5))
+            self.register_buffer("episode_floor", torch.tensor(SHUT))
+            self.register_buffer("state_mean", torch.zeros(d_model))
+
+    @property
+    def recalls_episodes(self) -> bool:
+        """Whether an episode can be near enough: none is where validation had nothing to learn from."""
+        return self.config.episodes and float(self.episode_floor) < SHUT

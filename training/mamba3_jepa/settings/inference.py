@@ -146,6 +146,9 @@ class AskSettings(ModelSettings):
     """Knowledge to look up when the model is confused: a text file, one text a line, or a saved memory."""
     save_memory: _Path = None
     """Write the memory with its embeddings to this .safetensors file, which opens faster."""
+    remember: _Text = None
+    """The right answer: add picture, question and this answer to --memory, a .safetensors file that is made if need be.
+    """
     knowledge: _Text = None
     """Tell the model this text, where it is confused."""
     knowledge_vector: _Path = None
@@ -169,10 +172,27 @@ class AskSettings(ModelSettings):
             raise UserError("`inject` always: there is nothing to inject; give `knowledge` or `knowledge_vector`")
         if self.memory is not None and (self.knowledge is not None or self.knowledge_vector is not None):
             raise UserError("`memory` is looked up when there is no `knowledge` and no `knowledge_vector`; give one")
+        if self.remember is not None:
+            self._check_remember()
         if self.save_memory is not None and self.memory is None:
             raise UserError("`save_memory` needs a `memory` to save")
         if self.save_memory is not None and self.save_memory.suffix != ".safetensors":
             raise UserError(f"`save_memory` {self.save_memory}: its name must end in .safetensors")
+
+    def _check_remember(self) -> None:
+        if self.memory is None or self.memory.suffix != ".safetensors":
+            raise UserError("`remember` needs the `memory` to add to, a file whose name ends in .safetensors")
+        if self.image is None or not self.questions:
+            raise UserError(
+                "`remember` is the answer to a question about an `image`; a sentence is remembered with "
+                "memory add FILE TEXT"
+            )
+        if len(self.questions) > 1:
+            raise UserError(
+                f"`remember` is the answer to one question, not to {len(self.questions)}: ask them one by one"
+            )
+        if not (self.remember or "").strip():
+            raise UserError("`remember` is empty; give the right answer")
 
 
 @dataclass(frozen=True, kw_only=True)
