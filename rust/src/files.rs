@@ -102,7 +102,7 @@ fn written_to_directly(_: &Path) -> io::Result<Option<File>> {
 }
 
 /// Where symbolic links at `path` lead, if there are any; there need not be a file yet.
-fn at_the_end_of_links(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn at_the_end_of_links(path: &Path) -> io::Result<PathBuf> {
     const MOST: usize = 40; // as Linux has it
     let mut end = path.to_path_buf();
     for _ in 0..MOST {

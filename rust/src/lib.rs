@@ -6,6 +6,7 @@
 
 pub mod angn;
 pub mod config;
+pub mod episodes;
 pub mod error;
 pub mod files;
 pub mod generate;

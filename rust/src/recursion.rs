@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use crate::config::{CONFUSION_PROBE_LAYER_NORM_EPS, Mamba3JepaConfig};
+use crate::episodes::EpisodeFinder;
 use crate::error::{Error, LoadError};
 use crate::generate::{Doubt, surest_doubt};
 use crate::linalg::{Linear, Matrix, math, norm};
@@ -33,6 +34,8 @@ pub struct Recursion {
     /// The memory's nearest text is injected when its cosine is at least this: its retriever's vector's to the question's
     /// or, without a retriever, its embedding's to the predicted one; -1 lets every text through.
     pub memory_floor: f32,
+    /// Finds the episodes of a memory; `None`: the model was trained without.
+    pub episodes: Option<EpisodeFinder>,
 }
 
 /// Pooled state -> probability that the model does not know: LayerNorm, then a perceptron with one hidden layer, which
@@ -100,7 +103,7 @@ impl Recursion {
     ///
     /// # Errors
     /// [`LoadError`] if the file holds another component, a tensor is missing, unknown or of another shape or type, or
-    /// threshold, temperature or memory floor is a number that cannot be used.
+    /// threshold, temperature or a floor is a number that cannot be used.
     pub fn from_weights(weights: &Weights) -> Result<Recursion, LoadError> {
         let (mut fields, config) = Fields::open(weights, "recursion")?;
         let (width, hidden) = (config.predictor.d_model(), config.recursion.hidden_dim);
@@ -129,8 +132,12 @@ impl Recursion {
                 text: RetrieverTower::read(&mut fields, "retriever.text", &config)?,
             }),
         };
+        let episodes = match config.recursion.episodes {
+            false => None,
+            true => Some(EpisodeFinder::read(&mut fields, width)?),
+        };
         fields.finish()?;
-        Ok(Recursion { config, confusion_probe, injector, retriever, memory_floor })
+        Ok(Recursion { config, confusion_probe, injector, retriever, memory_floor, episodes })
     }
 
     /// The configuration in the file's header.

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny import GATES, tiny_model, write_checkpoint
 
 from mamba3_jepa.config import AngnConfig
@@ -24,6 +25,11 @@ def build(angn: bool = True, **changes: Any) -> Mamba3Jepa:
     model = tiny_model(3, texts, angn=GATES if angn else AngnConfig(), **changes)
     model.recursion.confusion_probe.temperature.fill_(1.7)  # type: ignore[union-attr]
     model.recursion.memory_floor.fill_(0.25)  # type: ignore[union-attr]
+    if model.config.recursion.episodes:
+        assert model.recursion is not None
+        model.recursion.episode_blend.fill_(0.375)
+        model.recursion.episode_floor.fill_(0.125)
+        model.recursion.state_mean.copy_(torch.linspace(-0.3, 0.4, len(model.recursion.state_mean)))
     return model
 
 

@@ -157,6 +157,9 @@ pub struct RecursionConfig {
     /// Width R in which questions find the texts of a memory; 0: the predicted embedding looks for them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub retriever_dim: usize,
+    /// Whether a memory may hold episodes, pictures and questions seen before with their answers, beside texts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub episodes: bool,
 }
 
 /// Everything that decides the shape and the meaning of the weights.
@@ -325,9 +328,12 @@ mod tests {
             Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json")).unwrap()
         };
         let plain = read(&TinyModel::new());
-        assert!(!plain.recursion.injector_sees_state && plain.recursion.retriever_dim == 0);
+        assert!(!plain.recursion.injector_sees_state && plain.recursion.retriever_dim == 0 && !plain.recursion.episodes);
         assert_eq!(serde_json::to_value(&plain.recursion).unwrap(), TinyModel::new().config["recursion"]);
-        let whole = TinyModel::new().recursion("injector_sees_state", true).recursion("retriever_dim", 9);
+        let whole = TinyModel::new()
+            .recursion("injector_sees_state", true)
+            .recursion("retriever_dim", 9)
+            .recursion("episodes", true);
         assert_eq!(serde_json::to_value(read(&whole).recursion).unwrap(), whole.config["recursion"]);
         let wide = TinyModel::new().recursion("retriever_dim", MAX_COUNT + 1);
         let error = Mamba3JepaConfig::from_json(&wide.config.to_string(), Path::new("config.json")).unwrap_err();

@@ -1,4 +1,4 @@
-//! What tells one text encoder from another.
+//! What tells one text encoder, and one observer of pictures and questions, from another.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -15,16 +15,34 @@ pub(crate) fn encoder_digest(config: &Mamba3JepaConfig, tokenizer: &str, weights
     let sizes = json!({"max_answer_tokens": config.max_answer_tokens, "y_encoder": config.y_encoder});
     let mut digest = Sha256::new();
     digest.update(format!("mamba3-jepa y_encoder\n{}\n{tokenizer}\n", canonical(&sizes)));
+    add_tensors(&mut digest, weights);
+    hex(&digest.finalize())
+}
+
+/// SHA-256 in hex of everything a pooled state depends on but the picture, the question and the X-Encoder's weights.
+///
+/// `encoder`: [`encoder_digest`]; `weights`: `predictor.safetensors`, and `angn.safetensors` if there is one.
+pub(crate) fn observer_digest(config: &Mamba3JepaConfig, encoder: &str, weights: &[Weights]) -> String {
+    let parts = json!({
+        "angn": config.angn.enabled, "max_query_tokens": config.max_query_tokens, "predictor": config.predictor,
+        "query_prompt": config.query_prompt, "vision": config.vision
+    });
+    let mut digest = Sha256::new();
+    digest.update(format!("mamba3-jepa observer\n{encoder}\n{}\n", canonical(&parts)));
+    weights.iter().for_each(|weights| add_tensors(&mut digest, weights));
+    hex(&digest.finalize())
+}
+
+fn add_tensors(digest: &mut Sha256, weights: &Weights) {
     for (key, info) in weights.tensors() {
         let shape: Vec<String> = info.shape.iter().map(usize::to_string).collect();
         digest.update(format!("{key} {:?} {}\n", info.dtype, shape.join("x")));
         digest.update(weights.tensor_bytes(info));
     }
-    hex(&digest.finalize())
 }
 
-/// JSON with sorted keys and no spaces, as `json.dumps(..., sort_keys=True, separators=(",", ":"))` writes plain names
-/// and numbers.
+/// JSON with sorted keys and no spaces, as `json.dumps(..., sort_keys=True, separators=(",", ":"), ensure_ascii=False)`
+/// writes plain names, texts and numbers.
 fn canonical(value: &Value) -> String {
     match value {
         Value::Object(members) => {

@@ -205,6 +205,14 @@ impl Models<'_> {
         for (name, numbers) in names.into_iter().zip(&found) {
             golden.check(name, numbers)?;
         }
+        if let Some(finder) = &recursion.episodes {
+            let (asked, told) = (golden.input("question_embedding")?, golden.input("text_embedding")?);
+            let states = golden.input("injected")?;
+            let rows = pooled.chunks(config.predictor.d_model()).zip(asked.chunks(config.embed_dim));
+            let scores: Vec<_> =
+                rows.map(|(pooled, asked)| finder.scores(pooled, asked, &states, &told)).collect::<Result<_, _>>()?;
+            golden.check("episode_scores", &scores.concat())?;
+        }
         let Some(KnowledgeRetriever { question, text }) = &recursion.retriever else { return Ok(()) };
         for (name, tower) in [("question", question), ("text", text)] {
             let embeddings = golden.input(&format!("{name}_embedding"))?;

@@ -202,11 +202,15 @@ impl Manifest {
         })?;
         if self.format_version >= 2 {
             let memory: MemoryFormat = keys.get("memory")?;
-            let expected = (memory::FORMAT, memory::FORMAT_VERSION);
-            keys.demand("memory", (memory.format.as_str(), memory.format_version.as_str()) == expected, || {
+            let is_known = memory.format == memory::FORMAT
+                && memory::READABLE_VERSIONS.contains(&memory.format_version.as_str());
+            keys.demand("memory", is_known, || {
                 format!(
-                    "format {:?}, version {:?}: this version knows {expected:?}",
-                    memory.format, memory.format_version
+                    "format {:?}, version {:?}: this version knows {:?}, versions {}",
+                    memory.format,
+                    memory.format_version,
+                    memory::FORMAT,
+                    memory::READABLE_VERSIONS.join(" and ")
                 )
             })?;
         }

@@ -11,6 +11,7 @@ mod manifest;
 mod observe;
 mod open;
 mod options;
+mod recall;
 mod sample;
 
 use std::path::Path;
@@ -29,7 +30,7 @@ use crate::config::Mamba3JepaConfig;
 use crate::error::Error;
 use crate::generate::{self, Generated, GenerationConfig};
 use crate::loader::Weights;
-use crate::memory::encoder_digest;
+use crate::memory::{encoder_digest, observer_digest};
 use crate::predictor::Mamba3Predictor;
 use crate::recursion::Recursion;
 use crate::tokenizer::Tokenizer;
@@ -68,6 +69,9 @@ pub struct Mamba3Jepa {
     /// `y_encoder.safetensors`, which shares its bytes with `y_encoder`.
     y_encoder_weights: Weights,
     encoder_digest: OnceLock<String>,
+    /// `predictor.safetensors`, and `angn.safetensors` if there is one: they share their bytes with the parts.
+    observer_weights: Vec<Weights>,
+    observer_digest: OnceLock<String>,
     /// Embeddings of the known answers, (G, E).
     known: OnceLock<Vec<f32>>,
     warn: Option<Warn>,
@@ -160,6 +164,13 @@ impl Mamba3Jepa {
         self.encoder_digest.get_or_init(compute).clone()
     }
 
+    /// SHA-256 in hex of everything that a pooled state depends on but what is seen and asked, and the frozen X-Encoder's
+    /// weights; a saved memory that holds episodes has it too.
+    pub fn observer_digest(&self) -> String {
+        let compute = || observer_digest(self.config(), &self.encoder_digest(), &self.observer_weights);
+        self.observer_digest.get_or_init(compute).clone()
+    }
+
     /// Lets the Y-Decoder speak each of B embeddings (E,), as [`Observation::embedding`] is one; the tokens of an answer
     /// do not depend on the others. [`Tokenizer::decode`] gives their text.
     ///
@@ -194,7 +205,7 @@ impl Mamba3Jepa {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn warn(&self, warning: &str) {
+    pub(crate) fn warn(&self, warning: &str) {
         if let Some(warn) = &self.warn {
             warn(warning);
         }

@@ -36,9 +36,9 @@ enum Part {
 struct Read {
     tokenizer: Option<Tokenizer>,
     x_encoder: Option<VisionEncoder>,
-    predictor: Option<Mamba3Predictor>,
+    predictor: Option<(Mamba3Predictor, Weights)>,
     y_encoder: Option<(Mamba3TextEncoder, Weights)>,
-    gates: Option<AdaptiveNeuralGate>,
+    gates: Option<(AdaptiveNeuralGate, Weights)>,
     y_decoder: Option<Mamba3Decoder>,
     recursion: Option<Recursion>,
 }
@@ -55,17 +55,21 @@ impl Mamba3Jepa {
         let read = pool.install(|| read_all(folder, &manifest, &parts, options.x_encoder.as_deref()))?;
         let missing = |what: &str| Error::Absent(format!("{}: it has no {what}", path_text(folder)));
         let (y_encoder, y_encoder_weights) = read.y_encoder.ok_or_else(|| missing("Y-Encoder"))?;
+        let (predictor, predictor_weights) = read.predictor.ok_or_else(|| missing("predictor"))?;
+        let (gates, gate_weights) = read.gates.unzip();
         Ok(Mamba3Jepa {
             tokenizer: read.tokenizer.ok_or_else(|| missing("tokenizer"))?,
             x_encoder: read.x_encoder,
-            predictor: read.predictor.ok_or_else(|| missing("predictor"))?,
+            predictor,
             y_encoder,
             activity: Mutex::new(GateActivity::new()),
-            gates: read.gates,
+            gates,
             y_decoder: read.y_decoder,
             recursion: read.recursion,
             y_encoder_weights,
             encoder_digest: OnceLock::new(),
+            observer_weights: [predictor_weights].into_iter().chain(gate_weights).collect(),
+            observer_digest: OnceLock::new(),
             known: OnceLock::new(),
             warn: options.warn,
             batch_size: options.batch_size,
@@ -128,8 +132,8 @@ fn read_part(folder: &Path, manifest: &Manifest, part: Part, x_encoder: Option<&
         Part::Component(name) => {
             let weights = folder::component(folder, name, manifest)?;
             match name {
-                "predictor" => read.predictor = Some(Mamba3Predictor::from_weights(&weights)?),
-                "angn" => read.gates = Some(AdaptiveNeuralGate::from_weights(&weights)?),
+                "predictor" => read.predictor = Some((Mamba3Predictor::from_weights(&weights)?, weights)),
+                "angn" => read.gates = Some((AdaptiveNeuralGate::from_weights(&weights)?, weights)),
                 "y_decoder" => read.y_decoder = Some(Mamba3Decoder::from_weights(&weights)?),
                 "recursion" => read.recursion = Some(Recursion::from_weights(&weights)?),
                 "x_encoder" => read.x_encoder = Some(VisionEncoder::from_weights(&weights)?),

@@ -117,7 +117,8 @@ impl TinyModel {
                 new()
                     .recursion("hears_answer", true)
                     .recursion("injector_sees_state", true)
-                    .recursion("retriever_dim", 9),
+                    .recursion("retriever_dim", 9)
+                    .recursion("episodes", true),
             ),
             (
                 "read from both sides, question first and last",
@@ -225,7 +226,7 @@ impl TinyModel {
         });
         document["answers"] = json!(["red", "yes", "größer"]);
         document["classify"] = json!({"temperature": 0.07, "template": "{}"});
-        document["memory"] = json!({"format": "mamba3-jepa memory", "format_version": "2"});
+        document["memory"] = json!({"format": "mamba3-jepa memory", "format_version": "3"});
         if self.phase >= 2 {
             document["generation"] = json!({"max_tokens": self.size("/max_answer_tokens") - 1});
         }
@@ -304,6 +305,11 @@ impl TinyModel {
                 add("confusion_probe.temperature", &[]);
                 if self.format_version >= 2 {
                     add("memory_floor", &[]);
+                }
+                if said["episodes"] == json!(true) {
+                    add("episode_blend", &[]);
+                    add("episode_floor", &[]);
+                    add("state_mean", &[width]);
                 }
             }
             "x_encoder" => self.add_vision(&mut shapes),
@@ -405,6 +411,8 @@ impl TinyModel {
             "threshold" => return vec![0.5],
             "temperature" => return vec![1.7],
             "memory_floor" => return vec![-1.0],
+            "episode_blend" => return vec![0.5],
+            "episode_floor" => return vec![0.25],
             "B_bias" | "C_bias" | "D" | "mimo_z" => (1.0, 0.1),
             "mimo_x" | "mimo_o" => (1.0 / shape[1] as f32, 0.1),
             "bias" if key.contains("gates") => (1.5, 0.1),

@@ -266,9 +266,15 @@ def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     injected = add("injected", injector(pooled, knowledge), "(B, D) pooled with the knowledge added")
     add("embedding", predicted.embedding, "(B, E) predicted from pooled")
     add("embedding_injected", model.predictor.embed(injected), "(B, E) predicted from injected")
+    if retriever is None and not model.recursion.config.episodes:
+        return
+    asked = add("question_embedding", model.embed_text(probe.questions), "(B, E) the questions by the Y-Encoder")
+    told = add("text_embedding", text_embedding, "(B, E) the texts by the Y-Encoder")
+    if model.recursion.config.episodes:
+        scores = model.recursion.episode_scores(pooled, asked, injected, told)
+        seen = "episodes of the states injected and the questions text_embedding"
+        add("episode_scores", scores, f"(B, B) of pooled and question_embedding with {seen}")
     if retriever is not None:
-        asked = add("question_embedding", model.embed_text(probe.questions), "(B, E) the questions by the Y-Encoder")
-        told = add("text_embedding", text_embedding, "(B, E) the texts by the Y-Encoder")
         add("retriever_question", retriever.question(asked), "(B, R) unit vectors that look up")
         add("retriever_text", retriever.text(told), "(B, R) unit vectors that are looked up")
 

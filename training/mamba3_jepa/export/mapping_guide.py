@@ -37,7 +37,7 @@ computing.
 | `constants` | used in the formulas below; `confusion_probe_layer_norm_eps` only with recursion |
 | `generation` | with a Y-Decoder: `max_tokens`, the most tokens of an answer, eos included |
 | `classify` | `temperature` and `template` of `classify` where nothing else is asked for |
-| `memory` | `format` and `format_version` of memory files |
+| `memory` | `format` and `format_version` of memory files, as the exporter writes them; 2 and 3 are alike to a reader |
 | `answers` | known answers: the frequent answers of the training data, which may be none |
 | `data`, `metrics` | where the training data came from, and how the model did on validation data (`null`: undefined) |
 
@@ -287,22 +287,46 @@ rms(x)   = x / sqrt(mean(x^2) + 1e-12)
 
 k is a knowledge vector of length `knowledge_dim`, or, where that is `embed_dim`, a text's Y-Encoder embedding. Where
 the model is confused, what the caller gives is injected (with `ask --inject always` wherever it is given); if nothing
-is given and there is a memory, its nearest text is injected, if its cosine is at least `recursion.memory_floor`.
-Cosines are those of
+is given and there is a memory, the Y-Encoder embedding of its nearest text is injected, if its cosine is at least
+`recursion.memory_floor`. Cosines are those of
 
 - with a retriever (`retriever_dim`): unit(question.output(silu(question.hidden(rms(q))))) of the question's Y-Encoder
   embedding q, and unit(text.output(silu(text.hidden(rms(t))))) of the texts' embeddings t; without a question nothing
   is looked up;
 - otherwise: the predicted embedding and the texts' embeddings.
 
+With `model.recursion.episodes` a memory may hold episodes too: pictures and questions seen before, with their answers.
+The score of one is
+
+```
+score = episode_blend * cos(pooled - state_mean, s - state_mean) + (1 - episode_blend) * cos(q, e)
+```
+
+of the pooled state and the question's Y-Encoder embedding q, with the episode's state s and its question's embedding
+e; where nothing was asked, q or e is that of `model.query_prompt`. The episode with the largest score is recalled if
+the score is at least `recursion.episode_floor`, and what is injected is the embedding of its answer. An
+`episode_floor` of 2 or more: the model has learned to recall none, and none is to be remembered for it. Of a text and
+an episode that reach their floors the one is injected that is further above its own, of equals the text. All of this
+is computed in F32.
+
 pred_head of the injected state, as a unit vector, takes the place of the predicted embedding: the answer is spoken from
 it, and the nearest known answers are found with it. P, smoothed and confused are those from before. An answer is sure
 if the model is not confused, or something was injected. The signal of confusion is "answer" if P with the surest doubt
 there is, log(1e-5) twice, in the place of the answer's own would not be over the threshold; otherwise "state".
 
-A memory file is a safetensors file with one tensor, `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
-different texts, and the metadata `format`, `format_version` (as `config.json` says), `texts` (a JSON list of the M
-texts) and `encoder`: SHA-256, as 64 lower-case hexadecimal digits, over
+A memory file is a safetensors file with the tensor `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
+different texts (M may be 0), and the metadata `format`, `format_version` (3), `texts` (a JSON list of the M texts) and
+`encoder`, see below. One with P > 0 episodes also has the tensors `episode_states` (P, D), `episode_questions` (P, E)
+and `episode_answers` (P, E), all F32 (the pooled states as they are, the embeddings of unit length), and the metadata
+`observer`, see below, and `episodes`: a JSON list of P objects with `question` (null: the prompt), `answer` and `image`
+(the image file's name, or null). Version 2 had no episodes, and at least one text; the rest is the same.
+
+The order of the metadata is `format`, `format_version`, `encoder`, `texts`, `observer`, `episodes`, that of the tensors
+the alphabet's; JSON has a space behind its commas and colons, and what is not ASCII as it is. Equal texts are kept
+once. An episode with the question of another, and a state that differs from its by at most 1e-4 of its length, takes
+its place. Who changes a file holds an exclusive lock (`flock`) on `.NAME.lock` beside it from reading to writing.
+
+`encoder` is SHA-256, as 64 lower-case hexadecimal digits, over
 
 1. the ASCII line `mamba3-jepa y_encoder` and a line feed;
 2. `{"max_answer_tokens":...,"y_encoder":{...}}` with the values of `model` as JSON with sorted keys and without
@@ -312,6 +336,19 @@ texts) and `encoder`: SHA-256, as 64 lower-case hexadecimal digits, over
    <shape>`, such as `y_encoder.embedding.weight F32 512x64`, a line feed, and the tensor's bytes as they are stored.
 
 A memory with another digest was made by another encoder; its embeddings mean nothing here.
+
+`observer`, of what the episodes' states depend on, is SHA-256 in the same manner over
+
+1. the ASCII line `mamba3-jepa observer` and a line feed;
+2. the digest `encoder`, and a line feed;
+3. `{"angn":...,"max_query_tokens":...,"predictor":{...},"query_prompt":"...","vision":{...}}` with the values of
+   `model` as JSON with sorted keys and without spaces, what is not ASCII as it is, `angn` being `model.angn.enabled` (true or
+   false), and `vision` with `"kind":"vjepa2"` where there is no such key; and a line feed;
+4. for every tensor of `predictor.safetensors`, and then, with ANGN, of `angn.safetensors`, in the order of the bytes
+   of their keys: line and bytes as above.
+
+The weights of the X-Encoder are not in it: it is frozen, and a published file or the export's own. A memory whose
+episodes have another observer is refused: their states mean nothing here.
 
 ### The commands
 
@@ -341,7 +378,8 @@ was encoded. From the inside out:
    MLPs `layers.{i}.mlp_output`;
    `step.layers.{i}`: the same token by token. `gates.{i}.*`, `activity`, `activity_ema`, `context_reset_due` in angn.
 3. `pooled`, `embedding` (predictor, y_encoder); `prefix`, `prefill.{i}.*`, `logits`, `step.logits`, `greedy_ids.*`,
-   `beam_ids.*` and their log-probabilities (y_decoder); `score`, `injected`, `embedding_injected` (recursion);
+   `beam_ids.*` and their log-probabilities (y_decoder); `score`, `injected`, `embedding_injected`, `episode_scores`
+   (recursion);
    `pixels`, `visual_tokens`, and `clip`, `clip_visual_tokens` for a clip that is not square (x_encoder, always
    written).
 4. images (always written): for every picture `image.<name>.file`, the bytes of a file, and `image.<name>.pixels` (3,

@@ -128,6 +128,11 @@ def _outputs(
         knowledge = knowledge_vectors(model, start["text embedding"])
         outputs["injected state"] = model.recursion.injector(start["pooled state"], knowledge)
         retriever = model.recursion.retriever
+        if model.recursion.config.episodes:
+            outputs["episode floor"] = model.recursion.episode_floor
+            asked = start["text embedding"]
+            states = start["pooled state"]
+            outputs["episode scores"] = model.recursion.episode_scores(states, asked, states, asked)
         if retriever is not None:
             outputs["question embedding"] = model.embed_text(probe.questions)
             outputs["retriever's question"] = retriever.question(start["question embedding"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba3_jepa.inference.memory import KnowledgeMemory, MemoryKind
-from mamba3_jepa.models.episodes import cosines, episode_scores
+from mamba3_jepa.models.episodes import cosines
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -78,14 +78,7 @@ class Recall:
         episodes, recursion = self.episodes, self.recursion
         if episodes is None:
             return [None] * len(pooled)
-        scores = episode_scores(
-            pooled.cpu(),
-            asked.cpu(),
-            episodes.states,
-            episodes.questions,
-            mean=recursion.state_mean.cpu(),
-            blend=recursion.episode_blend.cpu(),
-        )
+        scores = recursion.episode_scores(pooled.cpu(), asked.cpu(), episodes.states, episodes.questions)
         return [
             Recalled(kind="episode", text=episodes.entries[row].text, embedding=episodes.answers[row], margin=margin)
             if margin >= 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.config import NO_FLOOR, SHUT, RecursionConfig
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.models.episodes import episode_scores
 from mamba3_jepa.models.generation import N_DOUBTS
 
 DEFAULT_THRESHOLD = 0.5
@@ -158,6 +159,11 @@ class Recursion(nn.Module):
             self.register_buffer("episode_blend", torch.tensor(0.5))
             self.register_buffer("episode_floor", torch.tensor(SHUT))
             self.register_buffer("state_mean", torch.zeros(d_model))
+
+    def episode_scores(self, pooled: Tensor, asked: Tensor, states: Tensor, questions: Tensor) -> Tensor:
+        """`models.episodes.episode_scores` with the model's own mean and blend, on the arguments' device."""
+        mean, blend = self.state_mean.to(pooled.device), self.episode_blend.to(pooled.device)
+        return episode_scores(pooled, asked, states, questions, mean=mean.float(), blend=blend.float())
 
     @property
     def recalls_episodes(self) -> bool:
