@@ -41,13 +41,7 @@ impl EpisodeFinder {
     ///
     /// # Errors
     /// [`Error::Input`] if a length does not fit; [`Error::NotFinite`] if a score is not finite.
-    pub fn scores(
-        &self,
-        pooled: &[f32],
-        asked: &[f32],
-        states: &[f32],
-        questions: &[f32],
-    ) -> Result<Vec<f32>, Error> {
+    pub fn scores(&self, pooled: &[f32], asked: &[f32], states: &[f32], questions: &[f32]) -> Result<Vec<f32>, Error> {
         let width = self.state_mean.len();
         let episodes = states.len() / width.max(1);
         if pooled.len() != width || states.len() != episodes * width || questions.len() != episodes * asked.len() {
@@ -81,7 +75,8 @@ mod tests {
     fn the_score_is_its_formula() {
         let finder = EpisodeFinder { blend: 0.25, floor: 0.5, state_mean: vec![1.0, 0.0, -1.0] };
         // 3 - 1, 4, -1 + 1: along (1, 2, 0) / sqrt 5; the episodes are at (0, 1, 0) and (2, 0, 0)
-        let scores = finder.scores(&[3.0, 4.0, -1.0], &[0.6, 0.8], &[1.0, 5.0, -1.0, 3.0, 0.0, -1.0], &[0.0, 1.0, 1.0, 0.0]);
+        let scores =
+            finder.scores(&[3.0, 4.0, -1.0], &[0.6, 0.8], &[1.0, 5.0, -1.0, 3.0, 0.0, -1.0], &[0.0, 1.0, 1.0, 0.0]);
         let root = 5.0_f32.sqrt();
         let expected = [0.25 * 2.0 / root + 0.75 * 0.8, 0.25 / root + 0.75 * 0.6];
         assert!(scores.unwrap().iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));

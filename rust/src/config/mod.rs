@@ -328,7 +328,9 @@ mod tests {
             Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json")).unwrap()
         };
         let plain = read(&TinyModel::new());
-        assert!(!plain.recursion.injector_sees_state && plain.recursion.retriever_dim == 0 && !plain.recursion.episodes);
+        assert!(
+            !plain.recursion.injector_sees_state && plain.recursion.retriever_dim == 0 && !plain.recursion.episodes
+        );
         assert_eq!(serde_json::to_value(&plain.recursion).unwrap(), TinyModel::new().config["recursion"]);
         let whole = TinyModel::new()
             .recursion("injector_sees_state", true)

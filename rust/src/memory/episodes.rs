@@ -108,7 +108,9 @@ impl Episodes {
     /// Some of them, in this order; `None` where that is none.
     pub(crate) fn only(&self, rows: &[usize]) -> Option<Episodes> {
         let (state, width) = self.widths();
-        let some = |numbers: &[f32], width: usize| rows.iter().flat_map(|row| &numbers[row * width..][..width]).copied().collect();
+        let some = |numbers: &[f32], width: usize| {
+            rows.iter().flat_map(|row| &numbers[row * width..][..width]).copied().collect()
+        };
         (!rows.is_empty()).then(|| Episodes {
             entries: rows.iter().map(|&row| self.entries[row].clone()).collect(),
             states: some(&self.states, state),

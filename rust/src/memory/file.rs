@@ -77,13 +77,11 @@ impl KnowledgeMemory {
 }
 
 /// The episodes of a file with text embeddings of `width`, if it has any.
-fn episodes(
-    weights: &Weights,
-    width: usize,
-    failed: impl Fn(String) -> Error,
-) -> Result<Option<Episodes>, Error> {
+fn episodes(weights: &Weights, width: usize, failed: impl Fn(String) -> Error) -> Result<Option<Episodes>, Error> {
     let said = |key: &str| weights.metadata().get(key).map(String::as_str);
-    if said("episodes").is_none() && ![STATES, QUESTIONS, ANSWERS].iter().any(|name| weights.tensors().contains_key(*name)) {
+    if said("episodes").is_none()
+        && ![STATES, QUESTIONS, ANSWERS].iter().any(|name| weights.tensors().contains_key(*name))
+    {
         return Ok(None);
     }
     let entries: Vec<Episode> = said("episodes").and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();

@@ -71,8 +71,8 @@ impl Drop for FileLock {
 fn is_current(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
 
-    let of = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    matches!((file.metadata(), fs::metadata(path)), (Ok(open), Ok(there)) if of(open) == of(there))
+    let of = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((file.metadata(), fs::metadata(path)), (Ok(open), Ok(there)) if of(&open) == of(&there))
 }
 
 #[cfg(not(unix))]

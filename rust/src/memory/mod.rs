@@ -1,31 +1,63 @@
-//! A small memory: texts with their Y-Encoder embeddings, looked up by cosine. Letters: M texts, E embedding width.
+//! A memory: texts (facts) with their Y-Encoder embeddings, and episodes, looked up when a model is confused.
+//!
+//! Letters: M texts, P episodes, E embedding width.
 
+mod changes;
 mod digest;
+mod episodes;
+mod file;
+mod lock;
 
 use std::path::Path;
 
-use safetensors::Dtype;
+use serde::Serialize;
 
-pub(crate) use digest::encoder_digest;
+pub use changes::Changes;
+pub(crate) use digest::{encoder_digest, observer_digest};
+pub use episodes::{Episode, Episodes};
 
 use crate::error::Error;
-use crate::loader::{NewTensor, load_safetensors, write_safetensors};
+use crate::files::path_text;
 use crate::nearest::nearest;
 use crate::texts::{distinct, read_lines};
 use crate::vljepa::{Mamba3Jepa, Progress};
 
-/// What a saved memory calls itself, and the version of the format that this crate writes and reads.
+/// What a saved memory calls itself, the version of the format that this crate writes, and those that it reads.
 pub(crate) const FORMAT: &str = "mamba3-jepa memory";
-pub(crate) const FORMAT_VERSION: &str = "2";
-const TENSOR: &str = "embeddings";
+pub(crate) const FORMAT_VERSION: &str = "3";
+pub(crate) const READABLE_VERSIONS: [&str; 2] = ["2", FORMAT_VERSION];
 
-/// M different texts and their embeddings (M, E) of unit length.
+/// M different texts and their embeddings (M, E) of unit length, and P episodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnowledgeMemory {
     texts: Vec<String>,
     embeddings: Vec<f32>,
     width: usize,
     encoder: String,
+    episodes: Option<Episodes>,
+}
+
+/// Of what kind something remembered is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryKind {
+    /// A text.
+    Fact,
+    /// A picture and a question seen before, with the right answer.
+    Episode,
+}
+
+/// One thing that is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// From 1 on, facts first.
+    pub number: usize,
+    /// Of what kind it is.
+    pub kind: MemoryKind,
+    /// A fact's text, or an episode's question and answer.
+    pub text: String,
+    /// The name of an episode's image file.
+    pub image: Option<String>,
 }
 
 impl KnowledgeMemory {
@@ -53,63 +85,112 @@ impl KnowledgeMemory {
         let texts = distinct(texts.iter().map(AsRef::as_ref));
         let embeddings = model.embed_text_with(&texts, progress)?.concat();
         let texts = texts.into_iter().map(String::from).collect();
-        Ok(Self::new(texts, embeddings, model.encoder_digest()))
+        Ok(KnowledgeMemory { texts, embeddings, ..Self::empty(model) })
+    }
+
+    /// One that holds nothing, to add to.
+    pub fn empty(model: &Mamba3Jepa) -> KnowledgeMemory {
+        KnowledgeMemory {
+            texts: Vec::new(),
+            embeddings: Vec::new(),
+            width: model.config().embed_dim,
+            encoder: model.encoder_digest(),
+            episodes: None,
+        }
+    }
+
+    /// The same facts with these episodes, which the same model has seen.
+    ///
+    /// ```no_run
+    /// use kore_vljepa::memory::{Episode, Episodes, KnowledgeMemory};
+    /// use kore_vljepa::vljepa::{Mamba3Jepa, Sample};
+    ///
+    /// # fn main() -> Result<(), kore_vljepa::Error> {
+    /// let model = Mamba3Jepa::from_dir("weights/")?;
+    /// let seen = model.observe(&[Sample::file("photo.jpg").asking("Whose car is this?")])?;
+    /// let episode = Episode { question: Some("Whose car is this?".into()), answer: "Anna's".into(), image: None };
+    /// let episodes = Episodes::of(&model, &seen, vec![episode])?;
+    /// KnowledgeMemory::empty(&model).with_episodes(episodes).add_to(&model, "memory.safetensors")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_episodes(self, episodes: Episodes) -> KnowledgeMemory {
+        KnowledgeMemory { episodes: (!episodes.is_empty()).then_some(episodes), ..self }
     }
 
     /// A saved memory (`.safetensors`), or a text file with one text a line, which is embedded now; see
-    /// [`KnowledgeMemory::build`] for `progress`.
+    /// [`KnowledgeMemory::build`] for `progress`. What cannot be of use, an empty memory or episodes that the model does not
+    /// recall, is a warning of the model.
     ///
     /// # Errors
-    /// [`Error::Load`] or [`Error::File`]: the file is missing, damaged, no memory, or was made with other weights; the
-    /// text file is empty or not UTF-8.
+    /// As for [`KnowledgeMemory::load`]; or the text file is missing, empty or not UTF-8.
     pub fn open(model: &Mamba3Jepa, path: impl AsRef<Path>, progress: Progress<'_>) -> Result<KnowledgeMemory, Error> {
         let path = path.as_ref();
-        if path.extension().is_some_and(|suffix| suffix == "safetensors") {
-            return Self::load(path, model.config().embed_dim, &model.encoder_digest());
+        if path.extension().is_none_or(|suffix| suffix != "safetensors") {
+            return Self::build(model, &read_lines(path, "text to remember")?, progress);
         }
-        Self::build(model, &read_lines(path, "text to remember")?, progress)
+        let memory = Self::load(model, path)?;
+        let name = path_text(path);
+        if memory.is_empty() {
+            model.warn(&format!("{name}: this memory is empty: there is nothing to look up"));
+        } else if memory.episodes.is_some() && !model.recalls_episodes() {
+            model.warn(&format!("{name}: its episodes are not looked up: this model has not learned to recall any"));
+        }
+        Ok(memory)
     }
 
-    fn new(texts: Vec<String>, embeddings: Vec<f32>, encoder: String) -> KnowledgeMemory {
-        let width = embeddings.len() / texts.len().max(1);
-        KnowledgeMemory { texts, embeddings, width, encoder }
-    }
-
-    /// Reads a memory of embeddings of `width` that the text encoder with the digest `encoder` made.
-    fn load(path: &Path, width: usize, encoder: &str) -> Result<KnowledgeMemory, Error> {
-        let weights = load_safetensors(path)?;
+    /// Reads a saved memory that this model's Y-Encoder made, and its predictor, where there are episodes.
+    ///
+    /// # Errors
+    /// [`Error::Load`] or [`Error::File`]: the file is missing, damaged, no memory, or was made with other weights.
+    pub fn load(model: &Mamba3Jepa, path: impl AsRef<Path>) -> Result<KnowledgeMemory, Error> {
+        let path = path.as_ref();
+        let memory = Self::read(path)?;
+        memory.check_encoder(path, model.config().embed_dim, &model.encoder_digest())?;
+        let Some(episodes) = &memory.episodes else { return Ok(memory) };
         let failed = |reason: String| Err(Error::File { path: path.to_path_buf(), reason });
-        let said = |key: &str| weights.metadata().get(key).map(String::as_str);
-        if said("format") != Some(FORMAT) {
-            return failed("not a saved memory; make one with ask --save-memory".into());
+        if episodes.observer != model.observer_digest() {
+            return failed(
+                "its episodes were seen by another predictor, so their states mean nothing to this model; remember them \
+                 again with it, or remove them (memory list FILE gives their numbers)"
+                    .into(),
+            );
         }
-        let version = said("format_version").unwrap_or("none");
-        if version != FORMAT_VERSION {
-            return failed(format!(
-                "a saved memory of format {version:?}, this version reads {FORMAT_VERSION}; make it again from its texts: \
-                 ask --memory TEXTS.txt --save-memory FILE"
-            ));
+        let width = model.config().predictor.d_model();
+        if episodes.widths().0 != width {
+            return failed(format!("damaged: expected episode_states of width {width}"));
         }
-        if said("encoder") != Some(encoder) {
+        Ok(memory)
+    }
+
+    /// Whether the embeddings have `width`, and the text encoder with the digest `encoder` made them.
+    fn check_encoder(&self, path: &Path, width: usize, encoder: &str) -> Result<(), Error> {
+        let failed = |reason: String| Err(Error::File { path: path.to_path_buf(), reason });
+        if self.encoder != encoder {
             return failed(
                 "made with another Y-Encoder or tokenizer, so its embeddings mean nothing to this model; make it again \
                  from its texts"
                     .into(),
             );
         }
-        let texts: Vec<String> = said("texts").and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
-        let info = weights.tensors().get(TENSOR);
-        let is_right =
-            |info: &crate::loader::TensorInfo| info.dtype == Dtype::F32 && info.shape == [texts.len(), width];
-        let embeddings = if info.is_some_and(is_right) { weights.to_f32(TENSOR)? } else { Vec::new() };
-        if texts.is_empty() || embeddings.is_empty() || !embeddings.iter().all(|x| x.is_finite()) {
+        if self.width != width {
+            let rows = self.texts.len();
             return failed(format!(
-                "damaged: expected {} texts and finite F32 embeddings of shape ({}, {width})",
-                texts.len(),
-                texts.len()
+                "damaged: expected {rows} texts and finite F32 embeddings of shape ({rows}, {width})"
             ));
         }
-        Ok(Self::new(texts, embeddings, encoder.into()))
+        Ok(())
+    }
+
+    /// Facts and episodes.
+    pub fn len(&self) -> usize {
+        self.texts.len() + self.episodes.as_ref().map_or(0, Episodes::len)
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The texts.
@@ -122,9 +203,23 @@ impl KnowledgeMemory {
         &self.embeddings
     }
 
+    /// The episodes, if there are any.
+    pub fn episodes(&self) -> Option<&Episodes> {
+        self.episodes.as_ref()
+    }
+
     /// Digest of the text encoder that made the embeddings.
     pub fn encoder(&self) -> &str {
         &self.encoder
+    }
+
+    /// All that is remembered, in order.
+    pub fn entries(&self) -> Vec<Entry> {
+        let facts = self.texts.iter().map(|text| (MemoryKind::Fact, text.clone(), None));
+        let episodes = self.episodes.iter().flat_map(|episodes| &episodes.entries);
+        let episodes = episodes.map(|entry| (MemoryKind::Episode, entry.text(), entry.image.clone()));
+        let all = facts.chain(episodes).enumerate();
+        all.map(|(row, (kind, text, image))| Entry { number: row + 1, kind, text, image }).collect()
     }
 
     /// The `k` texts nearest to `embedding` (E,) with their cosines, nearest first.
@@ -132,6 +227,12 @@ impl KnowledgeMemory {
     /// # Errors
     /// [`Error::Input`] if `embedding` has another length, or a number that is not finite.
     pub fn search(&self, embedding: &[f32], k: usize) -> Result<Vec<(&str, f32)>, Error> {
+        let found = self.places(embedding, k)?;
+        Ok(found.into_iter().map(|(place, cosine)| (self.texts[place].as_str(), cosine)).collect())
+    }
+
+    /// [`KnowledgeMemory::search`] for the texts' places.
+    pub(crate) fn places(&self, embedding: &[f32], k: usize) -> Result<Vec<(usize, f32)>, Error> {
         if embedding.len() != self.width {
             return Err(Error::Input(format!(
                 "an embedding of length {}, but the memory's have {}",
@@ -142,85 +243,48 @@ impl KnowledgeMemory {
         if !embedding.iter().all(|x| x.is_finite()) {
             return Err(Error::Input("an embedding has a number that is not finite".into()));
         }
-        let found = nearest(embedding, &self.embeddings, k);
-        Ok(found.into_iter().map(|(place, cosine)| (self.texts[place].as_str(), cosine)).collect())
+        Ok(nearest(embedding, &self.embeddings, k))
     }
 
-    /// Writes a safetensors file that both halves of the project read, whole or not at all.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be written; what was at `path` is unchanged.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        let texts: Vec<String> =
-            self.texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
-        let texts = format!("[{}]", texts.join(", ")); // as Python's json.dumps writes a list
-        let metadata = [
-            ("format", FORMAT),
-            ("format_version", FORMAT_VERSION),
-            ("encoder", self.encoder.as_str()),
-            ("texts", texts.as_str()),
-        ];
-        let shape = [self.texts.len(), self.width];
-        write_safetensors(
-            path.as_ref(),
-            &[NewTensor { name: TENSOR, shape: &shape, numbers: &self.embeddings }],
-            &metadata,
-        )
+    /// The embedding of a text.
+    pub(crate) fn embedding(&self, place: usize) -> &[f32] {
+        &self.embeddings[place * self.width..][..self.width]
+    }
+
+    /// Puts what `others`, a memory of the same model, holds behind what is here. A text that is here already is not added.
+    fn join(&mut self, others: &KnowledgeMemory) -> Changes {
+        let new: Vec<usize> = (0..others.texts.len()).filter(|&row| !self.texts.contains(&others.texts[row])).collect();
+        for &row in &new {
+            self.texts.push(others.texts[row].clone());
+            self.embeddings.extend(others.embedding(row));
+        }
+        let (mut added, mut changed) = (0, 0);
+        if let Some(seen) = &others.episodes {
+            let none = || Episodes {
+                entries: Vec::new(),
+                states: Vec::new(),
+                questions: Vec::new(),
+                answers: Vec::new(),
+                observer: seen.observer.clone(),
+            };
+            (added, changed) = self.episodes.get_or_insert_with(none).join(seen);
+        }
+        Changes { added: new.len() + added, changed }
+    }
+
+    /// The entries in these rows, which ascend.
+    fn only(&self, rows: &[usize]) -> KnowledgeMemory {
+        let facts = self.texts.len();
+        let (texts, rest): (Vec<usize>, Vec<usize>) = rows.iter().partition(|&&row| row < facts);
+        let rest: Vec<usize> = rest.into_iter().map(|row| row - facts).collect();
+        KnowledgeMemory {
+            texts: texts.iter().map(|&row| self.texts[row].clone()).collect(),
+            embeddings: texts.iter().flat_map(|&row| self.embedding(row)).copied().collect(),
+            episodes: self.episodes.as_ref().and_then(|episodes| episodes.only(&rest)),
+            ..self.clone()
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn memory() -> KnowledgeMemory {
-        let texts = ["red", "it's \"blue\"\n", "grün 日"].map(String::from).into();
-        KnowledgeMemory::new(texts, vec![1.0, 0.0, 0.0, 1.0, -0.6, 0.8], "ab".repeat(32))
-    }
-
-    fn message(path: &Path, width: usize, encoder: &str) -> String {
-        KnowledgeMemory::load(path, width, encoder).expect_err("no memory of this model").to_string()
-    }
-
-    #[test]
-    fn finds_the_nearest_texts() {
-        let memory = memory();
-        let found = memory.search(&[0.0, 2.0], 2).unwrap();
-        assert_eq!((found[0], found[1].0), (("it's \"blue\"\n", 1.0), "grün 日"));
-        assert!((found[1].1 - 0.8).abs() < 1e-6);
-        assert_eq!(memory.search(&[1.0, 0.0], 9).unwrap().len(), 3);
-        assert!(memory.search(&[1.0], 1).is_err());
-    }
-
-    #[test]
-    fn what_is_saved_can_be_read_by_the_same_encoder_only() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("facts.safetensors");
-        memory().save(&path).unwrap();
-        assert_eq!(KnowledgeMemory::load(&path, 2, memory().encoder()).unwrap(), memory());
-        assert!(message(&path, 2, "cd").contains("made with another Y-Encoder or tokenizer"));
-        assert!(message(&path, 3, memory().encoder()).contains("damaged: expected 3 texts and finite F32 embeddings"));
-    }
-
-    #[test]
-    fn what_is_no_memory_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("facts.safetensors");
-        assert!(message(&path, 2, "e").contains("cannot be read"));
-        std::fs::write(&path, "red\nblue\n").unwrap();
-        assert!(message(&path, 2, "e").contains("not a safetensors file"));
-        let write = |numbers: &[f32], metadata: &[(&str, &str)]| {
-            write_safetensors(&path, &[NewTensor { name: TENSOR, shape: &[1, 2], numbers }], metadata).unwrap();
-            message(&path, 2, "e")
-        };
-        let head = [("format", FORMAT), ("format_version", "2"), ("encoder", "e")];
-        assert!(write(&[1.0, 0.0], &[]).contains("not a saved memory"));
-        let old = [("format", FORMAT), ("format_version", "1"), ("encoder", "e")];
-        assert!(write(&[1.0, 0.0], &old).contains("format \"1\", this version reads 2"));
-        for texts in ["[]", "[1]", "{}", "[\"a\", \"b\"]", "[\"a\""] {
-            assert!(write(&[1.0, 0.0], &[&head[..], &[("texts", texts)]].concat()).contains("damaged"), "{texts}");
-        }
-        assert!(write(&[1.0, f32::NAN], &[&head[..], &[("texts", "[\"a\"]")]].concat()).contains("damaged"));
-        assert!(write(&[1.0, 0.0], &head).contains("damaged"));
-    }
-}
+mod tests;

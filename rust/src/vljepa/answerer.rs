@@ -4,12 +4,14 @@
 
 use std::borrow::Cow;
 
+use super::recall::Recall;
 use super::{Mamba3Jepa, Observation, Progress, Sample};
 use crate::error::Error;
+use crate::files::path_text;
 use crate::generate::{Doubt, GenerationConfig};
-use crate::memory::KnowledgeMemory;
+use crate::memory::{KnowledgeMemory, MemoryKind};
 use crate::nearest::{cosines, nearest, shares};
-use crate::recursion::{ConfusionMonitor, KnowledgeRetriever, Recursion, Signal};
+use crate::recursion::{ConfusionMonitor, Recursion, Signal};
 use crate::texts::{distinct, is_letter, strip};
 
 /// Cosines of known answers are divided by it, where there is no Y-Decoder; what training starts with.
@@ -38,8 +40,10 @@ pub struct Answer {
     pub signal: Option<Signal>,
     /// Known answers and their cosines, nearest first.
     pub nearest: Vec<(String, f32)>,
-    /// The text from the memory that was injected, if one was.
+    /// What was injected from the memory, if something was: a fact's text, or an episode's question and answer.
     pub memory_used: Option<String>,
+    /// Which of the two it is.
+    pub memory_kind: Option<MemoryKind>,
     /// Whether the knowledge that was given was injected; see [`Inject`].
     pub knowledge_used: bool,
     /// Sentences to be said aloud.
@@ -100,10 +104,11 @@ impl Default for AnswererOptions {
 /// Asks a model, turn by turn.
 ///
 /// Where the model has a recursion part, every question has a score of confusion. Over the threshold, knowledge that is
-/// given is injected into the pooled state, and the answer read from there; if none is given and there is a memory, its
-/// nearest text is looked up and its embedding injected, if its cosine is not under the model's `memory_floor`. What is
-/// looked up with is the question, if the model has a retriever (nothing is, where there is no question), and otherwise
-/// the predicted embedding.
+/// given is injected into the pooled state, and the answer read from there; if none is given and there is a memory, what
+/// is recalled from it is injected. That is its nearest text, if its cosine is not under the model's `memory_floor`, looked
+/// up with the question, if the model has a retriever (nothing is, where there is no question), and otherwise with the
+/// predicted embedding; or the answer of its nearest episode, if that is not under the floor of
+/// [`EpisodeFinder`](crate::episodes::EpisodeFinder); of the two the one that is further above its floor.
 ///
 /// ```no_run
 /// use kore_vljepa::memory::KnowledgeMemory;
@@ -126,8 +131,9 @@ pub struct Answerer<'m> {
     known: Cow<'m, [String]>,
     /// (G, E).
     known_embeddings: Cow<'m, [f32]>,
-    /// What the retriever makes of the memory's M texts, (M, R).
-    keys: Vec<f32>,
+    /// Looks things up in the memory of the options.
+    recall: Option<Recall>,
+    observed: Vec<Observation>,
     smoothed: Option<f32>,
     turns: u64,
 }
@@ -162,17 +168,26 @@ impl Mamba3Jepa {
                     .into(),
             ));
         }
-        let mut keys = Vec::new();
+        let mut recall = None;
         if let Some(memory) = &options.memory {
             self.demand_text_knowledge("a memory")?;
-            keys = self.keys(memory)?;
+            recall = Some(Recall::new(self.demand_recursion()?, memory)?);
         }
         let known_embeddings = match &known {
             Cow::Borrowed(_) => Cow::Borrowed(self.known_embeddings()?),
             Cow::Owned(answers) if answers.is_empty() => Cow::Owned(Vec::new()),
             Cow::Owned(answers) => Cow::Owned(self.embed_text(answers)?.concat()),
         };
-        Ok(Answerer { model: self, options, known, known_embeddings, keys, smoothed: None, turns: 0 })
+        Ok(Answerer {
+            model: self,
+            options,
+            known,
+            known_embeddings,
+            recall,
+            observed: Vec::new(),
+            smoothed: None,
+            turns: 0,
+        })
     }
 
     /// Embeddings (G, E) of the answers the model was trained with, computed once.
@@ -185,17 +200,31 @@ impl Mamba3Jepa {
         Ok(self.known.get_or_init(|| embeddings))
     }
 
-    /// What the retriever makes of a memory's M texts, (M, R); nothing without retriever.
-    fn keys(&self, memory: &KnowledgeMemory) -> Result<Vec<f32>, Error> {
-        let Some(KnowledgeRetriever { text, .. }) = self.retriever() else { return Ok(Vec::new()) };
-        let width = memory.embeddings().len() / memory.texts().len().max(1);
-        let embeddings = memory.embeddings().chunks(width.max(1));
-        let keys = embeddings.map(|embedding| text.apply(embedding)).collect::<Result<Vec<_>, _>>()?;
-        Ok(keys.concat())
+    /// Whether an episode of a memory can be near enough to be recalled.
+    pub fn recalls_episodes(&self) -> bool {
+        let finder = self.recursion.as_ref().and_then(|recursion| recursion.episodes.as_ref());
+        finder.is_some_and(crate::episodes::EpisodeFinder::recalls)
     }
 
-    fn retriever(&self) -> Option<&KnowledgeRetriever> {
-        self.recursion.as_ref()?.retriever.as_ref()
+    /// Demands that this model can recall what it is to remember of what it sees.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]: it has no recursion part, was trained without episodes, or learned nothing about them.
+    pub fn demand_episodes(&self) -> Result<(), Error> {
+        let folder = self.manifest.path.parent().unwrap_or(&self.manifest.path);
+        let reason = match &self.recursion {
+            None => "it cannot remember what it sees: phase 3 (train_agent.py) trains that",
+            Some(Recursion { episodes: None, .. }) => {
+                "it was trained without episodes, so it would never recall one: train phase 3 with --model \
+                 recursion.episodes=true, or remember a sentence instead (memory add FILE TEXT)"
+            }
+            Some(_) if !self.recalls_episodes() => {
+                "its validation had too little to learn when to recall an episode, so it would never recall one: train \
+                 phase 3 with more validation samples, or remember a sentence instead (memory add FILE TEXT)"
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Error::Absent(format!("{}: {reason}", path_text(folder))))
     }
 
     fn demand_recursion(&self) -> Result<&Recursion, Error> {
@@ -225,6 +254,20 @@ impl Answerer<'_> {
     /// Forgets the turns so far: the next question starts a new conversation.
     pub fn reset(&mut self) {
         (self.smoothed, self.turns) = (None, 0);
+    }
+
+    /// What the model made of the last turns, before anything was injected.
+    pub fn observed(&self) -> &[Observation] {
+        &self.observed
+    }
+
+    /// Whether the memory is looked up when the model is confused by a question: there may be none, or one of facts alone,
+    /// where the model's retriever needs a question.
+    pub fn can_look_up(&self, question: Option<&str>) -> bool {
+        match (&self.recall, &self.options.memory) {
+            (Some(recall), Some(memory)) => recall.can_look_up(memory, question),
+            _ => false,
+        }
     }
 
     /// One turn; see [`Answerer::ask_many`].
@@ -261,6 +304,7 @@ impl Answerer<'_> {
     ) -> Result<Vec<Answer>, Error> {
         let vector = knowledge.map(|knowledge| self.model.knowledge_vector(knowledge)).transpose()?;
         let mut observations = self.model.look(samples, progress)?;
+        self.observed.clone_from(&observations);
         let (mut answers, smoothed) = self.judge(&observations)?;
         for (answer, sample) in answers.iter_mut().zip(samples) {
             answer.warnings = self.model.warnings(sample.question)?;
@@ -328,62 +372,25 @@ impl Answerer<'_> {
         Ok(doubts)
     }
 
-    /// Where the model is confused, the memory's nearest text is injected, if it is near enough.
+    /// Where the model is confused, what it recalls from the memory is injected.
     fn remember(
         &self,
         samples: &[Sample<'_>],
         observations: &mut [Observation],
         answers: &mut [Answer],
     ) -> Result<(), Error> {
-        let (Some(memory), Some(recursion)) = (&self.options.memory, &self.model.recursion) else { return Ok(()) };
-        let nearest = self.look_up(memory, samples, observations, answers)?;
-        let mut found = Vec::new();
-        for ((observation, answer), nearest) in observations.iter_mut().zip(answers).zip(nearest) {
-            if let Some((text, cosine)) = nearest
-                && cosine >= recursion.memory_floor
-            {
-                answer.memory_used = Some(text.to_owned());
-                found.push((observation, text));
-            }
-        }
-        if found.is_empty() {
-            return Ok(());
-        }
-        let texts: Vec<&str> = found.iter().map(|&(_, text)| text).collect();
-        let vectors = self.model.read_texts(&texts, &mut |_, _| {})?;
-        for ((observation, _), vector) in found.into_iter().zip(vectors) {
-            self.model.inject(recursion, observation, &vector)?;
+        let (Some(memory), Some(recall)) = (&self.options.memory, &self.recall) else { return Ok(()) };
+        let recursion = self.model.demand_recursion()?;
+        let turns: Vec<usize> = (0..answers.len()).filter(|&turn| answers[turn].confused == Some(true)).collect();
+        let confused: Vec<(Option<&str>, &Observation)> =
+            turns.iter().map(|&turn| (samples[turn].question, &observations[turn])).collect();
+        let recalled = recall.look_up(self.model, recursion, memory, &confused)?;
+        for (turn, found) in turns.into_iter().zip(recalled) {
+            let Some(found) = found else { continue };
+            self.model.inject(recursion, &mut observations[turn], found.embedding)?;
+            (answers[turn].memory_used, answers[turn].memory_kind) = (Some(found.text), Some(found.kind));
         }
         Ok(())
-    }
-
-    /// For each turn that is confused, the memory's nearest text and its cosine: to the question, if there is one, with a
-    /// retriever, else to the predicted embedding.
-    fn look_up<'t>(
-        &self,
-        memory: &'t KnowledgeMemory,
-        samples: &[Sample<'_>],
-        observations: &[Observation],
-        answers: &[Answer],
-    ) -> Result<Vec<Option<(&'t str, f32)>>, Error> {
-        let mut found = vec![None; answers.len()];
-        let confused = (0..answers.len()).filter(|&turn| answers[turn].confused == Some(true));
-        let Some(KnowledgeRetriever { question: tower, .. }) = self.model.retriever() else {
-            for turn in confused {
-                found[turn] = memory.search(&observations[turn].embedding, 1)?.first().copied();
-            }
-            return Ok(found);
-        };
-        let (turns, questions): (Vec<usize>, Vec<&str>) =
-            confused.filter_map(|turn| Some((turn, samples[turn].question?))).unzip();
-        if questions.is_empty() {
-            return Ok(found);
-        }
-        for (turn, embedding) in turns.into_iter().zip(self.model.read_texts(&questions, &mut |_, _| {})?) {
-            let best = nearest(&tower.apply(&embedding)?, &self.keys, 1).first().copied();
-            found[turn] = best.map(|(place, cosine)| (memory.texts()[place].as_str(), cosine));
-        }
-        Ok(found)
     }
 
     /// Texts and confidences.

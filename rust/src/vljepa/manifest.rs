@@ -202,8 +202,8 @@ impl Manifest {
         })?;
         if self.format_version >= 2 {
             let memory: MemoryFormat = keys.get("memory")?;
-            let is_known = memory.format == memory::FORMAT
-                && memory::READABLE_VERSIONS.contains(&memory.format_version.as_str());
+            let is_known =
+                memory.format == memory::FORMAT && memory::READABLE_VERSIONS.contains(&memory.format_version.as_str());
             keys.demand("memory", is_known, || {
                 format!(
                     "format {:?}, version {:?}: this version knows {:?}, versions {}",

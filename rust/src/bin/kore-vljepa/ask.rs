@@ -5,14 +5,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use kore_vljepa::image::load_image;
-use kore_vljepa::memory::KnowledgeMemory;
+use kore_vljepa::memory::{Episode, Episodes, KnowledgeMemory, MemoryKind};
 use kore_vljepa::npy::read_npy_vector;
-use kore_vljepa::texts::read_lines;
-use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Inject, Knowledge, Sample, Signal};
+use kore_vljepa::texts::{read_lines, strip};
+use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Inject, Knowledge, Mamba3Jepa, Observation, Sample, Signal};
 use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, at_least_one};
-use crate::output::{Failure, failure, print, print_json, printable, progress, shown};
+use crate::output::{Failure, failure, print, print_json, printable, progress, shown, without_dots};
 
 /// Bytes of a knowledge vector as JSON that are read at most; a longer one does not end as JSON does.
 const MAX_VECTOR: u64 = 1 << 28;
@@ -37,6 +37,9 @@ pub(crate) struct Ask {
     /// Write the memory with its embeddings to this .safetensors file, which opens faster.
     #[arg(long, value_name = "PATH")]
     save_memory: Option<PathBuf>,
+    /// The right answer: add picture, question and this answer to --memory, a .safetensors file that is made if need be.
+    #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
+    remember: Option<String>,
     /// Inject this text, where the model is confused.
     #[arg(long, value_name = "TEXT", allow_negative_numbers = true)]
     knowledge: Option<String>,
@@ -79,8 +82,10 @@ struct Values<'a> {
     sure: Option<bool>,
     nearest: Vec<Near<'a>>,
     memory_used: Option<&'a str>,
+    memory_kind: Option<MemoryKind>,
     knowledge_used: bool,
     warnings: &'a [String],
+    remembered: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -96,7 +101,11 @@ impl Ask {
         let picture = self.image.as_ref().map(load_image).transpose()?;
         let vector = self.knowledge_vector.as_deref().map(read_vector).transpose()?;
         let model = self.model.open()?;
-        let memory = self.memory.as_ref().map(|path| KnowledgeMemory::open(&model, path, &mut progress("texts")));
+        if self.remember.is_some() {
+            model.demand_episodes()?;
+        }
+        let there = self.memory.as_ref().filter(|path| self.remember.is_none() || path.exists());
+        let memory = there.map(|path| KnowledgeMemory::open(&model, path, &mut progress("texts")));
         let memory = memory.transpose()?;
         let known_answers = self.answers.as_ref().map(|path| read_lines(path, "answer")).transpose()?;
         let inject = match self.inject {
@@ -126,10 +135,54 @@ impl Ask {
         let prompt = model.config().query_prompt.as_str();
         let asked = samples.iter().map(|sample| sample.question.unwrap_or(prompt)).zip(&answers);
         if self.json {
-            return print_json(&asked.map(|(question, answer)| values(question, answer)).collect::<Vec<_>>());
+            self.add_to_memory(&model, answerer.observed())?;
+            let remembered = self.remember.as_deref();
+            return print_json(
+                &asked.map(|(question, answer)| values(question, answer, remembered)).collect::<Vec<_>>(),
+            );
         }
-        let panels: Vec<String> = asked.map(|(question, answer)| self.panel(question, answer)).collect();
-        print(&panels.join("\n"))
+        let panels: Vec<String> = asked
+            .zip(&samples)
+            .map(|((question, answer), sample)| self.panel(question, answer, answerer.can_look_up(sample.question)))
+            .collect();
+        print(&panels.join("\n"))?;
+        match self.add_to_memory(&model, answerer.observed())? {
+            Some(line) => print(&printable(&line)),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds the only question with its right answer to the memory's file, if that is asked for; returns what to say of it.
+    fn add_to_memory(&self, model: &Mamba3Jepa, observed: &[Observation]) -> Result<Option<String>, Failure> {
+        let (Some(answer), Some(path)) = (&self.remember, &self.memory) else { return Ok(None) };
+        let image = self.image.as_deref().map(shown);
+        let episode = Episode { question: self.questions.first().cloned(), answer: answer.clone(), image };
+        let line = format!("remembered in {}: {}", shown(path), episode.text());
+        let episodes = Episodes::of(model, observed, vec![episode])?;
+        KnowledgeMemory::empty(model).with_episodes(episodes).add_to(model, without_dots(path))?;
+        Ok(Some(line))
+    }
+
+    /// Refuses to remember what is no answer to one question about an image.
+    fn check_remember(&self, answer: &str) -> Result<(), Failure> {
+        if self.memory.as_ref().is_none_or(|path| path.extension().is_none_or(|suffix| suffix != "safetensors")) {
+            return Err(failure("--remember needs the --memory to add to, a file whose name ends in .safetensors"));
+        }
+        if self.image.is_none() || self.questions.is_empty() {
+            return Err(failure(
+                "--remember is the answer to a question about an --image; a sentence is remembered with memory add FILE TEXT",
+            ));
+        }
+        if self.questions.len() > 1 {
+            let count = self.questions.len();
+            return Err(failure(format!(
+                "--remember is the answer to one question, not to {count}: ask them one by one"
+            )));
+        }
+        if strip(answer).is_empty() {
+            return Err(failure("--remember is empty; give the right answer"));
+        }
+        Ok(())
     }
 
     /// Refuses contradictory or impossible settings; returns how many known answers to show.
@@ -151,6 +204,9 @@ impl Ask {
                 "--memory is looked up when there is no --knowledge and no --knowledge-vector; give one",
             ));
         }
+        if let Some(answer) = &self.remember {
+            self.check_remember(answer)?;
+        }
         if let Some(path) = &self.save_memory {
             if self.memory.is_none() {
                 return Err(failure("--save-memory needs a --memory to save"));
@@ -163,7 +219,7 @@ impl Ask {
     }
 
     /// An answer for people: the question, what is said to it, and the facts about that.
-    fn panel(&self, question: &str, answer: &Answer) -> String {
+    fn panel(&self, question: &str, answer: &Answer, looked_up: bool) -> String {
         let text = printable(&answer.text);
         let doubt = if answer.sure == Some(false) { "not sure: " } else { "" };
         let said = if text.is_empty() { "(nothing)" } else { &text };
@@ -179,7 +235,12 @@ impl Ask {
                 if smoothed == score { String::new() } else { format!(", {smoothed:.3} over the turns so far") };
             let verdict = if answer.confused == Some(true) { "confused" } else { "not confused" };
             fact("confusion", &format!("{score:.3}{average} ({verdict})"));
-            let used = answer.memory_used.as_ref().map_or("not used".into(), |text| format!("used: {text}"));
+            let used = match (&answer.memory_used, answer.memory_kind) {
+                (Some(text), Some(MemoryKind::Episode)) => format!("used: {text} (episode)"),
+                (Some(text), _) => format!("used: {text}"),
+                (None, _) if looked_up && answer.confused == Some(true) => "nothing near enough".into(),
+                (None, _) => "not used".into(),
+            };
             fact("memory", &used);
         }
         if answer.knowledge_used {
@@ -223,7 +284,7 @@ fn read_vector(path: &Path) -> Result<Vec<f32>, Failure> {
     Ok(numbers.into_iter().map(|number| number as f32).collect()) // what is too large for float32 is refused as infinite
 }
 
-fn values<'a>(question: &'a str, answer: &'a Answer) -> Values<'a> {
+fn values<'a>(question: &'a str, answer: &'a Answer, remembered: Option<&'a str>) -> Values<'a> {
     Values {
         question,
         text: &answer.text,
@@ -236,7 +297,9 @@ fn values<'a>(question: &'a str, answer: &'a Answer) -> Values<'a> {
         sure: answer.sure,
         nearest: answer.nearest.iter().map(|(text, cosine)| Near { text, cosine: (*cosine).into() }).collect(),
         memory_used: answer.memory_used.as_deref(),
+        memory_kind: answer.memory_kind,
         knowledge_used: answer.knowledge_used,
         warnings: &answer.warnings,
+        remembered,
     }
 }

@@ -13,6 +13,7 @@ mod images;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+mod memory;
 mod output;
 mod search;
 mod survey;
@@ -45,6 +46,7 @@ enum Command {
     Classify(classify::Classify),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
+    Memory(memory::Memory),
     Bench(bench::Bench),
 }
 
@@ -57,6 +59,7 @@ impl Command {
             Command::Classify(command) => command.run()?,
             Command::Inspect(command) => command.run()?,
             Command::Verify(command) => return command.run(),
+            Command::Memory(command) => command.run()?,
             Command::Bench(command) => command.run()?,
         }
         Ok(ExitCode::SUCCESS)
