@@ -200,6 +200,10 @@ class ConfusionSource:
             return Lesson(known, None, "irrelevant")
         return None
 
+    def bases(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples of the data that these are made of, by number: a question as it is and spoilt share one."""
+        return self._base[indices]
+
     def n_made_of(self, indices: NDArray[np.int64]) -> int:
         """How many samples of the data some of these are made of."""
         return len(np.unique(self._base[indices]))

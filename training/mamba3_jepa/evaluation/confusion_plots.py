@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import NO_FLOOR
 from mamba3_jepa.evaluation.confusion import Bin, ConfusionReport
+from mamba3_jepa.evaluation.episode_recall import EpisodeFloor
 from mamba3_jepa.evaluation.figure import add_panel, legend_beside, new_figure, save_figure, set_title
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor
@@ -141,6 +142,23 @@ def plot_memory_floor(floor: MemoryFloor, folder: Path) -> Path:
     shown = f"dashed: the floor, {floor.floor:.2f}" if floor.floor > NO_FLOOR else "no floor"
     panels[-1].set_xlabel(f"cosine to the predicted embedding; {shown}", fontsize=9, color=FAINT)
     return save_figure(figure, folder / "memory_floor.png")
+
+
+def plot_episode_floor(floor: EpisodeFloor, folder: Path) -> Path:
+    """episode_floor.png: scores of the memory's best episode, where that is the right one and where it cannot be.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    rows = [
+        ("best episode, where it is the right one", floor.right, RIGHT),
+        ("best episode, where the right one is not in the memory", floor.wrong, WRONG),
+    ]
+    lowest = min([float(scores.min()) for _, scores, _ in rows if len(scores)], default=0.0)
+    figure, panels = _histograms("Which episodes a memory recalls", rows, min(lowest, 0.0), floor.floor)
+    shown = f"score, the states' share {floor.blend:g}; dashed: the floor, {floor.floor:.2f}"
+    panels[-1].set_xlabel(shown, fontsize=9, color=FAINT)
+    return save_figure(figure, folder / "episode_floor.png")
 
 
 def _scores(report: ConfusionReport, path: Path) -> Path:

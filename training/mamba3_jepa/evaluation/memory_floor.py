@@ -89,10 +89,11 @@ def choose_memory_floor(
     return MemoryFloor(floor=best_floor(right, wrong), right=right, wrong=wrong, lookups=len(asked))
 
 
-def best_floor(right: Tensor, wrong: Tensor) -> float:
+def best_floor(right: Tensor, wrong: Tensor, lookups: int | None = None) -> float:
     """The floor that lets most of the right (R,) and least of the wrong (W,) cosines through (Youden's J).
 
-    Midway between two cosines; of equally good ones the lowest. `NO_FLOOR` where none is better than none at all.
+    `lookups`: of how many lookups the right ones are a share, those that find nothing right included; R if None. Midway
+    between two cosines; of equally good ones the lowest. `NO_FLOOR` where none is better than none at all.
     """
     if not len(right) or not len(wrong):
         return NO_FLOOR
@@ -101,5 +102,5 @@ def best_floor(right: Tensor, wrong: Tensor) -> float:
     floors = torch.cat([torch.tensor([NO_FLOOR]), (values[:-1] + values[1:]) / 2])
     right_stopped, wrong_stopped = torch.searchsorted(right, floors), torch.searchsorted(wrong, floors)
     # J times R W, so that ties are exact
-    gain = wrong_stopped * len(right) - right_stopped * len(wrong)
+    gain = wrong_stopped * (len(right) if lookups is None else lookups) - right_stopped * len(wrong)
     return float(floors[gain == gain.max()].min())

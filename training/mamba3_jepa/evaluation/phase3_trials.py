@@ -20,10 +20,12 @@ from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, evaluate_confusion
 from mamba3_jepa.evaluation.confusion_plots import (
     plot_confusion,
+    plot_episode_floor,
     plot_injection,
     plot_memory_floor,
     plot_risk_coverage,
 )
+from mamba3_jepa.evaluation.episode_recall import EpisodeFloor, episode_floor
 from mamba3_jepa.evaluation.injection import (
     GENERATED_SAMPLES,
     InjectionReport,
@@ -47,7 +49,7 @@ class Phase3Report:
     """The numbers of one evaluation.
 
     selective: of the monitor ("") and of the plain confidence ("_confidence"); empty without answers. injection,
-    steadiness: None where there is nothing to try.
+    steadiness: None where there is nothing to try. episode_floor: None where the model has no episodes.
     """
 
     confusion: ConfusionReport
@@ -55,18 +57,19 @@ class Phase3Report:
     injection: InjectionReport | None
     steadiness: SteadinessReport | None
     memory_floor: MemoryFloor
+    episode_floor: EpisodeFloor | None
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """Those of all the parts, as flat numbers."""
         values = self.confusion.metrics(prefix) | self.memory_floor.metrics(prefix)
         for name, each in self.selective.items():
             values |= each.metrics(prefix, name)
-        for report in (self.injection, self.steadiness):
+        for report in (self.injection, self.steadiness, self.episode_floor):
             values |= {} if report is None else report.metrics(prefix)
         return values
 
     def plot(self, folder: Path) -> None:
-        """confusion_*.png, injection.png and memory_floor.png, as far as there is data for them.
+        """confusion_*.png, injection.png, memory_floor.png and episode_floor.png, as far as there is data for them.
 
         Raises:
             UserError: a picture cannot be written.
@@ -74,6 +77,8 @@ class Phase3Report:
         plot_confusion(self.confusion, folder)
         if len(self.memory_floor.right):
             plot_memory_floor(self.memory_floor, folder)
+        if self.episode_floor is not None and len(self.episode_floor.right):
+            plot_episode_floor(self.episode_floor, folder)
         if self.selective:
             plot_risk_coverage(self.selective, folder)
         if self.injection is not None:
@@ -141,8 +146,8 @@ class Phase3Trials:
             floor = dataclasses.replace(floor, floor=float(model.recursion.memory_floor))
         injection = None if self._injection is None else self._injection.run(model, device)
         steadiness = None
+        notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
         if self._steadiness is not None:
-            notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
             steadiness = self._steadiness.run(model, device, notices[self._steady_rows])
         return Phase3Report(
             confusion=report,
@@ -153,6 +158,11 @@ class Phase3Trials:
             injection=injection,
             steadiness=steadiness,
             memory_floor=floor,
+            episode_floor=(
+                episode_floor(model, model.recursion, data, notices)
+                if model.config.recursion.episodes and not stored
+                else None
+            ),
         )
 
 

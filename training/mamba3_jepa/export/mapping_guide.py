@@ -342,8 +342,8 @@ A memory with another digest was made by another encoder; its embeddings mean no
 1. the ASCII line `mamba3-jepa observer` and a line feed;
 2. the digest `encoder`, and a line feed;
 3. `{"angn":...,"max_query_tokens":...,"predictor":{...},"query_prompt":"...","vision":{...}}` with the values of
-   `model` as JSON with sorted keys and without spaces, what is not ASCII as it is, `angn` being `model.angn.enabled` (true or
-   false), and `vision` with `"kind":"vjepa2"` where there is no such key; and a line feed;
+   `model` as JSON with sorted keys and without spaces, what is not ASCII as it is, `angn` being `model.angn.enabled`
+   (true or false), and `vision` with `"kind":"vjepa2"` where there is no such key; and a line feed;
 4. for every tensor of `predictor.safetensors`, and then, with ANGN, of `angn.safetensors`, in the order of the bytes
    of their keys: line and bytes as above.
 

@@ -197,6 +197,11 @@ def _taken(table: Tensor, rows: Tensor, length: int) -> Tensor:
     return taken
 
 
+def _mean(states: Tensor) -> Tensor:
+    """Of (N, D), in float64: (D,)."""
+    return sum((rows.double().sum(dim=0) for rows in states.split(_TOGETHER)), torch.zeros(1)) / len(states)
+
+
 class Phase3Task(KeptOutputs):
     """Phase 3 as the loop sees it (see `training.task.Task`)."""
 
@@ -234,6 +239,8 @@ class Phase3Task(KeptOutputs):
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
         self.batches_per_epoch = len(self._plan)
+        if self.config.recursion.episodes:
+            self.recursion.state_mean.copy_(_mean(train.frozen.pooled[torch.arange(len(train))]))
         self._trials = Phase3Trials(val)
         self._report: Phase3Report | None = None
         if rank() == 0 and self._trials.warning is not None:
@@ -279,7 +286,7 @@ class Phase3Task(KeptOutputs):
 
     def validate(self, device: torch.device) -> Validation:
         """Confusion by kind, with threshold and temperature chosen anew and stored, and what injection does; the
-        memory's floor is stored too.
+        floors of the memory's facts and episodes are stored too.
 
         Every rank computes everything: it is little, as the frozen model's outputs are known.
         """
@@ -293,6 +300,9 @@ class Phase3Task(KeptOutputs):
         probe.threshold.fill_(report.confusion.calibration.threshold)
         probe.temperature.fill_(report.confusion.calibration.temperature)
         self.recursion.memory_floor.fill_(report.memory_floor.floor)
+        if report.episode_floor is not None:
+            self.recursion.episode_floor.fill_(report.episode_floor.floor)
+            self.recursion.episode_blend.fill_(report.episode_floor.blend)
         warnings = []
         parts = []
         if report.confusion.rocs:
@@ -331,6 +341,6 @@ class Phase3Task(KeptOutputs):
         return {f"val/{name}": total / max(1.0, counts[name]) for name, total in sums.items()}, torch.cat(logits)
 
     def illustrate(self, folder: Path) -> None:
-        """plots/confusion_*.png, plots/injection.png and plots/memory_floor.png of the last validation."""
+        """The pictures of the last validation, in plots/."""
         if self._report is not None:
             self._report.plot(folder / "plots")

@@ -1,0 +1,159 @@
+"""When an episode of a memory is near enough to be recalled, chosen on lookups of which it is known what is right.
+
+Letters: L lookups, N samples, R right and W wrong lookups, D width of the pooled state, E embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamba3_jepa.config import SHUT
+from mamba3_jepa.data.confusion import CONFUSION_KINDS
+from mamba3_jepa.data.splits import spread
+from mamba3_jepa.evaluation.lessons import NOTHING
+from mamba3_jepa.evaluation.memory_floor import best_floor
+from mamba3_jepa.evaluation.phase3_data import Phase3Data
+from mamba3_jepa.models.episodes import cosines
+from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+MEMORY_EPISODES = 200
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_MOST_LOOKUPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeFloor:
+    """An episode is recalled if its score is at least `floor`, with the states' share `blend`, in float32.
+
+    right: (R,) scores of the best episodes of a memory, where that is the right one; wrong: (W,) those of a memory from
+    which the right one is left out; lookups: L. The shares are measured on the lookups that both were chosen on.
+    """
+
+    floor: float
+    blend: float
+    right: Tensor = field(repr=False)
+    wrong: Tensor = field(repr=False)
+    lookups: int = 0
+
+    @staticmethod
+    def none() -> EpisodeFloor:
+        """Where there is nothing to learn from: no episode is recalled."""
+        return EpisodeFloor(floor=SHUT, blend=0.5, right=torch.empty(0), wrong=torch.empty(0))
+
+    @property
+    def gain(self) -> float:
+        """Youden's J: the share of lookups that find and pass, less that of those that pass what is wrong."""
+        passed = float((self.right >= self.floor).double().sum()) / max(1, self.lookups)
+        return passed - float((self.wrong >= self.floor).double().sum()) / max(1, len(self.wrong))
+
+    def metrics(self, prefix: str = "val") -> dict[str, float]:
+        """`{prefix}/episode_floor`, `_blend` and `_lookups`; where there are lookups the shares `_found`, where the
+        right episode is the best, and `_right_passed` of those, and `_wrong_stopped`."""
+        values = {
+            f"{prefix}/episode_floor": self.floor,
+            f"{prefix}/episode_blend": self.blend,
+            f"{prefix}/episode_lookups": self.lookups,
+        }
+        if self.lookups:
+            values[f"{prefix}/episode_found"] = len(self.right) / self.lookups
+        if len(self.right):
+            values[f"{prefix}/episode_right_passed"] = float((self.right >= self.floor).double().mean())
+        if len(self.wrong):
+            values[f"{prefix}/episode_wrong_stopped"] = float((self.wrong < self.floor).double().mean())
+        return values
+
+
+def choose_episode_floor(
+    seen: Tensor, said: Tensor, own: Tensor, excluded: Tensor, alike: Tensor, memory: int = MEMORY_EPISODES
+) -> EpisodeFloor:
+    """Look up L times in memories of some of N episodes, with and without the right one, and separate the two.
+
+    Of the others in a memory as many as half ask the same, where there are so many; the rest are drawn from all.
+
+    Args:
+        seen, said: (L, N) cosines of the states, and of the questions.
+        own: (L,) int64, which episode each lookup should find.
+        excluded: (L, N) bool, what is right as well: not among the others.
+        alike: (L, N) bool, which episodes ask the same.
+        memory: episodes in a memory, the right one included.
+    """
+    if not len(own):
+        return EpisodeFloor.none()
+    excluded = excluded.scatter(1, own.unsqueeze(1), True)
+    key = torch.rand(seen.shape, generator=torch.Generator().manual_seed(0)) + excluded * 4.0
+    others = min(memory - 1, seen.shape[1] - 1)
+    half = min(others // 2, seen.shape[1])
+    asks_the_same = (key + ~alike).topk(half, dim=1, largest=False).indices
+    rest = key.scatter_add(1, asks_the_same, torch.full_like(asks_the_same, 8).float())
+    drawn = torch.cat([asks_the_same, rest.topk(others - half, dim=1, largest=False).indices], dim=1)
+    is_out = excluded.gather(1, drawn)
+    best = EpisodeFloor.none()
+    for blend in BLENDS:
+        scores = blend * seen + (1 - blend) * said
+        right = scores.gather(1, own.unsqueeze(1)).squeeze(1)
+        other = scores.gather(1, drawn).masked_fill(is_out, -torch.inf)
+        other = other.amax(dim=1) if others else torch.full_like(right, -torch.inf)
+        found, wrong = right[right > other], other[other.isfinite()]
+        if not len(found) or not len(wrong):
+            continue  # who never saw what is wrong would let everything pass
+        floor = best_floor(found, wrong, lookups=len(own))
+        chosen = EpisodeFloor(floor=floor, blend=blend, right=found, wrong=wrong, lookups=len(own))
+        if chosen.gain > max(best.gain, 0.0):
+            best = chosen
+    return best
+
+
+def episode_floor(model: Mamba3Jepa, recursion: Recursion, data: Phase3Data, notices: Tensor) -> EpisodeFloor:
+    """Chosen on spoilt versions of pictures and questions that the model is confused by or answers wrongly; the
+    episodes are the same pictures and questions as they are.
+
+    Args:
+        notices: (N,) bool, by which samples the model counts as confused.
+    """
+    lookups, own, episodes = _pairs(data, notices)
+    if not len(lookups):
+        return EpisodeFloor.none()
+    lessons, source, mean = data.lessons, data.source, recursion.state_mean.cpu()
+    prompt = model.embed_text([model.config.query_prompt]).cpu()
+
+    def asked(rows: Tensor) -> Tensor:
+        question = lessons.question[rows]
+        if not len(lessons.questions):
+            return prompt.expand(len(rows), -1)
+        return torch.where((question == NOTHING).unsqueeze(1), prompt, lessons.questions[question.clamp(min=0)])
+
+    group = source.group_hashes()[data.frozen.index.numpy()]
+    topic = np.asarray(lessons.topic)
+    rows, columns = lookups.numpy(), episodes.numpy()
+    alike = torch.from_numpy(topic[rows][:, None] == topic[columns])
+    same_picture = torch.from_numpy(group[rows][:, None] == group[columns])
+    return choose_episode_floor(
+        cosines(data.frozen.pooled[lookups].float() - mean, data.frozen.pooled[episodes].float() - mean),
+        cosines(asked(lookups), asked(episodes)),
+        own,
+        alike & same_picture,
+        alike,
+    )
+
+
+def _pairs(data: Phase3Data, notices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (L,) of spoilt samples, for each the place (L,) of its clear one among the episodes, and their rows (P,)."""
+    index = data.frozen.index.numpy()
+    kinds, bases = data.source.kinds[index], data.source.bases(index)
+    has_target = data.frozen.has_target.numpy()
+    clear = np.flatnonzero((kinds == CONFUSION_KINDS.index("clear")) & has_target)
+    place = {base: at for at, base in enumerate(bases[clear].tolist())}
+    is_lookup = (kinds == CONFUSION_KINDS.index("degraded")) & (data.confused | notices.cpu()).numpy()
+    spoilt = [row for row in np.flatnonzero(is_lookup).tolist() if int(bases[row]) in place]
+    spoilt = [spoilt[i] for i in spread(np.arange(len(spoilt)), _MOST_LOOKUPS).tolist()] if spoilt else []
+    own = [place[int(bases[row])] for row in spoilt]
+    return (
+        torch.tensor(spoilt, dtype=torch.int64),
+        torch.tensor(own, dtype=torch.int64),
+        torch.from_numpy(clear.astype(np.int64)),
+    )
