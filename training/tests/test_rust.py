@@ -257,9 +257,83 @@ def test_a_fresh_export_is_opened_without_a_word(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_memory_goes_through_both_halves(tmp_path: Path) -> None:
+    model = build()
+    assert model.recursion is not None
+    model.recursion.confusion_probe.threshold.fill_(0.0)  # confused by everything
+    model.recursion.episode_floor.fill_(0.9)
+    checkpoint = save(model, tmp_path / "checkpoint.pt", 3)
+    export(checkpoint, tmp_path / "weights", x_encoder=True)
+    first, second = sorted(_pictures(tmp_path).iterdir())[:2]
+    files = {half: tmp_path / f"{half}.safetensors" for half in ("python", "rust")}
+
+    def python(*arguments: str | Path) -> str:
+        command = [sys.executable, "-m", "mamba3_jepa.cli.main", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def by_rust(*arguments: str | Path) -> str:
+        done = rust(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    question = 'what "color" is größer?'
+    for half, run, name in (
+        ("python", python, ["--checkpoint", checkpoint]), ("rust", by_rust, ["--weights", tmp_path / "weights"]),
+    ):  # fmt: skip
+        seen = ["--image", first, "--question", question, "--answer", "rot\t\x1b"]
+        said = run("memory", "add", files[half], *name, "a fact", "größer", *seen)
+        assert said == f"{files[half]}: 3 added, 0 changed; now 2 facts and 1 episode\n"
+        run("ask", *name, "--image", second, question, "--memory", files[half], "--remember", "blue")
+    headers = []
+    for path in files.values():
+        content = path.read_bytes()
+        headers.append(content[: 8 + int.from_bytes(content[:8], "little")])
+    assert headers[0] == headers[1], "texts, digests and shapes are the same"
+    numbers = [load(path.read_bytes()) for path in files.values()]
+    for name in numbers[0]:
+        assert torch.allclose(numbers[0][name], numbers[1][name], atol=1e-5), name
+    for run, file in ((python, files["rust"]), (by_rust, files["python"])):
+        listed = json.loads(run("memory", "list", file, "--json"))
+        assert [entry["kind"] for entry in listed] == ["fact", "fact", "episode", "episode"]
+        assert listed[3]["text"] == f"{question} blue"
+    answers = [
+        json.loads(run("ask", *name, "--image", second, question, "--memory", file, "--json"))[0]
+        for run, name, file in (
+            (python, ["--checkpoint", checkpoint], files["rust"]),
+            (by_rust, ["--weights", tmp_path / "weights"], files["python"]),
+        )
+    ]
+    for answer in answers:
+        assert (answer["memory_used"], answer["memory_kind"]) == (f"{question} blue", "episode")
+    assert list(answers[0]) == list(answers[1])
+    assert answers[0]["text"] == answers[1]["text"]
+    told = [run("memory", "remove", files["python"], "--text", f"{question} blue") for run in (by_rust,)]
+    assert told == [f"removed episode 4: {question} blue\n{files['python']}: 2 facts and 1 episode\n"]
+    for arguments in (["remove", files["python"], "9"], ["remove", files["python"], "--text", "none"], ["list", "x.txt"],
+                      ["add", "m.safetensors"], ["add", "m.safetensors", "--answer", "a"]):  # fmt: skip
+        wrong = [*map(str, arguments)]
+        made = [] if wrong[0] != "add" else ["--checkpoint", str(checkpoint)]
+        done = subprocess.run([sys.executable, "-m", "mamba3_jepa.cli.main", "memory", *wrong, *made],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        made = [] if wrong[0] != "add" else ["--weights", str(tmp_path / "weights")]
+        other = rust("memory", *wrong, *made)
+        assert (other.returncode, other.stderr.replace('"', "'")) == (2, done.stderr.replace('"', "'")), wrong
+
+
 def test_every_flag_its_readme_names_exists() -> None:
-    commands = ("ask", "embed", "search", "classify", "inspect", "verify", "bench")
-    helps = "".join(rust(command, "--help").stdout for command in commands)
+    commands = (
+        "ask",
+        "embed",
+        "search",
+        "classify",
+        "inspect",
+        "verify",
+        "bench",
+        "memory add",
+        "memory list",
+        "memory remove",
+    )
+    helps = "".join(rust(*command.split(), "--help").stdout for command in commands)
     readme = (Path(__file__).parents[2] / "rust" / "README.md").read_text()
     others = {"--release", "--example", "--open", "--golden", "--checkpoint"}  # cargo's and Python's
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) - others
