@@ -75,6 +75,10 @@ def commands(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Documented name and command line of all that need nothing more than what is here."""
     model, images = ["--checkpoint", str(root / "x.pt")], ["--images", str(root / "images/red.png")]
     yield "ask", ["ask", *model, "what?"]
+    memory = str(root / "m.safetensors")
+    yield "memory add", ["memory", "add", memory, *model, "a fact", "another"]
+    yield "memory list", ["memory", "list", memory]
+    yield "memory remove", ["memory", "remove", memory, "1"]
     yield "embed", ["embed", *model, *images, "--texts", "a", "--output", str(root / "x.safetensors")]
     yield "search", ["search", "red", *model, *images]
     yield "classify", ["classify", *model, *images, "--labels", "red", "blue"]
