@@ -7,7 +7,7 @@ config that works. `preset(name)` gives the three sizes the project ships.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -32,8 +32,10 @@ MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
 _AS_BEFORE = {
     "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "hears_answer": False,
-    "injector_sees_state": False, "retriever_dim": 0, "episodes": False,
+    "injector_sees_state": False, "retriever_dim": 0, "episodes": False, "weighs_knowledge": False, "tools": [],
 }  # fmt: skip
+
+LONGEST_TOOL_NAME = 64
 
 SHUT = 2.0  # no cosine is that high: as a floor it keeps everything out
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
@@ -171,7 +173,7 @@ class RecursionConfig:
     """The confusion monitor and the state injector on the predictor's pooled state."""
 
     hidden_dim: int = Field(default=256, gt=0, le=LARGEST_SIZE)
-    """Width of the hidden layers: of the confusion probe and, where they have one, of injector and retriever."""
+    """Width of the hidden layers: of the confusion probe and of the other parts that have one."""
     knowledge_dim: int | None = Field(default=None, gt=0, le=LARGEST_SIZE)
     """Length of a knowledge vector; None: `embed_dim`, what the Y-Encoder gives."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
@@ -184,6 +186,14 @@ class RecursionConfig:
     """Width in which questions find the texts of a memory; 0: the predicted embedding looks for them."""
     episodes: bool = False
     """Whether a memory may hold episodes, pictures and questions seen before with their answers, beside texts."""
+    weighs_knowledge: bool = False
+    """Whether it is judged if what the model was told answers the question, so that it can stay confused."""
+    tools: list[Annotated[str, Field(min_length=1, max_length=LONGEST_TOOL_NAME)]] = Field(default_factory=list)
+    """Names of the tools that a selector chooses among; phase 3 takes them from its data's "tool_used"."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.tools)) < len(self.tools):
+            raise UserError(f"recursion.tools: a name is there twice: {', '.join(self.tools)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -274,7 +284,9 @@ def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> Predi
     return PredictorConfig(n_layers=n_layers, layer=backbone.layer, order="question_visual", pooling="attention")
 
 
-_RECURSION = RecursionConfig(hears_answer=True, injector_sees_state=True, retriever_dim=64, episodes=True)
+_RECURSION = RecursionConfig(
+    hears_answer=True, injector_sees_state=True, retriever_dim=64, episodes=True, weighs_knowledge=True
+)
 
 
 def preset(name: PresetName) -> ModelConfig:

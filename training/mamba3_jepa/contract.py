@@ -10,5 +10,7 @@ MEMORY_FORMAT = "mamba3-jepa memory"
 MEMORY_FORMAT_VERSION = "3"
 READABLE_MEMORY_VERSIONS = ("2", "3")  # 1 had a digest that only Python could compute, 2 no episodes
 
+MEMORY_TOOL = "memory"  # the tool that is built in: what a demonstration calls it
+
 CLASS_TEMPERATURE = 0.07  # what training starts with; cosines of classes and known answers are divided by it
 CLASS_TEMPLATE = "{}"

@@ -19,7 +19,11 @@ from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.errors import UserError
 
 # Keys that something else decides, and what.
-_DECIDED = {"preset": "`preset` chooses it", "vision.pretrained": "it tells where the weights come from"}
+_DECIDED = {
+    "preset": "`preset` chooses it",
+    "vision.pretrained": "it tells where the weights come from",
+    "recursion.tools": 'the data names them, as "tool_used"',
+}
 
 
 def values_by_key(config: ModelConfig) -> dict[str, Any]:

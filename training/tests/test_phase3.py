@@ -87,7 +87,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 # --- the objective ---
 
 
-def model_with_recursion(phase2: Path, **recursion: int) -> Mamba3Jepa:
+def model_with_recursion(phase2: Path, **recursion: object) -> Mamba3Jepa:
     checkpoint = load_checkpoint(phase2)
     config = checkpoint.config.replace(recursion=replace(checkpoint.config.recursion, **recursion))
     model = Mamba3Jepa.from_loaded(replace(checkpoint, config=config), "test")
@@ -119,6 +119,8 @@ def random_batch(lessons: list[int], asks: list[bool]) -> Phase3Batch:
         asks=torch.tensor(asks),
         others=texts[:, 2:],
         is_other=torch.tensor([[True, False, False]]).expand(n, 3),
+        answers=torch.arange(max(1, int(sum(lessons)))) % 3 > 0,
+        tool=torch.arange(n) % 4 - 1,
     )  # fmt: skip
 
 
@@ -129,8 +131,17 @@ def tower(layers: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return z / z.norm()
 
 
-def test_the_loss_is_confusion_weighted_injection_and_lookup(phase2: Path) -> None:
-    model = model_with_recursion(phase2)
+def logit_of(layers: torch.nn.Module, state: torch.Tensor, told: torch.Tensor | None = None) -> torch.Tensor:
+    """linear(silu(hidden([layernorm(state); told / rms(told)])))."""
+    known = torch.nn.functional.layer_norm(state, (64,), layers.norm.weight, layers.norm.bias)
+    if told is not None:
+        known = torch.cat([known, told / told.square().mean().sqrt()])
+    z = layers.hidden.weight @ known + layers.hidden.bias
+    return (layers.linear.weight @ (z * torch.sigmoid(z)) + layers.linear.bias).detach().double()
+
+
+def test_the_loss_is_the_sum_of_its_parts(phase2: Path) -> None:
+    model = model_with_recursion(phase2, tools=["abacus", "memory", "oracle"])
     recursion, head = model.recursion, model.predictor.pred_head
     assert recursion is not None
     assert recursion.retriever is not None
@@ -141,11 +152,15 @@ def test_the_loss_is_confusion_weighted_injection_and_lookup(phase2: Path) -> No
     lessons, asks = [2, 0, 1, 3, 0], [True, True, False, True, False]
     batch = random_batch(lessons, asks)
     output = Phase3Objective(recursion, model.predictor, 0.7)(batch)
-    confusion, injection, lookup = 0.0, 0.0, 0.0
+    confusion, injection, lookup, knowledge, choice = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(5):
         logit = recursion.confusion_probe(batch.pooled[i : i + 1], batch.doubt[i : i + 1])
         p = float(torch.sigmoid(logit.double()).detach())
         confusion -= np.log(p if batch.confused[i] else 1 - p) / 5
+        if batch.tool[i] >= 0:
+            choice -= float(logit_of(recursion.tool_selector, batch.pooled[i]).log_softmax(0)[batch.tool[i]])
+        # of three other texts, which count a quarter each, one is none that answers
+        knowledge += float(logit_of(recursion.knowledge_probe, batch.pooled[i], batch.others[i, 0]).exp().log1p()) / 4
         if asks[i]:
             asked = tower(recursion.retriever.question, batch.question[i])
             right, other = (
@@ -160,17 +175,22 @@ def test_the_loss_is_confusion_weighted_injection_and_lookup(phase2: Path) -> No
         state = state + injector.projection.weight @ told + injector.output.weight @ (z * torch.sigmoid(z))
         embedding = head.weight @ state + head.bias
         embedding = embedding / embedding.norm()
+        p = float(torch.sigmoid(logit_of(recursion.knowledge_probe, batch.pooled[i], told)))
+        knowledge -= np.log(p if batch.answers[j] else 1 - p) / lessons[i]
         injection += float(((embedding - batch.goal[j]) ** 2).detach().mean()) / lessons[i]
-    assert float(output.loss.detach()) == pytest.approx(confusion + 0.7 * injection / 5 + lookup / 5, rel=1e-5)
+    expected = confusion + 0.7 * injection / 5 + (lookup + knowledge + choice) / 5
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
     assert float(output.logged["confusion_loss"]) == pytest.approx(confusion, rel=1e-5)
     assert float(output.logged["injection_loss"]) == pytest.approx(injection / 3, rel=1e-5)
     assert float(output.logged["lookup_loss"]) == pytest.approx(lookup / 3, rel=1e-5)
+    assert float(output.logged["knowledge_loss"]) == pytest.approx(knowledge / 3, rel=1e-5)
+    assert float(output.logged["tool_loss"]) == pytest.approx(choice / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("lessons", [[1] * 8, [0] * 8, [2, 0] * 4, [0] * 4 + [3] * 4])
 def test_halves_of_a_batch_average_to_the_whole(phase2: Path, lessons: list[int]) -> None:
     """Whatever the halves hold; and every weight always has a gradient, as data parallelism expects."""
-    model = model_with_recursion(phase2)
+    model = model_with_recursion(phase2, tools=["abacus", "memory", "oracle"])
     assert model.recursion is not None
     objective = Phase3Objective(model.recursion, model.predictor, 1.0).double()
     whole = random_batch(lessons, [number > 0 for number in lessons])
@@ -180,12 +200,13 @@ def test_halves_of_a_batch_average_to_the_whole(phase2: Path, lessons: list[int]
         first, last = rows.start, rows.stop
         values = {name: value[rows] for name, value in vars(whole).items()}
         mine = ((whole.about >= first) & (whole.about < last)).nonzero().squeeze(1)
-        for name in ("about", "knowledge", "goal", "share"):
+        for name in ("about", "knowledge", "goal", "share", "answers"):
             values[name] = getattr(whole, name)[mine]
         values["about"] = values["about"] - first
         if not len(mine):
             values |= {"about": torch.zeros(1, dtype=torch.int64), "share": torch.zeros(1)}
             values |= {"knowledge": torch.zeros(1, 32), "goal": torch.zeros(1, 32)}
+            values |= {"answers": torch.zeros(1, dtype=torch.bool)}
         batch = Phase3Batch(**{k: v.double() if v.is_floating_point() else v for k, v in values.items()})
         return list(torch.autograd.grad(objective(batch).loss, parameters, allow_unused=False))
 

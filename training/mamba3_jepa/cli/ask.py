@@ -28,7 +28,7 @@ from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.inference.memory_changes import add_to_file
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.settings.inference import AskSettings
+from mamba3_jepa.settings.inference import AgentSettings, AskSettings
 
 # The third version is for names of fields, which a row of numbers has not.
 _NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -51,7 +51,7 @@ def run_ask(settings: AskSettings) -> None:
     answerer = Answerer(
         model,
         memory,
-        _known_answers(settings, model, checkpoint),
+        known_answers_of(settings, model, checkpoint),
         settings.generation,
         smooth=settings.smooth,
         inject=settings.inject,
@@ -124,7 +124,10 @@ def _read_npy(path: Path) -> list[float]:
         return np.fromfile(file, dtype, shape[0]).tolist()
 
 
-def _known_answers(settings: AskSettings, model: Mamba3Jepa, checkpoint: Checkpoint) -> KnowledgeMemory | None:
+def known_answers_of(
+    settings: AskSettings | AgentSettings, model: Mamba3Jepa, checkpoint: Checkpoint
+) -> KnowledgeMemory | None:
+    """Those that the settings name, or else those that the checkpoint was trained on; None if there are none."""
     if settings.answers is not None:
         return KnowledgeMemory.build(model, read_lines(settings.answers, "answer"))
     return known_answers(model, settings.checkpoint, checkpoint.data.answers)

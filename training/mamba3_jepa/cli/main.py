@@ -29,6 +29,7 @@ from mamba3_jepa.cli.prepare import prepare
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.settings.inference import (
+    AgentSettings,
     AskSettings,
     ClassifySettings,
     EmbedSettings,
@@ -95,6 +96,14 @@ def ask(settings: Annotated[AskSettings, tyro.conf.arg(name="")]) -> None:
     from mamba3_jepa.cli.ask import run_ask
 
     run_ask(settings)
+
+
+@app.command
+def agent(settings: Annotated[AgentSettings, tyro.conf.arg(name="")]) -> None:
+    """Ask a trained model, which calls tools where it is confused: a memory, commands, Python functions."""
+    from mamba3_jepa.cli.agent import run_agent
+
+    run_agent(settings)
 
 
 @app.command

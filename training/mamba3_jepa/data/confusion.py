@@ -7,6 +7,7 @@ each kind. Everything follows from (seed, index).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mamba3_jepa.config import QUERY_PROMPT
+from mamba3_jepa.contract import MEMORY_TOOL
 from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.foreign import foreign_question
@@ -30,11 +32,13 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-MadeKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded"]
+MadeKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded", "tool"]
 MADE_KINDS: tuple[MadeKind, ...] = get_args(MadeKind)
 CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
-_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED = range(8)
+_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED, _TOOL = range(9)
+_REMEMBERED = (_MISMATCHED, _UNANSWERABLE, _IMAGELESS)  # what a memory of the scenes could know
 
+_SOME = 64  # samples that show which tools a kind needs
 _OTHERS = 20  # samples looked at for something that is known elsewhere
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
@@ -49,7 +53,8 @@ class ConfusionSource:
     - "corrupted": its image destroyed beyond recognition;
     - "imageless": a question asked without its image, unless the data answers it without one;
     - "foreign": a question of another topic, in another language, or garbled, in the place of its own;
-    - "degraded": its image spoilt to some degree, from hardly to wholly.
+    - "degraded": its image spoilt to some degree, from hardly to wholly;
+    - "tool": of scenes, a question that a tool answers, such as a sum, with what the tool says.
 
     All but the first two and the last are confused; of "clear" and "degraded" samples whoever has a model sees whether
     it answers rightly. Their target is the right answer all the same, which only somebody who knows more could give:
@@ -95,7 +100,7 @@ class ConfusionSource:
         content = blake2b(digest_size=16)
         for array in (self._base, self._donor, self.kinds):
             content.update(np.ascontiguousarray(array).tobytes())
-        self.fingerprint = f"confusion-3/{source.fingerprint}/{seed}/{content.hexdigest()}"
+        self.fingerprint = f"confusion-4/{source.fingerprint}/{seed}/{content.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self._base)
@@ -104,10 +109,33 @@ class ConfusionSource:
         kind, index = int(self.kinds[i]), int(self._base[i])
         if kind in (_MISMATCHED, _UNANSWERABLE) and isinstance(self._source, SceneSource):
             made = self._source.confusing(index, "mismatched" if kind == _MISMATCHED else "unanswerable")
+        elif kind == _TOOL and isinstance(self._source, SceneSource):
+            made = self._source.demonstration(index)
         else:
             made = self._made(self._source.sample(index), kind, i)
+        if kind > _GIVEN:
+            made = dataclasses.replace(made, tool_used=self._tool(kind, made))
         meta = {**made.meta, "kind": CONFUSION_KINDS[kind]}
         return dataclasses.replace(made, confused=bool(self.confused[i]), meta=meta)
+
+    @cached_property
+    def tools(self) -> list[str]:
+        """The names of the tools that its samples need, in order; those that cannot be read aside."""
+        rows = self.indices("tool")
+        if isinstance(self._source, SceneSource):  # each tool comes up in any dozen
+            some = [rows[self.kinds[rows] == kind][:_SOME] for kind in np.unique(self.kinds[rows])]
+            rows = np.concatenate([rows[:0], *some])
+        names = set()
+        for i in rows.tolist():
+            with contextlib.suppress(BadSampleError):
+                names.add(self.sample(i).tool_used)
+        return sorted(name for name in names if name is not None)
+
+    def _tool(self, kind: int, made: Sample) -> str | None:
+        """The tool that a sample needs that was made: of what was asked before it was changed, nothing is known."""
+        if kind in _REMEMBERED and isinstance(self._source, SceneSource):
+            return MEMORY_TOOL
+        return made.tool_used if kind == _TOOL else None
 
     def _made(self, sample: Sample, kind: int, i: int) -> Sample:
         if kind == _MISMATCHED:
@@ -150,7 +178,8 @@ class ConfusionSource:
             return []
         lessons = [Lesson(sample.target, sample.target, "answer")]
         if sample.knowledge is not None:
-            lessons.append(Lesson(sample.knowledge, sample.target, "given"))
+            is_result = sample.tool_used not in (None, MEMORY_TOOL)
+            lessons.append(Lesson(sample.knowledge, sample.target, "result" if is_result else "given"))
         caption = self._caption_of(int(self._base[i])) if sample.question is not None else None
         if caption is not None and f" {plain_text(sample.target)} " in f" {_words_of(caption)} ":
             lessons.append(Lesson(caption, sample.target, "caption"))
@@ -224,6 +253,10 @@ class ConfusionSource:
             chosen &= ~np.isin(self.kinds, (_UNANSWERABLE, _FOREIGN))
         elif kind == "imageless":
             chosen |= self.kinds == _IMAGELESS
+        elif kind == "tool":
+            chosen &= self.kinds <= _GIVEN
+            if isinstance(self._source, SceneSource):
+                chosen |= np.isin(self.kinds, (*_REMEMBERED, _TOOL))
         return np.flatnonzero(chosen)
 
     def file_state(self, indices: NDArray[np.int64]) -> str:
@@ -322,8 +355,8 @@ def _plan(
         takes[_MISMATCHED] = donors[questions] >= 0
     elif _MISMATCHED in takes:
         takes[_MISMATCHED][:] = len(np.unique(base.group)) > 1
-    if _UNANSWERABLE in takes:
-        takes[_UNANSWERABLE][:] = base.makes_own
+    for kind in takes.keys() & {_UNANSWERABLE, _TOOL}:
+        takes[kind][:] = base.makes_own
     if _IMAGELESS in takes:
         takes[_IMAGELESS] = ~np.isin(base.question_hash, base.asked.without_image)[questions] | base.makes_own
     have = {kind: len(spoilt[number :: len(of_images)]) for number, kind in enumerate(of_images)}

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 CHECKED_RECORDS = 100_000  # files of so many records are looked for when a manifest is opened (under a second)
 
-_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS, _CAPTIONS = 1, 2, 4, 8, 16, 32, 64
+_TARGET, _PROMPT, _CONFUSED, _KNOWLEDGE, _CONFUSING, _IMAGELESS, _CAPTIONS, _TOOL = 1, 2, 4, 8, 16, 32, 64, 128
 
 
 class ManifestSource:
@@ -146,7 +146,7 @@ class ManifestSource:
             captions=captions,
             answers=tuple(answer.strip() for answer in record.answers or ()),
             negatives=record.wrong,
-            confused=record.confused,
+            confused=record.is_confused,
             tool_used=record.tool_used,
             knowledge=record.knowledge,
             meta={"origin": where, "image": record.image, "id": record.id, "meta": record.meta},
@@ -171,6 +171,7 @@ class ManifestSource:
             "confusing": confusing,
             "knowledge": (self._flags & _KNOWLEDGE) > 0,
             "imageless": (self._flags & _IMAGELESS) > 0,
+            "tool": (self._flags & _TOOL) > 0,
         }
         return np.flatnonzero(chosen[kind])
 
@@ -220,11 +221,12 @@ def _flags(record: Record) -> int:
     return (
         _TARGET * (record.text is not None or record.captions is not None or record.given_answer is not None)
         | _PROMPT * (record.prompt is not None)
-        | _CONFUSED * (record.confused is not None)
+        | _CONFUSED * (record.is_confused is not None)
         | _KNOWLEDGE * (record.knowledge is not None)
-        | _CONFUSING * (record.confused is True)
+        | _CONFUSING * (record.is_confused is True)
         | _IMAGELESS * (record.image is None)
         | _CAPTIONS * (len(record.captions or ()) > 1)
+        | _TOOL * (record.tool_used is not None)
     )
 
 

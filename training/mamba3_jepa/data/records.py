@@ -9,8 +9,10 @@
 else is the text itself. `captions`, a list, stands in place of `text` where several describe one image, and
 `answers`, a list, in place of `answer` or beside it where several people have answered; their entries are always
 the texts themselves. Entries of `answers` may be empty, for people who gave none, but not all of them. A question
-without answer needs `confused`. Paths are relative to the data directory and may not leave it, neither by ".." nor
-through a symbolic link; those of Windows are read too (`with_slashes`).
+without answer needs `confused`. A line with `tool_used` is a demonstration: somebody needed that tool, so that
+without `confused` it counts as confused, and `knowledge` is what the tool said. Paths are relative to the data
+directory and may not leave it, neither by ".." nor through a symbolic link; those of Windows are read too
+(`with_slashes`).
 A line with a text or an answer may have `negatives`, texts that are wrong in its place: a list, or a list for each kind
 of wrong. Every form may carry `id` and `meta`, any JSON, which is kept; evaluation alone looks at
 them.
@@ -28,6 +30,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from mamba3_jepa.config import LONGEST_TOOL_NAME
 from mamba3_jepa.data.hard_negatives import EXPECTED, Negative, negatives_problem, read_negatives
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError
 from mamba3_jepa.errors import UserError
@@ -87,6 +90,11 @@ class Record(BaseModel):
     def prompt(self) -> str | None:
         """The question or query; None for an image-text pair."""
         return self.question if self.question is not None else self.query
+
+    @property
+    def is_confused(self) -> bool | None:
+        """`confused`; without it True where a tool was needed."""
+        return True if self.confused is None and self.tool_used is not None else self.confused
 
     @property
     def wrong(self) -> list[Negative]:
@@ -218,6 +226,8 @@ def _field_problem(record: Record) -> str | None:
         return f'field "captions" entry {blank[0]} is empty: expected a text'
     if record.answers is not None and not any(text.strip() for text in record.answers):
         return 'field "answers" has nothing but empty texts: expected one at least that is not'
+    if record.tool_used is not None and len(record.tool_used) > LONGEST_TOOL_NAME:
+        return f'field "tool_used": the name has {len(record.tool_used)} characters, at most {LONGEST_TOOL_NAME} may be'
     for field, path in (("image", record.image), ("text", record.text_path)):
         if path is not None and _WINDOWS_ROOT.match(path):
             return f'field "{field}": {path!r} is an absolute path of Windows; expected one from the data directory on'
@@ -241,8 +251,10 @@ def _combination_problem(record: Record) -> str | None:
         for field in ("answer", "answers", "confused", "tool_used", "knowledge"):
             if getattr(record, field) is not None:
                 return f'field "{field}" does not go with "{heads[0]}"; it belongs to "question" or "query"'
-    if record.question is not None and record.given_answer is None and record.confused is None:
-        return 'field "answer" is missing beside "question" (only a line with "confused" may leave it out)'
+    if record.question is not None and record.given_answer is None and record.is_confused is None:
+        return (
+            'field "answer" is missing beside "question" (only a line with "confused" or "tool_used" may leave it out)'
+        )
     return None
 
 

@@ -21,8 +21,11 @@ OnBadSample = Literal["error", "skip"]
 
 # Samples that have: anything; a target text that is right for what they show, so none that are labelled as confused;
 # such a target but no question; perhaps several captions; a question and such a target; a `confused` label; that label,
-# and it is true; a knowledge text or vector; no image.
-Kind = Literal["all", "target", "caption", "captions", "question", "confused", "confusing", "knowledge", "imageless"]
+# and it is true; a knowledge text or vector; no image;
+# a tool that was used.
+Kind = Literal[
+    "all", "target", "caption", "captions", "question", "confused", "confusing", "knowledge", "imageless", "tool"
+]
 
 
 class Place(NamedTuple):
@@ -46,6 +49,7 @@ class Sample:
     captions: all of them, where the data gives a list of one image's; training shows another in each epoch
         (`target_in`). answers: all that people gave, where the data has them, empty ones too; evaluation asks for all.
     negatives: texts that are wrong in its place.
+    tool_used: name of the tool that was needed.
     knowledge: a text, or a vector whose length is checked where the knowledge dimension is known.
     lessons: returns what one could be told about it, where the source can make that up; None where it cannot.
     meta: `origin` says in words where the sample comes from; synthetic scenes add more.

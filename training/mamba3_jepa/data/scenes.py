@@ -22,6 +22,7 @@ from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.sample import Kind, Sample
 from mamba3_jepa.data.scene_facts import lessons_about
 from mamba3_jepa.data.scene_negatives import wrong_answers, wrong_captions
+from mamba3_jepa.data.scene_tools import lessons_about_tools, tool_question
 from mamba3_jepa.data.scene_wording import plain, worded
 from mamba3_jepa.data.scene_world import (
     ALL_PAIRS,
@@ -127,6 +128,26 @@ class SceneSource:
         dice = Dice("confusing", kind, self.split, self.seed, i)
         return self._make(scene, index, kind, self._confusing_question(scene, kind, dice), dice)
 
+    def demonstration(self, i: int) -> Sample:
+        """A question about none of the scenes, with what a tool says of it, on the scene of sample i or without image;
+        another for every i. What is asked in the other splits is never asked in "train" and "fresh"."""
+        index = i // len(self._slots)
+        dice = Dice("tool", self.split, self.seed, i)
+        is_seen = self.split in ("train", "fresh")
+        asked = tool_question(dice, is_seen)
+        has_image = dice.pick((True, False))
+        return Sample(
+            image=partial(draw_scene, self.scene(index), self.image_size) if has_image else None,
+            picture=f"scene {index}" if has_image else None,
+            question=asked.question,
+            target=asked.answer,
+            confused=True,
+            tool_used=asked.tool,
+            knowledge=asked.answer,
+            lessons=partial(lessons_about_tools, asked, Dice("told", self.split, self.seed, i), is_seen),
+            meta={"origin": f"{self.name}, scene {index}", "scene": index, "asked": asked.tool, "plain": asked.plain},
+        )
+
     def _make(self, scene: Scene, index: int, kind: SceneKind, asked: Question | None, dice: Dice) -> Sample:
         """`dice` chooses the words of the question."""
         meta = {"origin": f"{self.name}, scene {index}", "scene": index, "kind": kind}
@@ -181,6 +202,7 @@ class SceneSource:
             "confusing": ("unanswerable", "mismatched"),
             "knowledge": (),
             "imageless": (),
+            "tool": (),
         }
         slots = np.array([name in chosen[kind] for name, _ in self._slots])
         return np.flatnonzero(np.tile(slots, self.n_scenes))

@@ -19,7 +19,7 @@ from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import OnBadSample, Sample
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion import WRONG_ANSWER
-from mamba3_jepa.evaluation.lessons import Findable, Lessons
+from mamba3_jepa.evaluation.lessons import NOTHING, Findable, Lessons
 from mamba3_jepa.evaluation.spoken import Spoken, is_right
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
@@ -61,7 +61,9 @@ class Phase3Data:
     """N samples of a `ConfusionSource` with what the frozen model makes of them.
 
     spoken: what it answers. confused: (N,) bool, what the source says, or that the answer is wrong where the source
-    leaves that to the model (`answered`, (N,) bool). lessons: what it may be told about them.
+    leaves that to the model (`answered`, (N,) bool). lessons: what it may be told about them. tools: N names of the
+    tools that are needed, None where none is; tool: (N,) int64, their places in the model's `tools`, `NOTHING` where
+    there is none.
     """
 
     source: ConfusionSource
@@ -71,6 +73,8 @@ class Phase3Data:
     confused: Tensor
     lessons: Lessons
     findable: Findable
+    tools: list[str | None]
+    tool: Tensor
 
     @staticmethod
     def of(model: Mamba3Jepa, source: ConfusionSource, frozen: Outputs, said: Spoken) -> Phase3Data:
@@ -82,11 +86,14 @@ class Phase3Data:
         answered = torch.from_numpy(source.answered)[frozen.index] & frozen.has_target
         wrong = torch.zeros(len(frozen.index), dtype=torch.bool)
         is_answered = answered.tolist()
+        tools: list[str | None] = []
 
         def compare(row: int, sample: Sample) -> None:
+            tools.append(sample.tool_used)
             if is_answered[row]:
                 wrong[row] = not is_right(said.texts[row], sample)
 
+        known = {name: place for place, name in enumerate(model.config.recursion.tools)}
         lessons = Lessons.about(model, source, frozen.index.tolist(), compare)
         return Phase3Data(
             source=source,
@@ -96,6 +103,8 @@ class Phase3Data:
             confused=torch.from_numpy(source.confused)[frozen.index] | wrong,
             lessons=lessons,
             findable=Findable(lessons),
+            tools=tools,
+            tool=torch.tensor([known.get(name or "", NOTHING) for name in tools], dtype=torch.int64),
         )
 
     def __len__(self) -> int:

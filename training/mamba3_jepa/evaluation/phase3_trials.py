@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba3_jepa.config import SHUT
 from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, evaluate_confusion
+from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, auroc, evaluate_confusion
 from mamba3_jepa.evaluation.confusion_plots import (
     plot_confusion,
     plot_episode_floor,
@@ -39,9 +39,12 @@ from mamba3_jepa.evaluation.lessons import NOTHING
 from mamba3_jepa.evaluation.memory_floor import MemoryFloor, choose_memory_floor
 from mamba3_jepa.evaluation.phase3_data import Phase3Data
 from mamba3_jepa.evaluation.selective import SelectiveReport, selective_reports
+from mamba3_jepa.evaluation.tool_choice import ToolReport, tool_accuracy
 from mamba3_jepa.models.generation import mean_log_probability
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+
+_TOGETHER = 4096  # lessons judged at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,8 @@ class Phase3Report:
     """The numbers of one evaluation.
 
     selective: of the monitor ("") and of the plain confidence ("_confidence"); empty without answers. injection,
-    steadiness: None where there is nothing to try. episode_floor: None where the model has no episodes.
+    steadiness: None where there is nothing to try. episode_floor: None where the model has no episodes. tools: None
+    where no tool is needed or none is known. knowledge: AUROC of whether what is told answers.
     """
 
     confusion: ConfusionReport
@@ -58,13 +62,17 @@ class Phase3Report:
     steadiness: SteadinessReport | None
     memory_floor: MemoryFloor
     episode_floor: EpisodeFloor | None
+    tools: ToolReport | None
+    knowledge: float | None
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """Those of all the parts, as flat numbers."""
         values = self.confusion.metrics(prefix) | self.memory_floor.metrics(prefix)
         for name, each in self.selective.items():
             values |= each.metrics(prefix, name)
-        for report in (self.injection, self.steadiness, self.episode_floor):
+        if self.knowledge is not None:
+            values[f"{prefix}/auroc_knowledge"] = self.knowledge
+        for report in (self.injection, self.steadiness, self.episode_floor, self.tools):
             values |= {} if report is None else report.metrics(prefix)
         return values
 
@@ -163,6 +171,8 @@ class Phase3Trials:
                 if model.config.recursion.episodes and not stored
                 else None
             ),
+            tools=_tools(data, model.recursion, device),
+            knowledge=_knowledge(data, model.recursion, device),
         )
 
 
@@ -196,6 +206,30 @@ def _injection_trial(data: Phase3Data, questions: list[str | None], kinds: list[
             text_is_answer=is_answer,
         )
     )
+
+
+def _tools(data: Phase3Data, recursion: Recursion, device: torch.device | str) -> ToolReport | None:
+    """Of the samples that need a tool."""
+    rows = [row for row, tool in enumerate(data.tools) if tool is not None]
+    if recursion.tool_selector is None or not rows:
+        return None
+    logits = recursion.tool_selector(data.frozen.pooled[torch.tensor(rows)].to(device)).cpu()
+    return tool_accuracy(logits, recursion.config.tools, [str(data.tools[row]) for row in rows])
+
+
+def _knowledge(data: Phase3Data, recursion: Recursion, device: torch.device | str) -> float | None:
+    """AUROC of whether what is told answers, over the lessons to confused samples."""
+    lessons, probe = data.lessons, recursion.knowledge_probe
+    numbers, about = lessons.of(torch.arange(len(data)))
+    numbers, about = (each[data.confused[about]] for each in (numbers, about))
+    answers = lessons.answer[numbers] >= 0
+    if probe is None or not bool(answers.any()) or bool(answers.all()):
+        return None
+    logits = [
+        probe(data.frozen.pooled[about[some]].to(device), lessons.vectors[lessons.knowledge[numbers[some]]].to(device))
+        for some in torch.arange(len(numbers)).split(_TOGETHER)
+    ]
+    return auroc(torch.cat(logits).float().cpu(), answers)
 
 
 def _wrong_lesson(data: Phase3Data) -> Tensor:

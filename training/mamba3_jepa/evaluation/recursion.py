@@ -161,7 +161,7 @@ def measure_recursion(
         logger.warning(trials.warning)
     report = trials.run(model, logits, model.device, stored=True, beside=beside)
     counts = {kind: len(scores) for kind, scores in report.confusion.scores.items()}
-    return RecursionReport(trials=report, samples=counts, memory=_memory(model, data, logits), tools=None)
+    return RecursionReport(trials=report, samples=counts, memory=_memory(model, data, logits), tools=report.tools)
 
 
 def _logits(probe: ConfusionMonitor, pooled: Tensor, doubt: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ class ToolReport:
     accuracy: float
     by_tool: dict[str, tuple[float, int]]
 
+    def metrics(self, prefix: str = "val") -> dict[str, float]:
+        """`{prefix}/tool_samples`, `{prefix}/tool_accuracy` and, for each tool, `{prefix}/tool_accuracy_{name}`."""
+        values: dict[str, float] = {f"{prefix}/tool_samples": self.n_samples, f"{prefix}/tool_accuracy": self.accuracy}
+        return values | {f"{prefix}/tool_accuracy_{name}": share for name, (share, _) in self.by_tool.items()}
+
     def as_json(self) -> dict[str, Any]:
         """`samples`, `unknown`, `accuracy`, and for each tool in `tools` its `samples` and `accuracy`."""
         tools = {tool: {"samples": n, "accuracy": share} for tool, (share, n) in self.by_tool.items()}

@@ -264,6 +264,11 @@ def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     text_embedding = model.y_encoder(probe.text_ids, probe.text_mask)
     knowledge = add("knowledge", knowledge_vectors(model, text_embedding), "(B, K) knowledge vectors")
     injected = add("injected", injector(pooled, knowledge), "(B, D) pooled with the knowledge added")
+    if model.recursion.knowledge_probe is not None:
+        answers = model.recursion.knowledge_probe.score(pooled, knowledge)
+        add("knowledge_answers", answers, "(B,) P(the knowledge answers) = sigmoid(linear(silu(hidden)))")
+    if model.recursion.tool_selector is not None:
+        add("tools", model.recursion.tool_selector.score(pooled), "(B, T) probabilities of the tools")
     add("embedding", predicted.embedding, "(B, E) predicted from pooled")
     add("embedding_injected", model.predictor.embed(injected), "(B, E) predicted from injected")
     if retriever is None and not model.recursion.config.episodes:

@@ -14,7 +14,7 @@ TITLES = {
     "y_encoder": "The text encoder, and the token embedding that questions share with it.",
     "angn": "The gates on the predictor's residual stream.",
     "y_decoder": "The language model that speaks an embedding.",
-    "recursion": "Confusion probe, state injector, and the memory's retriever.",
+    "recursion": "Confusion probe, state injector, what judges and finds knowledge, and the selector of tools.",
     "x_encoder": "The frozen vision transformer, here V-JEPA 2's, on request.",
 }
 
@@ -29,6 +29,12 @@ _LINEAR = {
     "recursion:confusion_probe.linear": "logit of confusion",
     "recursion:injector.norm": "LayerNorm of the pooled state",
     "recursion:injector.hidden": "hidden layer, before silu, of the normed state and then k / rms(k)",
+    "recursion:knowledge_probe.norm": "LayerNorm of the pooled state",
+    "recursion:knowledge_probe.hidden": "hidden layer, before silu, of the normed state and then k / rms(k)",
+    "recursion:knowledge_probe.linear": "logit of whether k answers what was asked",
+    "recursion:tool_selector.norm": "LayerNorm of the pooled state",
+    "recursion:tool_selector.hidden": "hidden layer, before silu",
+    "recursion:tool_selector.linear": "logits of the tools, in the order of `tools`",
     "recursion:retriever.question.hidden": "hidden layer, before silu, of a question's embedding over its rms",
     "recursion:retriever.question.output": "what looks up, before it is divided by its length",
     "recursion:retriever.text.hidden": "hidden layer, before silu, of a text's embedding over its rms",

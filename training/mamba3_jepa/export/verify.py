@@ -127,6 +127,10 @@ def _outputs(
         outputs["memory floor"] = model.recursion.memory_floor
         knowledge = knowledge_vectors(model, start["text embedding"])
         outputs["injected state"] = model.recursion.injector(start["pooled state"], knowledge)
+        if model.recursion.knowledge_probe is not None:
+            outputs["answer in the knowledge"] = model.recursion.knowledge_probe.score(start["pooled state"], knowledge)
+        if model.recursion.tool_selector is not None:
+            outputs["choice of tool"] = model.recursion.tool_selector.score(start["pooled state"])
         retriever = model.recursion.retriever
         if model.recursion.config.episodes:
             outputs["episode floor"] = model.recursion.episode_floor

@@ -5,13 +5,14 @@ Shape letters: B questions, G known answers, D width of the pooled state, E embe
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -50,7 +51,10 @@ class Answer:
     confused: whether the score that is judged (see `Answerer`) is over it.
     signal: what confuses it: "answer" if it is the decoder's doubt in its own answer, without which it would not be
         confused, else "state"; None where it is not confused.
-    sure: whether the answer is worth giving: the model is not confused, or was told something. None without recursion.
+    confusion_after: P(confused) after something was injected: `confusion` times the probability that it does not answer
+        what was asked. None where nothing was, or the model does not weigh knowledge.
+    sure: whether the answer is worth giving: the model is not confused, or no longer, after something was injected (a
+        model that does not weigh it takes everything for an answer). None without recursion.
     nearest: known answers and their cosines, nearest first.
     memory_used: what was injected from the memory, a fact's text, or an episode's question and answer; None if nothing
         was, because the model is not confused, or nothing in the memory is near enough.
@@ -66,12 +70,23 @@ class Answer:
     threshold: float | None
     confused: bool | None
     signal: Signal | None
+    confusion_after: float | None
     sure: bool | None
     nearest: list[tuple[str, float]]
     memory_used: str | None
     memory_kind: MemoryKind | None
     knowledge_used: bool
     warnings: tuple[str, ...] = ()
+
+
+class Turn(NamedTuple):
+    """A question, the state (1, D) that it is answered from, the answer, and the probability that what was told last
+    answers the question (None where nothing was, or the model does not weigh it)."""
+
+    question: str | None
+    pooled: Tensor
+    answer: Answer
+    told_answers: float | None = None
 
 
 class Answerer:
@@ -141,7 +156,6 @@ class Answerer:
         """One turn; see `ask_many`."""
         return self.ask_many([image], [question], knowledge)[0]
 
-    @torch.no_grad()
     def ask_many(
         self,
         images: Sequence[Picture],
@@ -160,6 +174,64 @@ class Answerer:
             UserError: an empty question, an image that cannot be read, knowledge that does not fit the model, an
                 embedding or a score that is not finite.
         """
+        return self._asked(images, questions, knowledge, batch_size, self.recall)[0]
+
+    def observe(self, image: Picture, question: str | None) -> Turn:
+        """One turn in which nothing is told and nothing is looked up.
+
+        Raises:
+            UserError: as `ask_many`.
+        """
+        answers, pooled = self._asked([image], [question], None, 1, None)
+        return Turn(question, pooled, answers[0])
+
+    @torch.no_grad()
+    def told(self, turn: Turn, knowledge: Knowledge) -> Turn:
+        """The same turn after something was injected, however confused the model is; once more, if it was before.
+
+        Raises:
+            UserError: knowledge that does not fit the model, an embedding that is not finite.
+        """
+        recursion, vector = _recursion(self.model), self._vector(knowledge).unsqueeze(0)
+        pooled = recursion.injector(turn.pooled, vector)
+        embedding = self._read(pooled)
+        self._demand_finite(embedding, "the embedding with the knowledge", [turn.question])
+        text, confidence = self._say(embedding, 1, None)
+        before = turn.answer.confusion if turn.answer.confusion_after is None else turn.answer.confusion_after
+        answers = self._answers(turn.pooled, vector)
+        after = None if answers is None else float(torch.tensor([before]) * (1 - answers))
+        answer = dataclasses.replace(
+            turn.answer,
+            text=text[0],
+            confidence=confidence[0],
+            nearest=self._nearest(embedding)[0],
+            confusion_after=after,
+            sure=self._is_sure(True, True, after),
+            knowledge_used=True,
+        )
+        return Turn(turn.question, pooled, answer, None if answers is None else float(answers))
+
+    @torch.no_grad()
+    def recalled(self, turn: Turn) -> Recalled | None:
+        """What the memory has for a turn; None where there is none, or nothing near enough.
+
+        Raises:
+            UserError: as `ask_many`.
+        """
+        if self.recall is None:
+            return None
+        return self.recall.look_up(self._read(turn.pooled), turn.pooled, [turn.question])[0]
+
+    @torch.no_grad()
+    def _asked(
+        self,
+        images: Sequence[Picture],
+        questions: Sequence[str | None],
+        knowledge: Knowledge | None,
+        batch_size: int,
+        recall: Recall | None,
+    ) -> tuple[list[Answer], Tensor]:
+        """B answers, and the states (B, D) before anything is injected."""
         vector = None if knowledge is None else self._vector(knowledge)
         self.observed = self.model.observe(images, questions, batch_size)
         embedding, pooled = self.observed.embedding.clone(), self.observed.pooled
@@ -172,17 +244,23 @@ class Answerer:
         told = [False] * len(questions)
         if vector is not None:
             told = [self.inject == "always" or bool(each) for each in confused]
-        elif self.recall is not None and any(confused):
+        elif recall is not None and any(confused):
             rows = [i for i, is_confused in enumerate(confused) if is_confused]
-            recalled = self.recall.look_up(embedding[rows], pooled[rows], [questions[i] for i in rows])
+            recalled = recall.look_up(embedding[rows], pooled[rows], [questions[i] for i in rows])
             used = {i: found for i, found in zip(rows, recalled, strict=True) if found is not None}
+        rows, injected = list(used), None
         if vector is not None and any(told):
             rows = [i for i, is_told in enumerate(told) if is_told]
-            embedding[rows] = self._inject(pooled[rows], vector.expand(len(rows), -1))
-        if used:
-            rows = list(used)
-            known = torch.stack([found.embedding for found in used.values()]).to(pooled.device)
-            embedding[rows] = self._inject(pooled[rows], known)
+            injected = vector.expand(len(rows), -1)
+        elif used:
+            injected = torch.stack([found.embedding for found in used.values()]).to(pooled.device)
+        after: dict[int, float] = {}
+        if injected is not None:
+            embedding[rows] = self._read(_recursion(self.model).injector(pooled[rows], injected))
+            answers_it = self._answers(pooled[rows], injected)
+            if answers_it is not None:
+                confusion = torch.tensor([scores[i] for i in rows]) * (1 - answers_it)
+                after = dict(zip(rows, confusion.tolist(), strict=True))
         self._demand_finite(embedding, "the embedding with the knowledge", questions)
         nearest = self._nearest(embedding)
         is_said = greedy is not None and self.generation == GenerationConfig() and not used and not any(told)
@@ -191,7 +269,7 @@ class Answerer:
         signals = self._signals(pooled, doubts, confused)
         recursion = self.model.recursion
         threshold = None if recursion is None else float(recursion.confusion_probe.threshold)
-        return [
+        answers = [
             Answer(
                 text=texts[i],
                 confidence=confidence[i],
@@ -200,7 +278,8 @@ class Answerer:
                 threshold=threshold,
                 confused=confused[i],
                 signal=signals[i],
-                sure=None if confused[i] is None else not confused[i] or told[i] or i in used,
+                confusion_after=after.get(i),
+                sure=self._is_sure(confused[i], told[i] or i in used, after.get(i)),
                 nearest=nearest[i],
                 memory_used=used[i].text if i in used else None,
                 memory_kind=used[i].kind if i in used else None,
@@ -209,6 +288,18 @@ class Answerer:
             )
             for i in range(len(questions))
         ]
+        return answers, pooled
+
+    def _is_sure(self, confused: bool | None, is_told: bool, after: float | None) -> bool | None:
+        if not confused or not is_told or after is None:
+            return None if confused is None else not confused or is_told
+        return after <= float(_recursion(self.model).confusion_probe.threshold)
+
+    def _answers(self, pooled: Tensor, knowledge: Tensor) -> Tensor | None:
+        """(B,) probabilities that knowledge (B, K) answers what was asked in states (B, D); None where the model does
+        not weigh it."""
+        probe = _recursion(self.model).knowledge_probe
+        return None if probe is None else probe.score(pooled, knowledge).cpu()
 
     def _demand_finite(self, values: Tensor, what: str, questions: Sequence[str | None]) -> None:
         asked = [question or self.model.config.query_prompt for question in questions]
@@ -249,9 +340,9 @@ class Answerer:
                     signals[i] = "answer"
         return signals
 
-    def _inject(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
-        """Pooled states (B, D) and knowledge (B, K) -> embeddings (B, E) read from h + W k."""
-        embedding = self.model.predictor.embed(_recursion(self.model).injector(pooled, knowledge)).float()
+    def _read(self, pooled: Tensor) -> Tensor:
+        """Pooled states (B, D), with knowledge or without -> embeddings (B, E)."""
+        embedding = self.model.predictor.embed(pooled).float()
         is_unit = embedding.norm(dim=-1, keepdim=True) > 0.5  # finite numbers may have a length that is not
         return embedding.where(is_unit, torch.nan)
 

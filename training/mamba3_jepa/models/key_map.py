@@ -152,6 +152,9 @@ def _recursion_keys(config: RecursionConfig) -> Iterator[str]:
     if config.injector_sees_state:
         for key in (*_linear("norm"), *_linear("hidden"), "output.weight"):
             yield f"injector.{key}"
+    for name in ["knowledge_probe"] * config.weighs_knowledge + ["tool_selector"] * bool(config.tools):
+        for key in (*_linear("norm"), *_linear("hidden"), *_linear("linear")):
+            yield f"{name}.{key}"
     if config.retriever_dim:
         for tower in ("question", "text"):
             for key in (*_linear("hidden"), *_linear("output")):

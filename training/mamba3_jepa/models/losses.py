@@ -105,6 +105,18 @@ def injection_error(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted - target).float().square().mean(dim=-1)
 
 
+def knowledge_loss(logits: Tensor, answers: Tensor) -> Tensor:
+    """Phase 3: binary cross-entropies in nats (...) of the knowledge probe's logits (...) and whether what was told
+    answers (...) bool."""
+    return F.binary_cross_entropy_with_logits(logits.float(), answers.float(), reduction="none")
+
+
+def tool_loss(logits: Tensor, tool: Tensor) -> Tensor:
+    """Phase 3: cross-entropies (B,) in nats of the tool selector's logits (B, T); `tool` (B,) int64 is the one that is
+    needed, negative where none is, which counts nothing."""
+    return F.cross_entropy(logits.float(), tool.clamp(min=-1), ignore_index=-1, reduction="none")
+
+
 def lookup_loss(right: Tensor, others: Tensor, is_other: Tensor) -> Tensor:
     """Phase 3: (B,) in nats, how badly questions tell the text that answers them from M others.
 

@@ -100,6 +100,46 @@ class StateInjector(nn.Module):
         return told
 
 
+class KnowledgeProbe(nn.Module):
+    """Pooled state and what was told -> whether that answers what was asked: a perceptron with one hidden layer.
+
+    What is false answers too: who is confused cannot know better.
+    """
+
+    def __init__(self, knowledge_dim: int, d_model: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.hidden = nn.Linear(d_model + knowledge_dim, hidden_dim)
+        self.linear = nn.Linear(hidden_dim, 1)
+
+    def forward(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
+        """Pooled states (B, D), as they were before, and knowledge (B, K) -> logits (B,)."""
+        both = torch.cat([self.norm(pooled), root_mean_square_normed(knowledge)], dim=-1)
+        return self.linear(F.silu(self.hidden(both))).squeeze(-1)
+
+    def score(self, pooled: Tensor, knowledge: Tensor) -> Tensor:
+        """As `forward`, -> P(what was told answers) (B,) in float32."""
+        return torch.sigmoid(self(pooled, knowledge).float())
+
+
+class ToolSelector(nn.Module):
+    """Pooled state -> which of T tools to call: a perceptron with one hidden layer."""
+
+    def __init__(self, d_model: int, hidden_dim: int, n_tools: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.hidden = nn.Linear(d_model, hidden_dim)
+        self.linear = nn.Linear(hidden_dim, n_tools)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled states (B, D) -> logits (B, T), in the order of `RecursionConfig.tools`."""
+        return self.linear(F.silu(self.hidden(self.norm(pooled))))
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """As `forward`, -> probabilities (B, T) in float32."""
+        return torch.softmax(self(pooled).float(), dim=-1)
+
+
 class KnowledgeRetriever(nn.Module):
     """Finds the texts of a memory that answer a question: two perceptrons, whose outputs are compared by cosine.
 
@@ -131,7 +171,8 @@ def root_mean_square_normed(x: Tensor) -> Tensor:
 
 
 class Recursion(nn.Module):
-    """What phase 3 trains, `confusion_probe`, `injector` and `retriever`, and `memory_floor`.
+    """What phase 3 trains, `confusion_probe` and `injector` and, as configured, `knowledge_probe`, `tool_selector` and
+    `retriever`; and `memory_floor`.
 
     The memory's nearest text is injected when its cosine is at least `memory_floor`: its retriever's vector's to the
     question's or, without a retriever (None), its embedding's to the predicted one. `NO_FLOOR`, the lowest cosine there
@@ -151,6 +192,12 @@ class Recursion(nn.Module):
         self.config = config
         self.confusion_probe = ConfusionMonitor(d_model, config.hidden_dim, config.ema_decay, config.hears_answer)
         self.injector = StateInjector(knowledge_dim, d_model, config.hidden_dim if config.injector_sees_state else None)
+        self.knowledge_probe: KnowledgeProbe | None = None
+        if config.weighs_knowledge:
+            self.knowledge_probe = KnowledgeProbe(knowledge_dim, d_model, config.hidden_dim)
+        self.tool_selector: ToolSelector | None = None
+        if config.tools:
+            self.tool_selector = ToolSelector(d_model, config.hidden_dim, len(config.tools))
         self.retriever: KnowledgeRetriever | None = None
         if config.retriever_dim:
             self.retriever = KnowledgeRetriever(embed_dim, config.hidden_dim, config.retriever_dim)

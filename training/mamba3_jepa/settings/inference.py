@@ -196,6 +196,33 @@ class AskSettings(ModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AgentSettings(ModelSettings):
+    """What to ask, and what the agent may use where it is confused."""
+
+    questions: tyro.conf.Positional[_Texts] = ()
+    """Questions, each answered by itself; without one, the image is described."""
+    image: _Path = None
+    """What the questions are about; they may also be asked without image."""
+    tools: _Path = None
+    """A JSON file with tools to call: commands, run without a shell, and Python functions."""
+    memory: _Path = None
+    """The tool "memory": a text file, one text a line, or a saved memory."""
+    answers: _Path = None
+    """Known answers, one a line in a text file; default: the frequent answers of the training data."""
+    max_rounds: Annotated[int, Range(0, 100)] = 3
+    """Call at most this many tools for a question."""
+    trace: _Path = None
+    """Write every step to this JSON file."""
+    json: Json = False
+    generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
+
+    def check(self) -> None:
+        """Raise UserError for impossible settings."""
+        if not self.questions and self.image is None:
+            raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbedSettings(ImageSettings):
     """What to embed, and where to write it."""
 

@@ -354,7 +354,8 @@ class Phase3Settings(TrainSettings):
     confusion_kinds: tuple[ConfusionKind, ...] = get_args(ConfusionKind)
     """Confusion to make from the data, beside its own "confused" labels and the model's own errors: questions with
     another image, questions about what is not there (of scenes), destroyed images, questions without image, foreign
-    questions, images spoilt step by step. Leave out mismatched where every question fits every image."""
+    questions, images spoilt step by step, questions that a tool answers (of scenes). Leave out mismatched where every
+    question fits every image."""
     cache_dir: _Path = None
     """Where the frozen model's outputs are kept for later epochs and runs; default: frozen_outputs beside
     --output-dir."""

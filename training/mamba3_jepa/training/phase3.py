@@ -81,6 +81,9 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
         val_samples_per_scene=_VAL_SAMPLES_PER_SCENE,
         max_val_scenes=_MAX_VAL_SCENES,
     )
+    train, train_rows = _confusion(data, "train", settings, config.query_prompt)
+    val, val_rows = _confusion(data, "val", settings, config.query_prompt)
+    config = _with_tools(config, train.tools)
     run = Run(settings, phase=3, accelerator=accelerator)
     demand_same(run, config, data)
     model = model_type.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
@@ -91,8 +94,6 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     recursion.requires_grad_(True)
     if settings.compile:
         compile_layers(model)
-    train, train_rows = _confusion(data, "train", settings, config.query_prompt)
-    val, val_rows = _confusion(data, "val", settings, config.query_prompt)
     demand_one_batch(train.name, len(train_rows), settings)
     is_new = run.resumed is None
     train_data = _outputs(model, train, train_rows, settings, demand_vectors=True, try_again=is_new)
@@ -125,6 +126,10 @@ def _with_knowledge_dim(config: ModelConfig, settings: Phase3Settings) -> ModelC
     if settings.knowledge_dim is None:
         return config
     return config.replace(recursion=dataclasses.replace(config.recursion, knowledge_dim=settings.knowledge_dim))
+
+
+def _with_tools(config: ModelConfig, tools: list[str]) -> ModelConfig:
+    return config.replace(recursion=dataclasses.replace(config.recursion, tools=tools))
 
 
 def _confusion(
@@ -273,11 +278,13 @@ class Phase3Task(KeptOutputs):
             knowledge=knowledge,
             goal=goal,
             share=share,
+            answers=lessons.answer[numbers] >= 0 if len(numbers) else torch.zeros(1, dtype=torch.bool),
             question=_taken(lessons.questions, lessons.question[rows], embed_dim),
             right=_taken(lessons.vectors, right, embed_dim),
             asks=right >= 0,
             others=_taken(lessons.vectors, others, embed_dim),
             is_other=others >= 0,
+            tool=data.tool[rows],
         )
 
     def weights(self, batches: Sequence[Phase3Batch]) -> list[float]:
@@ -312,6 +319,8 @@ class Phase3Task(KeptOutputs):
                 "validation needs both clear and confused samples to measure the confusion monitor and to choose its "
                 "threshold: raise `val_fraction` or `val_samples`, or give more data"
             )
+        if report.tools is not None:
+            parts.append(report.tools.accuracy)
         if report.injection is not None:
             parts.append(report.injection.retrieved.after)
         self._report = report
@@ -332,6 +341,8 @@ class Phase3Task(KeptOutputs):
                 "confusion_loss": len(rows),
                 "injection_loss": float(batch.share.sum()),
                 "lookup_loss": float(batch.asks.sum()),
+                "knowledge_loss": float(batch.share.sum()),
+                "tool_loss": float((batch.tool >= 0).sum()),
             }
             for name, value in {"loss": output.loss, **output.logged}.items():
                 if name in weights:

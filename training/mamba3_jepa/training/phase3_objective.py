@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mamba3_jepa.models.losses import confusion_loss, injection_error, lookup_loss
+from mamba3_jepa.models.losses import confusion_loss, injection_error, knowledge_loss, lookup_loss, tool_loss
 from mamba3_jepa.models.predictor import Predictor
-from mamba3_jepa.models.recursion import Recursion
+from mamba3_jepa.models.recursion import KnowledgeProbe, Recursion
 from mamba3_jepa.training.task import StepOutput
+
+_OTHERS_TOLD = 4  # texts that do not answer and are no lessons, of which the knowledge probe learns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,10 @@ class Phase3Batch:
 
     pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool.
     about: (L,) int64, which of the B each lesson is about; knowledge: (L, K); goal: (L, E), what should be predicted
-    then; share: (L,), one over the number of lessons about the same sample.
+    then; share: (L,), one over the number of lessons about the same sample; answers: (L,) bool, whether it answers.
     question: (B, E) embeddings, and right: (B, E) of a text that answers, zeros where `asks` (B,) bool is False;
     others: (B, M, E) of texts that do not answer, where `is_other` (B, M) bool.
+    tool: (B,) int64, the place of the tool that is needed; negative where none is.
     """
 
     pooled: Tensor
@@ -35,11 +38,13 @@ class Phase3Batch:
     knowledge: Tensor
     goal: Tensor
     share: Tensor
+    answers: Tensor
     question: Tensor
     right: Tensor
     asks: Tensor
     others: Tensor
     is_other: Tensor
+    tool: Tensor
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -50,8 +55,9 @@ class Phase3Batch:
 
 
 class Phase3Objective(nn.Module):
-    """Binary cross-entropy of the confusion monitor, the squared error of the embedding predicted after injection, and
-    the loss of looking up what answers a question.
+    """Binary cross-entropy of the confusion monitor, the squared error of the embedding predicted after injection, and,
+    as the recursion is configured, the losses of looking up what answers a question, of seeing whether what was told
+    answers it, and of choosing a tool.
 
     All are means over all samples of the batch, one without lessons counting as an error of zero: batches of equal
     size then weigh alike, over micro-batches and ranks.
@@ -89,7 +95,26 @@ class Phase3Objective(nn.Module):
             lookup = lookup_loss(right, others, batch.is_other) * batch.asks
             loss = loss + lookup.sum() / len(batch)
             logged["lookup_loss"] = lookup.detach().sum() / batch.asks.sum().clamp(min=1)
+        if self.recursion.knowledge_probe is not None:
+            judged = self._knowledge(self.recursion.knowledge_probe, batch)
+            loss = loss + judged.sum() / len(batch)
+            logged["knowledge_loss"] = judged.detach().sum() / batch.share.sum().clamp(min=1)
+        if self.recursion.tool_selector is not None:
+            choice = tool_loss(self.recursion.tool_selector(batch.pooled), batch.tool)
+            loss = loss + choice.sum() / len(batch)
+            logged["tool_loss"] = choice.detach().sum() / (batch.tool >= 0).sum().clamp(min=1)
         return StepOutput(loss, logged)
+
+    def _knowledge(self, probe: KnowledgeProbe, batch: Phase3Batch) -> Tensor:
+        """What the lessons' cross-entropies and those of a few other texts come to, for each of the B samples."""
+        of_lessons = knowledge_loss(probe(batch.pooled[batch.about], batch.knowledge), batch.answers) * batch.share
+        total = torch.zeros(len(batch), device=of_lessons.device).index_add(0, batch.about, of_lessons)
+        if batch.knowledge.shape[1] == batch.others.shape[2]:  # texts can be told
+            others, is_other = batch.others[:, :_OTHERS_TOLD], batch.is_other[:, :_OTHERS_TOLD]
+            logits = probe(batch.pooled.unsqueeze(1).expand(-1, others.shape[1], -1), others)
+            of_others = knowledge_loss(logits, torch.zeros_like(is_other)) * is_other
+            total = total + of_others.sum(dim=1) / _OTHERS_TOLD
+        return total
 
 
 def confusion_logits(recursion: Recursion, batch: Phase3Batch) -> Tensor:
