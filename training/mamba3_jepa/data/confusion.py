@@ -251,6 +251,8 @@ class ConfusionSource:
         chosen = np.isin(self._base, self._source.indices(kind))
         if kind in ("target", "question", "knowledge"):  # made of a question with an answer, but without one itself
             chosen &= ~np.isin(self.kinds, (_UNANSWERABLE, _FOREIGN))
+        if kind == "knowledge":
+            chosen |= self.kinds == _TOOL
         elif kind == "imageless":
             chosen |= self.kinds == _IMAGELESS
         elif kind == "tool":

@@ -108,7 +108,7 @@ class Phase3Objective(nn.Module):
     def _knowledge(self, probe: KnowledgeProbe, batch: Phase3Batch) -> Tensor:
         """What the lessons' cross-entropies and those of a few other texts come to, for each of the B samples."""
         of_lessons = knowledge_loss(probe(batch.pooled[batch.about], batch.knowledge), batch.answers) * batch.share
-        total = torch.zeros(len(batch), device=of_lessons.device).index_add(0, batch.about, of_lessons)
+        total = of_lessons.new_zeros(len(batch)).index_add(0, batch.about, of_lessons)
         if batch.knowledge.shape[1] == batch.others.shape[2]:  # texts can be told
             others, is_other = batch.others[:, :_OTHERS_TOLD], batch.is_other[:, :_OTHERS_TOLD]
             logits = probe(batch.pooled.unsqueeze(1).expand(-1, others.shape[1], -1), others)
