@@ -215,7 +215,16 @@ def test_below_the_floor_nothing_is_injected(
             answer = Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0])
             assert answer.confused
             assert (answer.memory_used is not None) == used
-            assert answer.sure == used
+            assert answer.sure is False, "nothing is under a threshold of 0"
+            assert (answer.confusion_after is not None) == used
+            if answer.memory_used is not None:
+                pooled = model.observe([pictures[0]], [questions[0]]).pooled
+                told = recursion.knowledge_probe.score(pooled, model.embed_text([answer.memory_used]))
+                assert answer.confusion_after == pytest.approx(answer.confusion * (1 - float(told.detach())), rel=1e-5)
+                between = (answer.confusion_after + answer.confusion) / 2  # confused before, and no longer
+                set_threshold(model, between)
+                assert Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0]).sure
+                set_threshold(model, 0.0)
             assert (answer.nearest == alone.nearest) != used
         recursion.memory_floor.fill_(1.5)
         answers = Answerer(model, memory, ANSWERS).ask_many(pictures, questions)
@@ -223,7 +232,8 @@ def test_below_the_floor_nothing_is_injected(
         assert [a.text for a in answers] == [a.text for a in without]
         given = Answerer(model, memory, ANSWERS).ask(pictures[0], questions[0], memory.texts[0])
         assert given.nearest != alone.nearest
-        assert (given.knowledge_used, given.sure) == (True, True)
+        assert given.knowledge_used
+        assert given.confusion_after is not None
     finally:
         recursion.memory_floor.fill_(NO_FLOOR)
 

@@ -32,13 +32,22 @@ def kinds_of(source: ConfusionSource) -> list[str]:
 def test_scenes_give_as_many_clear_as_confused_and_each_kind_alike(scenes: SceneSource) -> None:
     source = ConfusionSource(scenes, range(len(scenes)))
     # 120 questions and 60 captions: every question twice, every caption once
-    assert Counter(kinds_of(source)) == {"clear": 150, **dict.fromkeys(MADE_KINDS, 25)}
+    shares = Counter(kinds_of(source))
+    assert shares.pop("clear") == 150
+    assert shares.keys() == set(MADE_KINDS)
+    assert set(shares.values()) == {21, 22}
     for i, kind in enumerate(kinds_of(source)):
         sample = source.sample(i)
         assert sample.meta["kind"] == kind
         assert sample.confused == bool(source.confused[i]) == (kind not in ("clear", "degraded"))
         assert (sample.target is None) == (kind in ("unanswerable", "foreign"))
-        assert (sample.image is None) == (kind == "imageless")
+        assert (sample.image is None) == (kind == "imageless") or kind == "tool"
+        remembered = kind in ("mismatched", "unanswerable", "imageless")
+        assert (sample.tool_used == "memory") == remembered
+        assert (sample.tool_used in ("calculator", "dictionary")) == (kind == "tool")
+    assert source.tools == ["calculator", "dictionary", "memory"]
+    assert ConfusionSource(scenes, range(30), made_kinds=["tool"]).tools == ["calculator", "dictionary"]
+    assert ConfusionSource(scenes, range(30), made_kinds=["foreign"]).tools == []
     corrupted = [source.sample(i) for i, kind in enumerate(kinds_of(source)) if kind == "corrupted"]
     assert {sample.question is None for sample in corrupted} == {True, False}
     assert {sample.meta["corruption"] for sample in corrupted} == set(CORRUPTIONS)
@@ -95,7 +104,7 @@ def test_a_manifest_gives_every_kind(manifest: ManifestSource) -> None:
     # 20 questions and one labelled as not confused are made confusing; 5 of 10 captions are spoilt
     assert {kind: len(samples) for kind, samples in by_kind.items()} == {
         "clear": 25, "given": 4, "mismatched": 6, "unanswerable": 0, "corrupted": 5, "imageless": 5, "foreign": 5,
-        "degraded": 5,
+        "degraded": 5, "tool": 0,
     }  # fmt: skip
     given = {sample.question: (sample.confused, sample.target) for sample in by_kind["given"]}
     assert given == {

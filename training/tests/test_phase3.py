@@ -286,7 +286,10 @@ def test_what_a_question_finds_answers_it_and_the_others_do_not(phase2: Path) ->
     told: dict[str, set[str]] = {}  # by what is asked, in whatever words, the sentences that answer it
     for i in rows.tolist():
         sample = source.sample(i)
-        sentences = {str(each.knowledge) for each in source.lessons(i) if each.form in ("sentence", "false")}
+        sentences = {
+            str(each.knowledge) for each in source.lessons(i)
+            if each.form in ("sentence", "false") and each.knowledge != each.answer
+        }  # fmt: skip
         if sample.question is not None and sentences:
             told.setdefault(sample.meta["plain"], set()).update(sentences)
     seen: dict[int, set[int]] = {i: set() for i in rows.tolist()}
@@ -295,7 +298,8 @@ def test_what_a_question_finds_answers_it_and_the_others_do_not(phase2: Path) ->
         assert torch.equal(right, findable.right(rows, epoch))
         assert torch.equal(others[5:9], findable.others(rows[5:9], epoch, 20)), "whatever else is in the batch"
         for i in rows.tolist():
-            topic = source.sample(i).meta.get("plain") if source.lessons(i) else None
+            topic = source.sample(i).meta.get("plain")
+            topic = topic if topic in told and source.lessons(i) else None
             assert (right[i] >= 0) == (topic is not None)
             if topic is None:
                 continue
@@ -471,11 +475,18 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     wanted = {"train/loss", "train/confusion_loss", "train/injection_loss", "val/loss", "val/auroc", "val/ece",
               "val/auroc_mismatched", "val/auroc_unanswerable", "val/auroc_corrupted", "val/auroc_unanswerable_alike",
               "val/retrieved_before", "val/retrieved_after", "val/retrieved_wrong", "val/generated_before",
-              "val/generated_after", "val/generated_wrong", "val/confusion_threshold"}  # fmt: skip
+              "val/generated_after", "val/generated_wrong", "val/confusion_threshold", "train/knowledge_loss",
+              "train/tool_loss", "val/tool_loss", "val/tool_accuracy", "val/tool_accuracy_memory",
+              "val/auroc_knowledge"}  # fmt: skip
     assert wanted <= set(last)
     config = json.loads((finished / "config.json").read_text())
     assert config["data"]["synthetic"] is True
-    assert config["data"]["confusion"] == {"clear": 60} | dict.fromkeys(MADE_KINDS, 10)
+    counts = config["data"]["confusion"]
+    assert counts.pop("clear") == 60
+    assert counts.keys() == set(MADE_KINDS)
+    assert sum(counts.values()) == 60
+    assert set(counts.values()) == {8, 9}
+    assert config["model"]["recursion"]["tools"] == ["calculator", "dictionary", "memory"]
     checkpoint = load_checkpoint(finished / "phase3_best.pt", phase=3)
     assert checkpoint.data.answers == ["red", "blue"]
     assert checkpoint.data.earlier is not None
@@ -527,7 +538,8 @@ def test_the_memory_floor_separates_right_lookups_from_wrong_ones(finished: Path
     source = ConfusionSource(scenes, range(len(scenes)), query_prompt=model.config.query_prompt)
     samples = [source.sample(i) for i in range(len(source))]
     lessons = Lessons.about(model, source, range(len(source)))
-    told = [{str(each.knowledge) for each in source.lessons(i) if each.form in ("sentence", "false")}
+    told = [{str(each.knowledge) for each in source.lessons(i)
+             if each.form in ("sentence", "false") and each.knowledge != each.answer}
             if sample.question is not None else set() for i, sample in enumerate(samples)]  # fmt: skip
     memory = KnowledgeMemory.build(model, sorted(set().union(*told)))
     assert len(memory) < MEMORY_TEXTS
