@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -28,7 +29,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def mapping_document() -> str:
-    """The whole of WEIGHT_MAPPING.md for the `small` preset, every component, gates on, 32,000 tokens."""
+    """The whole of WEIGHT_MAPPING.md for the `small` preset, every component, gates on, three tools, 32,000 tokens."""
     model = _small_model()
     backbones = {
         "predictor": model.predictor.backbone,
@@ -43,7 +44,9 @@ def mapping_document() -> str:
 
 def _small_model() -> Mamba3Jepa:
     """Shapes without memory: everything on the meta device."""
-    config = preset("small").replace(angn=AngnConfig(enabled=True))
+    small = preset("small")
+    recursion = dataclasses.replace(small.recursion, tools=["calculator", "dictionary", "memory"])
+    config = small.replace(angn=AngnConfig(enabled=True), recursion=recursion)
     names = ["<pad>", "<bos>", "<eos>"] + [f"token{i}" for i in range(3, config.vocab_size)]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
     with torch.device("meta"):
