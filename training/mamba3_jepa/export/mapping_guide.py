@@ -283,9 +283,9 @@ confused = P > threshold                                      smoothed > thresho
 injected = pooled + injector.projection(k)                    with `injector_sees_state`
            + output(silu(hidden([layernorm(pooled, injector.norm); rms(k)])))
 rms(x)   = x / sqrt(mean(x^2) + 1e-12)
-answers  = sigmoid(linear(silu(hidden([layernorm(pooled, knowledge_probe.norm); rms(k)]))))   with `weighs_knowledge`
-after    = P * (1 - answers)                                  P(confused) after k was injected
-tools    = softmax(linear(silu(hidden(layernorm(pooled, tool_selector.norm)))))               with `tools`, in their order
+answers  = sigmoid(linear(silu(hidden([layernorm(pooled, knowledge_probe.norm); rms(k)]))))
+after    = P * (1 - answers)                                  with `weighs_knowledge`: P(confused) after k was injected
+tools    = softmax(linear(silu(hidden(layernorm(pooled, tool_selector.norm)))))       with `tools`, in their order
 ```
 
 k is a knowledge vector of length `knowledge_dim`, or, where that is `embed_dim`, a text's Y-Encoder embedding. Where
@@ -314,8 +314,8 @@ is computed in F32.
 
 pred_head of the injected state, as a unit vector, takes the place of the predicted embedding: the answer is spoken from
 it, and the nearest known answers are found with it. P, smoothed and confused are those from before. An answer is sure
-if the model is not confused, or if something was injected and, with `weighs_knowledge`, after is at most threshold. The signal of confusion is "answer" if P with the surest doubt
-there is, log(1e-5) twice, in the place of the answer's own would not be over the threshold; otherwise "state".
+if the model is not confused, or if something was injected and, with `weighs_knowledge`, after is at most threshold. The
+signal of confusion is "answer" if P with the surest doubt there is, log(1e-5) twice, in the place of the answer's own would not be over the threshold; otherwise "state".
 
 A memory file is a safetensors file with the tensor `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
 different texts (M may be 0), and the metadata `format`, `format_version` (3), `texts` (a JSON list of the M texts) and
