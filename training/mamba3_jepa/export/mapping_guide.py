@@ -315,7 +315,8 @@ is computed in F32.
 pred_head of the injected state, as a unit vector, takes the place of the predicted embedding: the answer is spoken from
 it, and the nearest known answers are found with it. P, smoothed and confused are those from before. An answer is sure
 if the model is not confused, or if something was injected and, with `weighs_knowledge`, after is at most threshold. The
-signal of confusion is "answer" if P with the surest doubt there is, log(1e-5) twice, in the place of the answer's own would not be over the threshold; otherwise "state".
+signal of confusion is "answer" if P with the surest doubt there is, log(1e-5) twice, in the place of the answer's own
+would not be over the threshold; otherwise "state".
 
 A memory file is a safetensors file with the tensor `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
 different texts (M may be 0), and the metadata `format`, `format_version` (3), `texts` (a JSON list of the M texts) and

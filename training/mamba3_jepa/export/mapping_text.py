@@ -6,8 +6,8 @@ HEADING = """# Weight mapping
 
 What `mamba3-jepa export` (or `python -m utils.export_weights`) writes, tensor by tensor, for the `small` preset with
 ANGN on, three tools and 32,000 tokens. This file is generated: `python -m mamba3_jepa.export.mapping_doc`, and a test
-compares it with the code. Other presets have the same keys, with fewer layers and other sizes; `mamba3-jepa inspect FILE` lists
-any file."""
+compares it with the code. Other presets have the same keys, with fewer layers and other sizes; `mamba3-jepa inspect
+FILE` lists any file."""
 
 TITLES = {
     "predictor": "The Mamba-3 predictor: backbone and projections.",
