@@ -1,6 +1,7 @@
 //! Recursion on the predictor's pooled state: notice confusion, inject knowledge, look again.
 //!
-//! Letters: D width of the pooled state, K length of a knowledge vector, E embedding width, R width of the retriever.
+//! Letters: D width of the pooled state, K length of a knowledge vector, E embedding width, R width of the retriever,
+//! T tools.
 
 use serde::Serialize;
 
@@ -29,6 +30,10 @@ pub struct Recursion {
     pub confusion_probe: ConfusionMonitor,
     /// Injects knowledge.
     pub injector: StateInjector,
+    /// Judges whether what was told answers what was asked; `None`: everything is taken for an answer.
+    pub knowledge_probe: Option<KnowledgeProbe>,
+    /// Chooses among tools; `None`: the model knows none.
+    pub tool_selector: Option<ToolSelector>,
     /// Finds the texts of a memory that answer a question; `None`: the predicted embedding looks for them.
     pub retriever: Option<KnowledgeRetriever>,
     /// The memory's nearest text is injected when its cosine is at least this: its retriever's vector's to the question's
@@ -78,6 +83,21 @@ struct SeenState {
     output: Matrix,
 }
 
+/// Pooled state and what was told -> whether that answers what was asked: a perceptron with one hidden layer.
+///
+/// What is false answers too: who is confused cannot know better.
+pub struct KnowledgeProbe(Perceptron);
+
+/// Pooled state -> which of T tools to call: a perceptron with one hidden layer.
+pub struct ToolSelector(Perceptron);
+
+/// linear(silu(hidden([LayerNorm(h); more]))).
+struct Perceptron {
+    norm: LayerNorm,
+    hidden: Linear,
+    linear: Linear,
+}
+
 /// Finds the texts of a memory that answer a question: two perceptrons, whose outputs are compared by cosine.
 pub struct KnowledgeRetriever {
     /// Y-Encoder embeddings of questions to what looks up.
@@ -125,6 +145,15 @@ impl Recursion {
             hears_answer: config.recursion.hears_answer,
         };
         let injector = StateInjector::read(&mut fields, &config)?;
+        let knowledge = config.knowledge_dim();
+        let knowledge_probe = match config.recursion.weighs_knowledge {
+            true => Some(KnowledgeProbe(Perceptron::read(&mut fields, "knowledge_probe", &config, knowledge, 1)?)),
+            false => None,
+        };
+        let tool_selector = match config.recursion.tools.len() {
+            0 => None,
+            tools => Some(ToolSelector(Perceptron::read(&mut fields, "tool_selector", &config, 0, tools)?)),
+        };
         let retriever = match config.recursion.retriever_dim {
             0 => None,
             _ => Some(KnowledgeRetriever {
@@ -137,7 +166,16 @@ impl Recursion {
             true => Some(EpisodeFinder::read(&mut fields, width)?),
         };
         fields.finish()?;
-        Ok(Recursion { config, confusion_probe, injector, retriever, memory_floor, episodes })
+        Ok(Recursion {
+            config,
+            confusion_probe,
+            injector,
+            knowledge_probe,
+            tool_selector,
+            retriever,
+            memory_floor,
+            episodes,
+        })
     }
 
     /// The configuration in the file's header.
@@ -223,14 +261,7 @@ impl StateInjector {
     /// [`Error::Input`] if one of them has another length; [`Error::NotFinite`] if the sum is not finite.
     pub fn inject(&self, pooled: &[f32], knowledge: &[f32]) -> Result<Vec<f32>, Error> {
         check_pooled(pooled, self.projection.rows())?;
-        if knowledge.len() != self.projection.cols() {
-            return Err(Error::Input(format!(
-                "knowledge vector of length {}, but this model takes {} (its knowledge_dim): embed a text with the \
-                 model's own Y-Encoder, or train with that --knowledge-dim",
-                knowledge.len(),
-                self.projection.cols()
-            )));
-        }
+        check_knowledge(knowledge, self.projection.cols())?;
         let mut injected = pooled.to_vec();
         let mut added = vec![0.0; pooled.len()];
         self.projection.apply(knowledge, &mut added);
@@ -242,6 +273,58 @@ impl StateInjector {
         }
         demand_finite(&injected, "a pooled state with knowledge")?;
         Ok(injected)
+    }
+}
+
+impl KnowledgeProbe {
+    /// P(knowledge (K) answers what was asked), in [0, 1]; `pooled` (D) is the state before it was told.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if one of them has another length; [`Error::NotFinite`] if the probability is not a number.
+    pub fn score(&self, pooled: &[f32], knowledge: &[f32]) -> Result<f32, Error> {
+        let width = self.0.norm.weight.len();
+        check_pooled(pooled, width)?;
+        check_knowledge(knowledge, self.0.hidden.weight.cols() - width)?;
+        let score = math::sigmoid(self.0.apply(pooled, &root_mean_square_normed(knowledge))[0]);
+        demand_finite(&[score], "the probability that knowledge answers")?;
+        Ok(score)
+    }
+}
+
+impl ToolSelector {
+    /// The probabilities (T) of the tools at a pooled state (D), in the order of the configuration's `recursion.tools`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `pooled` has another length; [`Error::NotFinite`] if a probability is not a number.
+    pub fn score(&self, pooled: &[f32]) -> Result<Vec<f32>, Error> {
+        check_pooled(pooled, self.0.norm.weight.len())?;
+        let probabilities = softmax(&self.0.apply(pooled, &[]));
+        demand_finite(&probabilities, "the choice of a tool")?;
+        Ok(probabilities)
+    }
+}
+
+impl Perceptron {
+    /// `more` numbers come behind the pooled state.
+    fn read(
+        fields: &mut Fields<'_>,
+        name: &str,
+        config: &Mamba3JepaConfig,
+        more: usize,
+        outputs: usize,
+    ) -> Result<Perceptron, LoadError> {
+        let (width, hidden) = (config.predictor.d_model(), config.recursion.hidden_dim);
+        Ok(Perceptron {
+            norm: LayerNorm::read(fields, &format!("{name}.norm"), width)?,
+            hidden: fields.linear(&format!("{name}.hidden"), hidden, width + more)?,
+            linear: fields.linear(&format!("{name}.linear"), outputs, hidden)?,
+        })
+    }
+
+    fn apply(&self, pooled: &[f32], more: &[f32]) -> Vec<f32> {
+        let mut logits = vec![0.0; self.linear.bias.len()];
+        self.linear.apply(&activated(&self.hidden, &[&self.norm.apply(pooled), more].concat()), &mut logits);
+        logits
     }
 }
 
@@ -303,6 +386,24 @@ fn root_mean_square_normed(x: &[f32]) -> Vec<f32> {
 
 fn add(to: &mut [f32], added: &[f32]) {
     to.iter_mut().zip(added).for_each(|(to, added)| *to += added);
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.iter().map(|power| power / sum).collect()
+}
+
+fn check_knowledge(knowledge: &[f32], expected: usize) -> Result<(), Error> {
+    match knowledge.len() == expected {
+        true => Ok(()),
+        false => Err(Error::Input(format!(
+            "knowledge vector of length {}, but this model takes {expected} (its knowledge_dim): embed a text with the \
+             model's own Y-Encoder, or train with that --knowledge-dim",
+            knowledge.len()
+        ))),
+    }
 }
 
 fn check_pooled(pooled: &[f32], width: usize) -> Result<(), Error> {
@@ -431,6 +532,48 @@ mod tests {
                 assert_close(&injector.inject(&pooled, &knowledge).unwrap(), &sum(&pooled, &added));
             }
         }
+    }
+
+    #[test]
+    fn what_was_told_is_weighed() {
+        assert!(read(&TinyModel::new()).0.knowledge_probe.is_none());
+        for model in [TinyModel::new(), TinyModel::new().set("/recursion/knowledge_dim", 7)] {
+            let (Recursion { knowledge_probe, .. }, read) = read(&model.recursion("weighs_knowledge", true));
+            let probe = knowledge_probe.unwrap();
+            let read = |name: &str| read(&format!("knowledge_probe.{name}"));
+            let length = read("hidden.weight").len() / 40 - 32;
+            let pooled = Random::new(2).normals(32);
+            for knowledge in [Random::new(3).normals(length), vec![0.0; length]] {
+                let state = normed(&pooled, &read("norm.weight"), &read("norm.bias"));
+                let both = [state, scaled(&knowledge)].concat();
+                let hidden = hidden(&read("hidden.weight"), &read("hidden.bias"), &both);
+                let logit = product(&read("linear.weight"), &hidden)[0] + read("linear.bias")[0];
+                assert_close(&[probe.score(&pooled, &knowledge).unwrap()], &[1.0 / (1.0 + (-logit).exp())]);
+            }
+            let error = probe.score(&pooled, &vec![0.0; length + 1]).unwrap_err().to_string();
+            assert!(error.contains(&format!("this model takes {length} (its knowledge_dim)")), "{error}");
+            assert!(probe.score(&pooled[1..], &vec![0.0; length]).is_err());
+            assert!(matches!(probe.score(&[f32::NAN; 32], &vec![0.0; length]), Err(Error::NotFinite(_))));
+        }
+    }
+
+    #[test]
+    fn the_selector_gives_each_tool_a_probability() {
+        assert!(read(&TinyModel::new()).0.tool_selector.is_none());
+        let model = TinyModel::new().recursion("tools", serde_json::json!(["memory", "calculator", "x"]));
+        let (Recursion { tool_selector, .. }, read) = read(&model);
+        let selector = tool_selector.unwrap();
+        let read = |name: &str| read(&format!("tool_selector.{name}"));
+        let pooled = Random::new(2).normals(32);
+        let state = normed(&pooled, &read("norm.weight"), &read("norm.bias"));
+        let hidden = hidden(&read("hidden.weight"), &read("hidden.bias"), &state);
+        let logits = sum(&product(&read("linear.weight"), &hidden), &read("linear.bias"));
+        let total: f32 = logits.iter().map(|logit| logit.exp()).sum();
+        let expected: Vec<f32> = logits.iter().map(|logit| logit.exp() / total).collect();
+        assert_close(&selector.score(&pooled).unwrap(), &expected);
+        assert!(expected[0] != expected[1] && expected.len() == 3);
+        assert!(matches!(selector.score(&pooled[1..]), Err(Error::Input(_))));
+        assert!(matches!(selector.score(&[f32::NAN; 32]), Err(Error::NotFinite(_))));
     }
 
     #[test]

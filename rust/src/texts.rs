@@ -83,7 +83,7 @@ fn is_space(character: char) -> bool {
 }
 
 /// Where `str.splitlines` cuts. It takes `\r\n` for one end; two give an empty line more, which is left out anyway.
-fn is_line_end(character: char) -> bool {
+pub(crate) fn is_line_end(character: char) -> bool {
     matches!(
         character,
         '\n' | '\r' | '\u{0B}' | '\u{0C}' | '\u{1C}' | '\u{1D}' | '\u{1E}' | '\u{85}' | '\u{2028}' | '\u{2029}'

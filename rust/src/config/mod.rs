@@ -11,7 +11,7 @@ pub use self::backbone::{AActivation, BackboneConfig, Mamba3Config};
 pub use self::predictor::{Order, Part, Pooling, PredictorConfig};
 use crate::error::LoadError;
 use crate::json;
-use crate::texts::strip;
+use crate::texts::{distinct, strip};
 
 /// Added to the mean square in every RMSNorm.
 pub const NORM_EPS: f32 = 1e-5;
@@ -23,6 +23,9 @@ pub const NORMALIZE_EPS: f32 = 1e-6;
 pub const X_ENCODER_LAYER_NORM_EPS: f32 = 1e-6;
 /// Added to the variance in the LayerNorm of the confusion probe.
 pub const CONFUSION_PROBE_LAYER_NORM_EPS: f32 = 1e-5;
+
+/// Characters in the name of a tool.
+pub(crate) const LONGEST_TOOL_NAME: usize = 64;
 
 /// No count in a configuration may be larger: products of four of them stay far below 2^64.
 const MAX_COUNT: usize = 1 << 24;
@@ -138,11 +141,11 @@ pub struct AngnConfig {
     pub ema_decay: f64,
 }
 
-/// The confusion monitor, the state injector and the retriever of knowledge.
+/// The confusion monitor, the state injector, what judges and finds knowledge, and the selector of tools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecursionConfig {
-    /// Width of the hidden layers: of the confusion probe and, where they have one, of injector and retriever.
+    /// Width of the hidden layers: of the confusion probe and of the other parts that have one.
     pub hidden_dim: usize,
     /// Length K of a knowledge vector; `None`: `embed_dim`.
     pub knowledge_dim: Option<usize>,
@@ -160,6 +163,24 @@ pub struct RecursionConfig {
     /// Whether a memory may hold episodes, pictures and questions seen before with their answers, beside texts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub episodes: bool,
+    /// Whether it is judged if what the model was told answers the question, so that it can stay confused.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub weighs_knowledge: bool,
+    /// Names of the T tools that a selector chooses among; none: there is no selector.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tools: Vec<String>,
+}
+
+impl RecursionConfig {
+    fn check_tools(&self) -> Result<(), String> {
+        if let Some(name) = self.tools.iter().find(|name| !(1..=LONGEST_TOOL_NAME).contains(&name.chars().count())) {
+            return Err(format!("recursion.tools: {name:?}: a name has 1 to {LONGEST_TOOL_NAME} characters"));
+        }
+        if distinct(&self.tools).len() < self.tools.len() {
+            return Err(format!("recursion.tools: a name is there twice: {}", self.tools.join(", ")));
+        }
+        Ok(())
+    }
 }
 
 /// Everything that decides the shape and the meaning of the weights.
@@ -190,7 +211,7 @@ pub struct Mamba3JepaConfig {
     pub query_prompt: String,
     /// The gates.
     pub angn: AngnConfig,
-    /// The confusion monitor, the state injector and the retriever of knowledge.
+    /// The confusion monitor, the state injector, what judges and finds knowledge, and the selector of tools.
     pub recursion: RecursionConfig,
 }
 
@@ -231,6 +252,7 @@ impl Mamba3JepaConfig {
         if self.recursion.retriever_dim > 0 {
             count("recursion.retriever_dim", self.recursion.retriever_dim)?;
         }
+        self.recursion.check_tools()?;
         for (key, value) in [("max_query_tokens", self.max_query_tokens), ("max_answer_tokens", self.max_answer_tokens)]
         {
             at_most(key, value, MAX_TOKENS)?;
@@ -331,15 +353,38 @@ mod tests {
         assert!(
             !plain.recursion.injector_sees_state && plain.recursion.retriever_dim == 0 && !plain.recursion.episodes
         );
+        assert!(!plain.recursion.weighs_knowledge && plain.recursion.tools.is_empty());
         assert_eq!(serde_json::to_value(&plain.recursion).unwrap(), TinyModel::new().config["recursion"]);
         let whole = TinyModel::new()
             .recursion("injector_sees_state", true)
             .recursion("retriever_dim", 9)
-            .recursion("episodes", true);
+            .recursion("episodes", true)
+            .recursion("weighs_knowledge", true)
+            .recursion("tools", json!(["memory", "größer"]));
         assert_eq!(serde_json::to_value(read(&whole).recursion).unwrap(), whole.config["recursion"]);
         let wide = TinyModel::new().recursion("retriever_dim", MAX_COUNT + 1);
         let error = Mamba3JepaConfig::from_json(&wide.config.to_string(), Path::new("config.json")).unwrap_err();
         assert!(error.to_string().contains("recursion.retriever_dim: 16777217 must be between"), "{error}");
+    }
+
+    #[test]
+    fn tools_have_different_names_of_1_to_64_characters() {
+        let check = |tools: Value| {
+            let model = TinyModel::new().recursion("tools", tools);
+            let read = Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json"));
+            read.map(|read| read.recursion.tools.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(json!([])), Ok(0));
+        assert_eq!(check(json!(["a", "ü".repeat(64)])), Ok(2));
+        for (tools, message) in [
+            (json!([""]), r#"recursion.tools: "": a name has 1 to 64 characters"#),
+            (json!(["a".repeat(65)]), "a name has 1 to 64 characters"),
+            (json!(["a", "b", "a"]), "recursion.tools: a name is there twice: a, b, a"),
+            (json!(["a", 1]), "recursion.tools: invalid type: integer `1`, expected a string"),
+        ] {
+            let said = check(tools).unwrap_err();
+            assert!(said.contains(message), "{said}");
+        }
     }
 
     #[test]

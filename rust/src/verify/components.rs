@@ -186,6 +186,7 @@ impl Models<'_> {
             true => golden.input("doubt")?.as_chunks().0.iter().copied().map(Some).collect(),
             false => vec![None; previous.len()],
         };
+        let (mut answers, mut tools) = (Vec::new(), Vec::new());
         let mut found: [Vec<f32>; 7] = Default::default();
         let [normed, logits, scores, smoothed, injected, embeddings, injected_embeddings] = &mut found;
         let rows = pooled.chunks(config.predictor.d_model()).zip(knowledge.chunks(config.knowledge_dim()));
@@ -196,6 +197,12 @@ impl Models<'_> {
             let score = monitor.score(pooled, doubt)?;
             scores.push(score);
             smoothed.push(monitor.smooth(score, Some(previous)));
+            if let Some(probe) = &recursion.knowledge_probe {
+                answers.push(probe.score(pooled, knowledge)?);
+            }
+            if let Some(selector) = &recursion.tool_selector {
+                tools.extend(selector.score(pooled)?);
+            }
             let with_knowledge = injector.inject(pooled, knowledge)?;
             embeddings.extend(self.predictor.embed(pooled)?);
             injected_embeddings.extend(self.predictor.embed(&with_knowledge)?);
@@ -212,6 +219,12 @@ impl Models<'_> {
             let scores: Vec<_> =
                 rows.map(|(pooled, asked)| finder.scores(pooled, asked, &states, &told)).collect::<Result<_, _>>()?;
             golden.check("episode_scores", &scores.concat())?;
+        }
+        if recursion.knowledge_probe.is_some() {
+            golden.check("knowledge_answers", &answers)?;
+        }
+        if recursion.tool_selector.is_some() {
+            golden.check("tools", &tools)?;
         }
         let Some(KnowledgeRetriever { question, text }) = &recursion.retriever else { return Ok(()) };
         for (name, tower) in [("question", question), ("text", text)] {

@@ -2,7 +2,11 @@
 //!
 //! Letters: B questions, G known answers, D width of the pooled state, E embedding width, K knowledge width.
 
+mod turn;
+
 use std::borrow::Cow;
+
+pub use turn::Turn;
 
 use super::recall::Recall;
 use super::{Mamba3Jepa, Observation, Progress, Sample};
@@ -33,8 +37,11 @@ pub struct Answer {
     pub threshold: Option<f32>,
     /// Whether the score that is judged (see [`AnswererOptions::smooth`]) is over the threshold; `None` without recursion.
     pub confused: Option<bool>,
-    /// Whether the answer can be relied on: the model is not confused, or something was injected; `None` without
-    /// recursion.
+    /// P(confused) after something was injected: `confusion` times the probability that it does not answer what was
+    /// asked. `None` where nothing was, or the model does not weigh knowledge.
+    pub confusion_after: Option<f32>,
+    /// Whether the answer can be relied on: the model is not confused, or no longer, after something was injected (a model
+    /// that does not weigh it takes everything for an answer); `None` without recursion.
     pub sure: Option<bool>,
     /// What tells of confusion; `None` where the model is not confused.
     pub signal: Option<Signal>,
@@ -293,13 +300,15 @@ impl Answerer<'_> {
         progress: Progress<'_>,
     ) -> Result<Vec<Answer>, Error> {
         let model = self.model;
-        model.pool.install(|| self.turns(samples, knowledge, progress))
+        model.pool.install(|| self.turns(samples, knowledge, true, progress))
     }
 
+    /// `remembers`: whether the memory is looked up.
     fn turns(
         &mut self,
         samples: &[Sample<'_>],
         knowledge: Option<Knowledge<'_>>,
+        remembers: bool,
         progress: Progress<'_>,
     ) -> Result<Vec<Answer>, Error> {
         let vector = knowledge.map(|knowledge| self.model.knowledge_vector(knowledge)).transpose()?;
@@ -314,21 +323,21 @@ impl Answerer<'_> {
                 let recursion = self.model.demand_recursion()?;
                 for (observation, answer) in observations.iter_mut().zip(&mut answers) {
                     if self.options.inject == Inject::Always || answer.confused == Some(true) {
-                        self.model.inject(recursion, observation, &vector)?;
+                        self.model.inject(recursion, observation, answer, &vector)?;
                         answer.knowledge_used = true;
                     }
                 }
             }
-            None => self.remember(samples, &mut observations, &mut answers)?,
+            None if remembers => self.remember(samples, &mut observations, &mut answers)?,
+            None => {}
         }
         for answer in &mut answers {
             let is_told = answer.knowledge_used || answer.memory_used.is_some();
-            answer.sure = answer.confused.map(|confused| !confused || is_told);
+            answer.sure = answer.confused.map(|confused| !confused || (is_told && answer.is_calmed()));
         }
         self.say(&observations, &mut answers)?;
         for (answer, observation) in answers.iter_mut().zip(&observations) {
-            let found = nearest(&observation.embedding, &self.known_embeddings, self.options.top);
-            answer.nearest = found.into_iter().map(|(place, cosine)| (self.known[place].clone(), cosine)).collect();
+            answer.nearest = self.nearest(&observation.embedding);
         }
         self.smoothed = smoothed;
         self.turns = self.turns.saturating_add(answers.len() as u64);
@@ -387,10 +396,16 @@ impl Answerer<'_> {
         let recalled = recall.look_up(self.model, recursion, memory, &confused)?;
         for (turn, found) in turns.into_iter().zip(recalled) {
             let Some(found) = found else { continue };
-            self.model.inject(recursion, &mut observations[turn], found.embedding)?;
+            self.model.inject(recursion, &mut observations[turn], &mut answers[turn], found.embedding)?;
             (answers[turn].memory_used, answers[turn].memory_kind) = (Some(found.text), Some(found.kind));
         }
         Ok(())
+    }
+
+    /// The known answers that are nearest to an embedding (E,).
+    fn nearest(&self, embedding: &[f32]) -> Vec<(String, f32)> {
+        let found = nearest(embedding, &self.known_embeddings, self.options.top);
+        found.into_iter().map(|(place, cosine)| (self.known[place].clone(), cosine)).collect()
     }
 
     /// Texts and confidences.
@@ -420,8 +435,17 @@ impl Answerer<'_> {
 }
 
 impl Mamba3Jepa {
-    /// The embedding read from the pooled state with the knowledge `vector` (K,).
-    fn inject(&self, recursion: &Recursion, observation: &mut Observation, vector: &[f32]) -> Result<(), Error> {
+    /// The embedding read from the pooled state with the knowledge `vector` (K,), and how confused the model is after it.
+    fn inject(
+        &self,
+        recursion: &Recursion,
+        observation: &mut Observation,
+        answer: &mut Answer,
+        vector: &[f32],
+    ) -> Result<(), Error> {
+        if let (Some(probe), Some(confusion)) = (&recursion.knowledge_probe, answer.confusion) {
+            answer.confusion_after = Some(confusion * (1.0 - probe.score(&observation.pooled, vector)?));
+        }
         let injected = recursion.injector.inject(&observation.pooled, vector)?;
         observation.embedding = self.predictor.embed(&injected)?;
         Ok(())

@@ -20,9 +20,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rayon::ThreadPool;
 
 pub use crate::recursion::Signal;
-pub use answerer::{Answer, Answerer, AnswererOptions, Inject, Knowledge};
+pub use answerer::{Answer, Answerer, AnswererOptions, Inject, Knowledge, Turn};
 pub use embeddings::{ImageEmbeddings, OnBadImage};
 pub use options::{MAX_THREADS, Options, Progress};
+pub use recall::Recalled;
 pub use sample::{Image, Observation, Sample};
 
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
@@ -143,7 +144,7 @@ impl Mamba3Jepa {
         self.x_encoder.is_some()
     }
 
-    /// The confusion monitor, the state injector and the retriever if there is one, of a model of phase 3.
+    /// The confusion monitor, the state injector and what else there is for knowledge and tools, of a model of phase 3.
     pub fn recursion(&self) -> Option<&Recursion> {
         self.recursion.as_ref()
     }

@@ -8,13 +8,15 @@ use crate::memory::{Episodes, KnowledgeMemory, MemoryKind};
 use crate::nearest::nearest;
 use crate::recursion::{KnowledgeRetriever, Recursion};
 
-/// Something recalled.
-pub(super) struct Recalled<'t> {
-    pub(super) kind: MemoryKind,
+/// Something recalled from a memory; see [`Answerer::recalled`](super::Answerer::recalled).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recalled<'t> {
+    /// Whether it is a fact or an episode.
+    pub kind: MemoryKind,
     /// As the memory lists it.
-    pub(super) text: String,
+    pub text: String,
     /// What is injected, (E,).
-    pub(super) embedding: &'t [f32],
+    pub embedding: &'t [f32],
     /// How far it is above its floor.
     margin: f32,
 }

@@ -118,7 +118,9 @@ impl TinyModel {
                     .recursion("hears_answer", true)
                     .recursion("injector_sees_state", true)
                     .recursion("retriever_dim", 9)
-                    .recursion("episodes", true),
+                    .recursion("episodes", true)
+                    .recursion("weighs_knowledge", true)
+                    .recursion("tools", json!(["memory", "calculator", "dictionary"])),
             ),
             (
                 "read from both sides, question first and last",
@@ -285,6 +287,16 @@ impl TinyModel {
                 if sees_state {
                     linear("injector.hidden", hidden, width + knowledge);
                 }
+                let tools = said["tools"].as_array().map_or(0, Vec::len);
+                let weighs_knowledge = said["weighs_knowledge"] == json!(true);
+                for (name, more, outputs, is_there) in
+                    [("knowledge_probe", knowledge, 1, weighs_knowledge), ("tool_selector", 0, tools, tools > 0)]
+                {
+                    if is_there {
+                        linear(&format!("{name}.hidden"), hidden, width + more);
+                        linear(&format!("{name}.linear"), outputs, hidden);
+                    }
+                }
                 if let Some(retriever) = count("retriever_dim").filter(|&size| size > 0) {
                     for tower in ["question", "text"] {
                         linear(&format!("retriever.{tower}.hidden"), hidden, embed);
@@ -293,8 +305,12 @@ impl TinyModel {
                 }
                 for kind in ["weight", "bias"] {
                     add(&format!("confusion_probe.norm.{kind}"), &[width]);
-                    if sees_state {
-                        add(&format!("injector.norm.{kind}"), &[width]);
+                    for (name, is_there) in
+                        [("injector", sees_state), ("knowledge_probe", weighs_knowledge), ("tool_selector", tools > 0)]
+                    {
+                        if is_there {
+                            add(&format!("{name}.norm.{kind}"), &[width]);
+                        }
                     }
                 }
                 if sees_state {
