@@ -91,8 +91,8 @@ def exported(
         kind = Mamba3Config(**(dataclasses.asdict(backbone.layer) | LAYERS[layer]))
         own = predictor if name == "predictor" else {}
         changes[name] = dataclasses.replace(backbone, layer=kind, mlp_dim=MLP_DIMS.get(layer, 0), **own)
-    if not angn:
-        changes["recursion"] = RecursionConfig(knowledge_dim=11)
+    recursion = dataclasses.replace(preset("tiny").recursion, tools=["memory", "calculator", "dictionary"])
+    changes["recursion"] = recursion if angn else RecursionConfig(knowledge_dim=11)
     checkpoint = save(build(angn=angn, **changes), folder / "checkpoint.pt", phase)
     export(checkpoint, folder / "weights", golden=True, x_encoder=True, dtype=dtype, phase=phase)
     return folder / "weights"
