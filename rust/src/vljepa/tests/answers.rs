@@ -7,7 +7,7 @@ fn model(is_confused: bool, floor: f32) -> Mamba3Jepa {
     model_of(&TinyModel::new(), is_confused, floor)
 }
 
-fn model_of(tiny: &TinyModel, is_confused: bool, floor: f32) -> Mamba3Jepa {
+pub(super) fn model_of(tiny: &TinyModel, is_confused: bool, floor: f32) -> Mamba3Jepa {
     let folder = exported(tiny);
     let recursion = tiny.component_with("recursion", |key, numbers| match key {
         "recursion.confusion_probe.threshold" => numbers[0] = if is_confused { 0.0 } else { 1.0 },
@@ -18,11 +18,15 @@ fn model_of(tiny: &TinyModel, is_confused: bool, floor: f32) -> Mamba3Jepa {
     Mamba3Jepa::options().threads(2).open(folder.path()).unwrap()
 }
 
-fn many<'m>(answerer: &mut Answerer<'m>, samples: &[Sample<'_>], knowledge: Option<Knowledge<'_>>) -> Vec<Answer> {
+pub(super) fn many<'m>(
+    answerer: &mut Answerer<'m>,
+    samples: &[Sample<'_>],
+    knowledge: Option<Knowledge<'_>>,
+) -> Vec<Answer> {
     answerer.ask_many(samples, knowledge, &mut |_, _| {}).unwrap()
 }
 
-const QUESTIONS: [Sample<'static>; 3] = [
+pub(super) const QUESTIONS: [Sample<'static>; 3] = [
     Sample { image: None, question: Some("What color is it?") },
     Sample { image: None, question: Some("How many are there?") },
     Sample { image: None, question: None },

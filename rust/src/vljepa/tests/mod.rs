@@ -1,5 +1,6 @@
 mod answers;
 mod damage;
+mod turns;
 
 use std::path::Path;
 
