@@ -81,7 +81,9 @@ def with_file(config: ModelConfig, path: Path, among: Sequence[str], later: Sequ
         if value == ours[key] or key in (*_DECIDED, "vocab_size") or _is_among(key, later):
             continue
         _demand_among(key, among, f"`model_config` {path}: {key} is {value}, the checkpoint has {ours[key]}")
-    chosen = [f"{key}={json.dumps(value)}" for key, value in theirs.items() if _is_among(key, among)]
+    chosen = [
+        f"{key}={json.dumps(value)}" for key, value in theirs.items() if _is_among(key, among) and key not in _DECIDED
+    ]
     return with_overrides(config, chosen, among)
 
 

@@ -220,7 +220,7 @@ def test_reloaded_embeddings(
     assert {difference.output for difference in report.differences} == {
         "predicted embedding", "pooled state", "text embedding", "decoder logits", "confusion score",
         "confusion threshold", "memory floor", "injected state", "doubt of the answer", "question embedding",
-        "retriever's question", "retriever's text", "episode floor", "episode scores",
+        "retriever's question", "retriever's text", "episode floor", "episode scores", "answer in the knowledge",
     }  # fmt: skip
     assert all(difference.ok for difference in report.differences)
     reloaded = load_exported(tmp_path)

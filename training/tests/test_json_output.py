@@ -20,6 +20,7 @@ from mamba3_jepa.cli.main import app, main
 from mamba3_jepa.cli.output import write_out
 from mamba3_jepa.data.easy_vqa import EasyVqaSummary
 from mamba3_jepa.data.scenes import SceneSource
+from mamba3_jepa.inference.agent import Call, Injection, Observation
 from mamba3_jepa.settings.language_model import LanguageModelSettings
 from mamba3_jepa.training.frozen import frozen_outputs
 
@@ -68,6 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("red.png", "no.png")
     ]
     (root / "tally.json").write_text(json.dumps(questions))
+    (root / "tools.json").write_text('{"tools": {"oracle": {"command": ["echo", "red"]}}}')
+    (root / "known.txt").write_text("red\nblue\n")
     return root
 
 
@@ -75,6 +78,7 @@ def commands(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Documented name and command line of all that need nothing more than what is here."""
     model, images = ["--checkpoint", str(root / "x.pt")], ["--images", str(root / "images/red.png")]
     yield "ask", ["ask", *model, "what?"]
+    yield "agent", ["agent", *model, "what?", "--tools", str(root / "tools.json"), "--answers", str(root / "known.txt")]
     memory = str(root / "m.safetensors")
     yield "memory add", ["memory", "add", memory, *model, "a fact", "another"]
     yield "memory list", ["memory", "list", memory]
@@ -110,6 +114,7 @@ def test_the_keys_are_those_that_are_documented(folder: Path, capfd: pytest.Capt
         keys.setdefault(name, set()).update(found(printed))
         if name.startswith("bench"):
             assert printed["settings"].get("device", "cpu") == "cpu", "where it was measured"
+    keys["agent"] |= {field.name for kind in (Observation, Call, Injection) for field in dataclasses.fields(kind)}
     keys["prepare easy-vqa"] = {field.name for field in dataclasses.fields(EasyVqaSummary)}
     keys["bench rust"] = {field.name for kind in (RustBenchmark, Row) for field in dataclasses.fields(kind)}
     expected = documented()

@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     wanted = {"train/loss", "train/temperature", "train/lr", "train/samples_per_second", "train/gate_activity_0",
               "val/loss", "val/image_to_text_r1", "val/image_to_text_r5", "val/image_to_text_r10",
               "val/text_to_image_r1", "val/alignment", "val/uniformity", "val/effective_rank_predicted",
-              "val/gate_activity_1", "val/answer_accuracy", "val/answer_accuracy_is_there"}  # fmt: skip
+              "val/gate_activity_1", "val/answer_accuracy", "val/answer_accuracy_existence"}  # fmt: skip
     assert wanted <= set(last)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 12

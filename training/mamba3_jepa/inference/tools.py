@@ -26,6 +26,7 @@ from mamba3_jepa.config import LONGEST_TOOL_NAME
 from mamba3_jepa.contract import MEMORY_TOOL
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import read_text_file
+from mamba3_jepa.files.json_file import json_line
 
 _LAST_WORDS = 2**16  # bytes of the standard error that are read
 
@@ -129,7 +130,7 @@ class EntryPointTool:
     max_output: int
 
     def __call__(self, question: str | None, image: str | None) -> str:
-        asked = json.dumps({"question": question, "image": image}).encode()
+        asked = json_line({"question": question, "image": image})
         command = [sys.executable, "-m", "mamba3_jepa.inference.entry_point", self.entry_point]
         return _run(command, asked, self.folder, self.timeout, self.max_output)
 
