@@ -193,7 +193,8 @@ def test_every_flag_the_readmes_name_exists() -> None:
     helps = ""
     for command in (["train-jepa"], ["evaluate"], ["bench", "layer"], ["bench", "data"], ["bench", "parity"],
                     *(["prepare", name] for name in ("easy-vqa", "vqav2", "coco-captions", "llava", "parquet")),
-                    ["train-decoder"], ["train-agent"], ["export"], ["ask"], ["agent"], ["memory", "add"], ["memory", "remove"], ["embed"],
+                    ["train-decoder"], ["train-agent"], ["export"], ["ask"], ["agent"], ["embed"],
+                    ["memory", "add"], ["memory", "remove"],
                     ["search"], ["classify"], ["inspect"], ["bench", "cache"], ["bench", "decode"],
                     ["bench", "rust"], ["cache", "list"], ["cache", "clean"]):  # fmt: skip
         program = [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--help"]
