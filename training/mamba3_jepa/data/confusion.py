@@ -56,7 +56,7 @@ class ConfusionSource:
     - "degraded": its image spoilt to some degree, from hardly to wholly;
     - "tool": of scenes, a question that a tool answers, such as a sum, with what the tool says.
 
-    All but the first two and the last are confused; of "clear" and "degraded" samples whoever has a model sees whether
+    All but the first two and "degraded" are confused; of "clear" and "degraded" samples whoever has a model sees if
     it answers rightly. Their target is the right answer all the same, which only somebody who knows more could give:
     the answer the question had where it came from, or the caption. A scene's unanswerable question has none, nor has
     a foreign one. Samples labelled as confused are only "given". Samples with neither target nor label are left out.

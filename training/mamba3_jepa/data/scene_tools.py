@@ -9,7 +9,7 @@ import operator
 from dataclasses import dataclass
 
 from mamba3_jepa.data.lesson import Lesson
-from mamba3_jepa.data.scene_wording import article, in_other_words
+from mamba3_jepa.data.scene_wording import article, as_typed, in_other_words
 from mamba3_jepa.data.scene_world import COLORS, NUMBERS, SHAPES, Dice
 from mamba3_jepa.data.splits import stable_hash
 
@@ -99,7 +99,7 @@ def _sum_question(dice: Dice, is_seen: bool) -> ToolQuestion:
     in_signs = f"{a} {_SIGNS[word]} {b}"
     text = dice.pick(_SUM_WORDINGS).format(sum=in_words if dice.pick((True, True, False)) else in_signs)
     answer = _COUNT[_SUMS[word](a, b)]
-    return ToolQuestion(question=_put(text, dice), plain=plain, tool="calculator", answer=answer)
+    return ToolQuestion(question=as_typed(text, dice), plain=plain, tool="calculator", answer=answer)
 
 
 def _look_question(dice: Dice, is_seen: bool) -> ToolQuestion:
@@ -111,16 +111,11 @@ def _look_question(dice: Dice, is_seen: bool) -> ToolQuestion:
     wordings = _LOOK_WORDINGS[asked]
     text = dice.pick(wordings).format(a=article(thing), thing=thing)
     plain = wordings[0].format(a=article(thing), thing=thing)
-    return ToolQuestion(question=_put(in_other_words(text, dice), dice), plain=plain, tool="dictionary", answer=answer)
+    return ToolQuestion(
+        question=as_typed(in_other_words(text, dice), dice), plain=plain, tool="dictionary", answer=answer
+    )
 
 
 def _made_up(dice: Dice) -> str:
     """A word for a thing that nobody knows: what the dictionary says of one thing it may say of any."""
     return "".join(dice.pick(_ONSETS) + dice.pick(_RHYMES) for _ in range(dice.pick((1, 2, 2, 3))))
-
-
-def _put(text: str, dice: Dice) -> str:
-    """With a capital or without, with question mark or without."""
-    if dice.pick((True, False)):
-        text = text[0].upper() + text[1:]
-    return text if dice.pick((True, True, True, False)) else text.rstrip("?")

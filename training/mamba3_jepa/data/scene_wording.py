@@ -63,7 +63,11 @@ def worded(question: Question, dice: Dice) -> str:
     """`question` in one of its wordings, all equally likely."""
     words = dice.pick(_wordings(question))
     thing = dice.pick(_THINGS)
-    text = in_other_words(_filled(question, words, thing), dice)
+    return as_typed(in_other_words(_filled(question, words, thing), dice), dice)
+
+
+def as_typed(text: str, dice: Dice) -> str:
+    """With a capital or without, with question mark or without."""
     if dice.pick((True, False)):
         text = text[0].upper() + text[1:]
     return text if dice.pick((True, True, True, False)) else text.rstrip("?")

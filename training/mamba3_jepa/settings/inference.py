@@ -164,8 +164,7 @@ class AskSettings(ModelSettings):
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
-        if not self.questions and self.image is None:
-            raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
+        _demand_question(self)
         if self.knowledge is not None and self.knowledge_vector is not None:
             raise UserError("`knowledge` and `knowledge_vector` exclude each other; give one of them")
         if self.inject == "always" and self.knowledge is None and self.knowledge_vector is None:
@@ -218,8 +217,12 @@ class AgentSettings(ModelSettings):
 
     def check(self) -> None:
         """Raise UserError for impossible settings."""
-        if not self.questions and self.image is None:
-            raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
+        _demand_question(self)
+
+
+def _demand_question(settings: AskSettings | AgentSettings) -> None:
+    if not settings.questions and settings.image is None:
+        raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
 
 
 @dataclass(frozen=True, kw_only=True)
