@@ -284,6 +284,7 @@ def test_what_a_question_finds_answers_it_and_the_others_do_not(phase2: Path) ->
     lessons = Lessons.about(model, source, range(len(source)))
     findable, rows = Findable(lessons), torch.arange(len(source))
     told: dict[str, set[str]] = {}  # by what is asked, in whatever words, the sentences that answer it
+    n_beside = 0
     for i in rows.tolist():
         sample = source.sample(i)
         sentences = {
@@ -292,6 +293,11 @@ def test_what_a_question_finds_answers_it_and_the_others_do_not(phase2: Path) ->
         }  # fmt: skip
         if sample.question is not None and sentences:
             told.setdefault(sample.meta["plain"], set()).update(sentences)
+        for each in source.lessons(i):
+            for asked in each.answers:
+                told.setdefault(asked, set()).add(str(each.knowledge))
+                n_beside += asked != sample.meta["plain"]
+    assert n_beside > 20
     seen: dict[int, set[int]] = {i: set() for i in rows.tolist()}
     for epoch in range(3):
         right, others = findable.right(rows, epoch), findable.others(rows, epoch, 20)

@@ -65,6 +65,21 @@ def test_sentences_say_the_answer_and_others_do_not(fresh: list[tuple[Sample, li
             assert (sample.meta["asked"], right) in read(str(told["sentence"].knowledge))
 
 
+def test_what_a_sentence_answers_beside_is_all_that_it_tells(fresh: list[tuple[Sample, list[Lesson]]]) -> None:
+    asking = {sample.meta["plain"]: sample for sample, _ in fresh}
+    n = 0
+    for _, lessons in fresh:
+        for lesson in lessons:
+            text = str(lesson.knowledge)
+            if lesson.form not in ("sentence", "false") or " no " in f" {text} ":
+                assert lesson.answers == ()
+                continue
+            told = {plain for plain, sample in asking.items() if tells(text, sample)}
+            assert told == set(lesson.answers) & asking.keys(), text
+            n += len(told)
+    assert n > 1000
+
+
 def test_sentences_vary(fresh: list[tuple[Sample, list[Lesson]]]) -> None:
     words = {re.sub("|".join(map(str, sum(VALUES.values(), ()))), "*", str(lesson.knowledge))
              for _, lessons in fresh for lesson in lessons if lesson.form == "sentence"}  # fmt: skip

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mamba3_jepa.data.lesson import Lesson
-from mamba3_jepa.data.scene_wording import article, in_other_words
+from mamba3_jepa.data.scene_wording import article, in_other_words, plain
 from mamba3_jepa.data.scene_world import (
     COLORS,
     NUMBERS,
@@ -77,8 +77,8 @@ def lessons_about(question: Question, scene: Scene | None, dice: Dice, pairs: Se
     assert told.answer is not None
     lessons = [
         Lesson(told.answer, told.answer, "answer"),
-        Lesson(fact(told, dice), told.answer, "sentence"),
-        Lesson(fact(other, dice), other.answer, "false"),
+        Lesson(fact(told, dice), told.answer, "sentence", answered_too(told)),
+        Lesson(fact(other, dice), other.answer, "false", answered_too(other)),
         Lesson(fact(beside, dice), None, "irrelevant"),
         Lesson(". ".join(dice.shuffled([fact(told, dice), fact(beside, dice)])) + ".", told.answer, "passage"),
     ]
@@ -95,6 +95,21 @@ def fact(question: Question, dice: Dice) -> str:
     else:
         sentence = dice.pick(_SENTENCES[question.asked, tuple(question.description)])
     return in_other_words(_filled(sentence, question), dice)
+
+
+def answered_too(told: Question) -> tuple[str, ...]:
+    """What else whoever knows the answer to `told` can answer, in the plainest words: "the circle is red" says what shape
+    the red object has, and that there is a red circle."""
+    if told.answer == "no":
+        return ()
+    said = told.description | ({} if told.asked == "existence" else _said(told))
+    asked = [*_SENTENCES, ("existence", ("color", "shape"))]
+    questions = [
+        Question(asked=about, description={name: said[name] for name in given}, answer=None, presupposes=True)
+        for about, given in asked
+        if all(name in said for name in given) and (about in said or about == "existence")
+    ]
+    return tuple(plain(each) for each in questions)
 
 
 def _with_answer(question: Question, dice: Dice, pairs: Sequence[Pair]) -> Question:

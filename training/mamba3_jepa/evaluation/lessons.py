@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mamba3_jepa.data.confusion import ConfusionSource, topic
 from mamba3_jepa.data.lesson import FINDABLE, LESSON_FORMS
+from mamba3_jepa.data.plain_text import plain_text
 from mamba3_jepa.data.question_type import asked_type
 from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.data.splits import stable_hash
@@ -33,7 +34,8 @@ class Lessons:
     `LESSON_FORMS`. knowledge: (n,) int64, rows of `vectors` (V, K). answer: (n,) int64, rows of `answers` (A, E),
     `NOTHING` where the lesson tells nothing. texts: V, the empty text for a vector of the data's; answer_texts: A.
     question: (N,) int64, rows of `questions` (Q, E), `NOTHING` for captions; question_texts: Q. type: N,
-    what is asked, None for captions. topic: (N,) uint64, equal for samples that ask the same.
+    what is asked, None for captions. topic: (N,) uint64, equal for samples that ask the same. other_topics: (t,) uint64,
+    what lessons answer beside what their own sample asks, and tell_them: (t,) int64, which knowledge does.
     """
 
     start: Tensor
@@ -49,6 +51,8 @@ class Lessons:
     question_texts: list[str]
     type: list[str | None]
     topic: NDArray[np.uint64]
+    other_topics: NDArray[np.uint64]
+    tell_them: NDArray[np.int64]
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The lessons about some samples (B,): their numbers (L,), and which of the B each is about (L,)."""
@@ -89,6 +93,7 @@ class Lessons:
         vectors, answers, questions = _Table(), _Table(), _Table()
         start, form, knowledge, answer, question, topics = [0], [], [], [], [], []
         types: list[str | None] = []
+        others: dict[tuple[str, int], None] = {}
         for row, index in enumerate(indices):
             sample = source.sample(index)
             if see is not None:
@@ -102,6 +107,7 @@ class Lessons:
                 form.append(LESSON_FORMS.index(lesson.form))
                 knowledge.append(vectors.row(lesson.knowledge))
                 answer.append(NOTHING if lesson.answer is None else answers.row(lesson.answer))
+                others |= dict.fromkeys((asked, knowledge[-1]) for asked in lesson.answers)
             start.append(len(form))
         return Lessons(
             start=torch.tensor(start),
@@ -117,6 +123,8 @@ class Lessons:
             question_texts=[str(each) for each in questions.rows],
             type=types,
             topic=np.array(topics, dtype=np.uint64),
+            other_topics=np.array([stable_hash(plain_text(asked)) for asked, _ in others], dtype=np.uint64),
+            tell_them=np.array([told for _, told in others], dtype=np.int64),
         )
 
 
@@ -163,7 +171,8 @@ class Findable:
         self.pool = self.text.unique()
         self._first = torch.searchsorted(self.about, torch.arange(len(lessons.start) - 1))
         self._count = torch.bincount(self.about, minlength=len(lessons.start) - 1)
-        self._answering = np.unique(_pair(lessons.topic[self.about.numpy()], self.text.numpy()))
+        own = _pair(lessons.topic[self.about.numpy()], self.text.numpy())
+        self._answering = np.unique(np.concatenate([own, _pair(lessons.other_topics, lessons.tell_them)]))
 
     def right(self, rows: Tensor, epoch: int) -> Tensor:
         """For samples (B,) a text that answers the question, another in other epochs; `NOTHING` where there is none."""
