@@ -69,6 +69,12 @@ def test_blend_and_floor_are_those_that_separate_best() -> None:
     metrics = chosen.metrics()
     assert (metrics["val/episode_found"], metrics["val/episode_right_passed"]) == (1.0, 1.0)
     assert (metrics["val/episode_wrong_stopped"], metrics["val/episode_lookups"]) == (1.0, 2)
+    # with the floor of before, the second lookup passes, and so does a wrong one
+    stored = choose_episode_floor(
+        torch.tensor([[0.4, 0.1, 0.2], [0.0, 0.8, 0.6]]), torch.ones(2, 3), torch.tensor([0, 1]),
+        torch.zeros(2, 3).bool(), torch.ones(2, 3).bool(), memory=3, stored=(1.0, 0.5),
+    )  # fmt: skip
+    assert stored.as_json() == {"lookups": 2, "found": 1.0, "recalled": 0.5, "recalled_without": 0.5}
 
 
 def test_where_nothing_is_told_apart_nothing_is_recalled(tmp_path: Path) -> None:

@@ -56,3 +56,38 @@ def test_what_measures_confusion_needs_it(tmp_path: Path, capfd: pytest.CaptureF
     assert "phase 3 trains it" in " ".join(capfd.readouterr().err.split())
     with pytest.raises(UserError, match="cannot go with `skip_recursion`"):
         EvaluateSettings(checkpoint=checkpoint, recursion_plots=tmp_path, skip_recursion=True).check()
+
+
+def test_what_is_told_and_a_list_of_questions_by_hand(tmp_path: Path) -> None:
+    model = tiny_model(3)
+    assert model.recursion is not None
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.recursion.injector.projection.weight)
+    model.recursion.confusion_probe.threshold.fill_(-1.0)  # confused by everything
+    write_images(tmp_path)
+    rows = [("red.png", "what?", "it is red"), ("blue.png", "who?", "nobody"), ("green.png", "why?", "because")]
+    before = [Answerer(model).ask(tmp_path / image, question).text for image, question, _ in rows]
+    after = [Answerer(model).ask(tmp_path / image, question, knowledge).text for image, question, knowledge in rows]
+    assert after[1] not in (before[1], "never said")
+    answers = [before[0], after[1], "never said"]
+    lines = [{"image": image, "question": question, "answer": answer, "knowledge": knowledge, "confused": True}
+             for (image, question, knowledge), answer in zip(rows, answers, strict=True)]  # fmt: skip
+    lines.append(
+        {"image": "white.png", "question": "where?", "answer": "there"}
+    )  # whose picture the list is asked about
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    listed = ("who is king?", "wie spät ist es?")
+    (tmp_path / "listed.txt").write_text("\n".join(listed))
+    scores = [Answerer(model).ask(tmp_path / "white.png", text).confusion or 0.0 for text in listed]
+    threshold = sum(scores) / 2
+    model.recursion.confusion_probe.threshold.fill_(threshold)
+    settings = EvaluateSettings(
+        checkpoint=write_checkpoint(tmp_path / "3.pt", model, 3), data_dir=tmp_path, manifest=Path("m.jsonl"),
+        confusion_kinds=(), foreign_questions=tmp_path / "listed.txt", device="cpu",
+    )  # fmt: skip
+    found = results(settings, evaluate_checkpoint(settings))["recursion"]
+    given = found["knowledge"]["forms"]["given"]
+    assert given["before"] == sum(a == b for a, b in zip(before, answers, strict=True)) / 3
+    assert given["after"] == sum(a == b for a, b in zip(after, answers, strict=True)) / 3
+    foreign = found["confusion"]["kinds"]["listed"]
+    assert (foreign["samples"], foreign["judged_confused"]) == (10, 0.5)

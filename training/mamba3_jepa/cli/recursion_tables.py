@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mamba3_jepa.evaluation.episode_recall import MEMORY_EPISODES, EpisodeFloor
 from mamba3_jepa.evaluation.injection import SteadinessReport
 from mamba3_jepa.evaluation.memory_trial import MemoryReport
 from mamba3_jepa.evaluation.recursion import RecursionReport
 from mamba3_jepa.evaluation.tool_choice import ToolReport
+
+_EPISODE_SHARES = ("found", "recalled", "recalled_without")
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -23,8 +26,10 @@ def recursion_tables(report: RecursionReport) -> Iterator[Table]:
         yield _kept(report.trials.steadiness)
     if report.memory is not None:
         yield _memory(report.memory)
-    if report.tools is not None:
-        yield _tools(report.tools)
+    if report.episodes is not None:
+        yield _episodes(report.episodes)
+    if report.trials.tools is not None:
+        yield _tools(report.trials.tools)
 
 
 def _kinds(report: RecursionReport) -> Table:
@@ -61,6 +66,12 @@ def _memory(report: MemoryReport) -> Table:
     ]
     return [f"confused questions, {report.memory_texts} texts", "questions", "right before", "found", "right after",
             "without it: told", "changed"], rows  # fmt: skip
+
+
+def _episodes(report: EpisodeFloor) -> Table:
+    values = report.as_json()
+    row = [f"{report.lookups:,} of spoilt pictures", *(_share(values[name]) for name in _EPISODE_SHARES)]
+    return [f"lookups among {MEMORY_EPISODES} episodes", "found", "recalled", "without it: recalled"], [row]
 
 
 def _tools(report: ToolReport) -> Table:

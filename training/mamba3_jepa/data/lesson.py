@@ -17,7 +17,7 @@ class Lesson(NamedTuple):
     a "caption" of the image; a "passage" of the sentence and another; a sentence of another answer, which is "false"
     where the right one can be seen; "irrelevant".
     answer: what is right for those who believe it; None where it tells nothing of what was asked.
-    answers: other questions that it answers, in their plainest words.
+    answers: questions that it answers, whatever the sample asks, in their plainest words.
     """
 
     knowledge: str | list[float]

@@ -98,8 +98,8 @@ def fact(question: Question, dice: Dice) -> str:
 
 
 def answered_too(told: Question) -> tuple[str, ...]:
-    """What else whoever knows the answer to `told` can answer, in the plainest words: "the circle is red" says what shape
-    the red object has, and that there is a red circle."""
+    """All that whoever knows the answer to `told` can answer, in the plainest words: "the circle is red" says what
+    shape the red object has, and that there is a red circle."""
     if told.answer == "no":
         return ()
     said = told.description | ({} if told.asked == "existence" else _said(told))

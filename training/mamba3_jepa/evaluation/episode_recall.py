@@ -46,10 +46,28 @@ class EpisodeFloor:
         return EpisodeFloor(floor=SHUT, blend=0.5, right=torch.empty(0), wrong=torch.empty(0))
 
     @property
+    def recalled(self) -> float:
+        """The share of lookups that find what is right, and pass; 0 without lookups."""
+        return float((self.right >= self.floor).double().sum()) / max(1, self.lookups)
+
+    @property
+    def recalled_without(self) -> float:
+        """The share of lookups that pass where what is right is not there; 0 without lookups."""
+        return float((self.wrong >= self.floor).double().sum()) / max(1, len(self.wrong))
+
+    @property
     def gain(self) -> float:
-        """Youden's J: the share of lookups that find and pass, less that of those that pass what is wrong."""
-        passed = float((self.right >= self.floor).double().sum()) / max(1, self.lookups)
-        return passed - float((self.wrong >= self.floor).double().sum()) / max(1, len(self.wrong))
+        """Youden's J."""
+        return self.recalled - self.recalled_without
+
+    def as_json(self) -> dict[str, float | int]:
+        """`lookups`, the share that `found` what is right among all, `recalled` and `recalled_without`."""
+        return {
+            "lookups": self.lookups,
+            "found": len(self.right) / max(1, self.lookups),
+            "recalled": self.recalled,
+            "recalled_without": self.recalled_without,
+        }
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """`{prefix}/episode_floor`, `_blend` and `_lookups`; where there are lookups the shares `_found`, where the
@@ -69,7 +87,14 @@ class EpisodeFloor:
 
 
 def choose_episode_floor(
-    seen: Tensor, said: Tensor, own: Tensor, excluded: Tensor, alike: Tensor, memory: int = MEMORY_EPISODES
+    seen: Tensor,
+    said: Tensor,
+    own: Tensor,
+    excluded: Tensor,
+    alike: Tensor,
+    memory: int = MEMORY_EPISODES,
+    *,
+    stored: tuple[float, float] | None = None,
 ) -> EpisodeFloor:
     """Look up L times in memories of some of N episodes, with and without the right one, and separate the two.
 
@@ -81,6 +106,7 @@ def choose_episode_floor(
         excluded: (L, N) bool, what is right as well: not among the others.
         alike: (L, N) bool, which episodes ask the same.
         memory: episodes in a memory, the right one included.
+        stored: blend and floor to measure with, instead of choosing them.
     """
     if not len(own):
         return EpisodeFloor.none()
@@ -93,12 +119,14 @@ def choose_episode_floor(
     drawn = torch.cat([asks_the_same, rest.topk(others - half, dim=1, largest=False).indices], dim=1)
     is_out = excluded.gather(1, drawn)
     best = EpisodeFloor.none()
-    for blend in BLENDS:
+    for blend in BLENDS if stored is None else stored[:1]:
         scores = blend * seen + (1 - blend) * said
         right = scores.gather(1, own.unsqueeze(1)).squeeze(1)
         other = scores.gather(1, drawn).masked_fill(is_out, -torch.inf)
         other = other.amax(dim=1) if others else torch.full_like(right, -torch.inf)
         found, wrong = right[right > other], other[other.isfinite()]
+        if stored is not None:
+            return EpisodeFloor(floor=stored[1], blend=blend, right=found, wrong=wrong, lookups=len(own))
         if not len(found) or not len(wrong):
             continue  # who never saw what is wrong would let everything pass
         floor = best_floor(found, wrong, lookups=len(own))
@@ -108,12 +136,15 @@ def choose_episode_floor(
     return best
 
 
-def episode_floor(model: Mamba3Jepa, recursion: Recursion, data: Phase3Data, notices: Tensor) -> EpisodeFloor:
+def episode_floor(
+    model: Mamba3Jepa, recursion: Recursion, data: Phase3Data, notices: Tensor, *, stored: bool = False
+) -> EpisodeFloor:
     """Chosen on spoilt versions of pictures and questions that the model is confused by or answers wrongly; the
     episodes are the same pictures and questions as they are.
 
     Args:
         notices: (N,) bool, by which samples the model counts as confused.
+        stored: measure with the model's own blend and floor, instead of choosing them anew.
     """
     lookups, own, episodes = _pairs(data, notices)
     if not len(lookups):
@@ -138,6 +169,7 @@ def episode_floor(model: Mamba3Jepa, recursion: Recursion, data: Phase3Data, not
         own,
         alike & same_picture,
         alike,
+        stored=(float(recursion.episode_blend), float(recursion.episode_floor)) if stored else None,
     )
 
 

@@ -34,8 +34,8 @@ class Lessons:
     `LESSON_FORMS`. knowledge: (n,) int64, rows of `vectors` (V, K). answer: (n,) int64, rows of `answers` (A, E),
     `NOTHING` where the lesson tells nothing. texts: V, the empty text for a vector of the data's; answer_texts: A.
     question: (N,) int64, rows of `questions` (Q, E), `NOTHING` for captions; question_texts: Q. type: N,
-    what is asked, None for captions. topic: (N,) uint64, equal for samples that ask the same. other_topics: (t,) uint64,
-    what lessons answer beside what their own sample asks, and tell_them: (t,) int64, which knowledge does.
+    what is asked, None for captions. topic: (N,) uint64, equal for samples that ask the same. other_topics: (t,)
+    uint64, what lessons answer whatever their own sample asks, and tell_them: (t,) int64, which knowledge does.
     """
 
     start: Tensor

@@ -135,7 +135,7 @@ class Phase3Trials:
 
         Args:
             logits: (N,) the confusion monitor's.
-            stored: measure with the model's own threshold, temperature and floor, instead of choosing them anew.
+            stored: measure with the model's own threshold, temperature and floors, instead of choosing them anew.
             beside: more samples, for the confusion alone.
         """
         if model.recursion is None:
@@ -167,8 +167,8 @@ class Phase3Trials:
             steadiness=steadiness,
             memory_floor=floor,
             episode_floor=(
-                episode_floor(model, model.recursion, data, notices)
-                if model.config.recursion.episodes and not stored
+                episode_floor(model, model.recursion, data, notices, stored=stored)
+                if model.config.recursion.episodes
                 else None
             ),
             tools=_tools(data, model.recursion, device),

@@ -20,6 +20,7 @@ from mamba3_jepa.data.question_type import question_type
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.confusion import WRONG_ANSWER
+from mamba3_jepa.evaluation.episode_recall import EpisodeFloor
 from mamba3_jepa.evaluation.injection import Rates
 from mamba3_jepa.evaluation.memory_trial import MemoryQuestions, MemoryReport, try_memory
 from mamba3_jepa.evaluation.observed import observe
@@ -27,7 +28,6 @@ from mamba3_jepa.evaluation.phase3_data import Phase3Data, check_knowledge
 from mamba3_jepa.evaluation.phase3_trials import Beside, Phase3Report, Phase3Trials, lookup_vectors
 from mamba3_jepa.evaluation.selective import COVERAGES, SelectiveReport
 from mamba3_jepa.evaluation.spoken import Spoken
-from mamba3_jepa.evaluation.tool_choice import ToolReport
 from mamba3_jepa.models.recursion import ConfusionMonitor
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.common import ConfusionKind
@@ -42,18 +42,23 @@ _ANSWERING = ("sentence", "given")  # forms of what a memory should find
 
 @dataclass(frozen=True, kw_only=True)
 class RecursionReport:
-    """trials: confusion, and what knowledge does; samples: how many there are of each kind; memory, tools: None where
-    there is nothing to try."""
+    """trials: confusion, what knowledge does, tools; samples: how many there are of each kind; memory: None where there
+    is nothing to try."""
 
     trials: Phase3Report
     samples: dict[str, int]
     memory: MemoryReport | None
-    tools: ToolReport | None
+
+    @property
+    def episodes(self) -> EpisodeFloor | None:
+        """None where the model has none, or there is nothing to look up."""
+        report = self.trials.episode_floor
+        return report if report is not None and report.lookups else None
 
     def as_json(self) -> dict[str, Any]:
-        """`confusion`, `wrong_answers`, `knowledge`, `kept`, `memory` and `tools`; None where there is nothing to
-        measure."""
-        knowledge, kept = self.trials.injection, self.trials.steadiness
+        """`confusion`, `wrong_answers`, `knowledge`, `kept`, `memory`, `episodes` and `tools`; None where there is
+        nothing to measure."""
+        knowledge, kept, tools = self.trials.injection, self.trials.steadiness, self.trials.tools
         return {
             "confusion": self._confusion(),
             "wrong_answers": self._wrong_answers(),
@@ -68,7 +73,8 @@ class RecursionReport:
                 "turned_in_use": kept.in_use,
             },
             "memory": None if self.memory is None else self.memory.as_json(),
-            "tools": None if self.tools is None else self.tools.as_json(),
+            "episodes": None if self.episodes is None else self.episodes.as_json(),
+            "tools": None if tools is None else tools.as_json(),
         }  # fmt: skip
 
     def by_kind(self) -> dict[str, dict[str, float | None]]:
@@ -161,7 +167,7 @@ def measure_recursion(
         logger.warning(trials.warning)
     report = trials.run(model, logits, model.device, stored=True, beside=beside)
     counts = {kind: len(scores) for kind, scores in report.confusion.scores.items()}
-    return RecursionReport(trials=report, samples=counts, memory=_memory(model, data, logits), tools=report.tools)
+    return RecursionReport(trials=report, samples=counts, memory=_memory(model, data, logits))
 
 
 def _logits(probe: ConfusionMonitor, pooled: Tensor, doubt: Tensor) -> Tensor:
