@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from tiny import tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.config import preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.evaluate import evaluate_checkpoint, results
 from mamba3_jepa.inference.answerer import Answerer
@@ -91,3 +93,18 @@ def test_what_is_told_and_a_list_of_questions_by_hand(tmp_path: Path) -> None:
     assert given["after"] == sum(a == b for a, b in zip(after, answers, strict=True)) / 3
     foreign = found["confusion"]["kinds"]["listed"]
     assert (foreign["samples"], foreign["judged_confused"]) == (10, 0.5)
+
+
+@pytest.mark.parametrize(("knowledge", "message"), [([0.5, 1.0], "vector of length 2"), ("red", "is a text")])
+def test_knowledge_that_does_not_fit_names_the_line_and_the_way_out(
+    tmp_path: Path, knowledge: str | list[float], message: str
+) -> None:
+    write_images(tmp_path)
+    line = {"image": "red.png", "question": "what?", "answer": "red", "knowledge": knowledge}
+    (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
+    recursion = dataclasses.replace(preset("tiny").recursion, knowledge_dim=7)
+    checkpoint = write_checkpoint(tmp_path / "3.pt", tiny_model(3, recursion=recursion), 3)
+    settings = EvaluateSettings(checkpoint=checkpoint, data_dir=tmp_path, manifest=Path("m.jsonl"), device="cpu")
+    with pytest.raises(UserError, match=rf"m\.jsonl.*1.*{message}.*`skip_recursion`"):
+        evaluate_checkpoint(settings)
+    assert evaluate_checkpoint(dataclasses.replace(settings, skip_recursion=True)).recursion is None

@@ -148,12 +148,16 @@ def check_knowledge(
     *,
     on_bad_sample: OnBadSample = "error",
     demand_vectors: bool = True,
+    finished: bool = False,
 ) -> None:
     """See to it that the knowledge that the data gives fits the model: that of some samples, and of all the others, for
     those may be told of it.
 
     With "skip", a sample that cannot be read is passed over; it is left out of the frozen model's outputs as well,
     which say so.
+
+    Args:
+        finished: the model is trained, and its `knowledge_dim` no choice any more.
 
     Raises:
         BadSampleError: a sample cannot be read.
@@ -163,6 +167,7 @@ def check_knowledge(
     """
     length, embed_dim = model.config.knowledge_dim, model.config.embed_dim
     index, wanted = source.indices("knowledge"), set(indices.tolist())
+    instead = "measure without it (`skip_recursion`)" if finished else None
     if source.synthetic:
         index = index[:0]  # its knowledge are texts
     for i in index.tolist():
@@ -176,14 +181,15 @@ def check_knowledge(
             if length != embed_dim:
                 raise UserError(
                     f'{_origin(sample)}: field "knowledge" is a text, which the Y-Encoder turns into {embed_dim} '
-                    f"numbers, but `knowledge_dim` is {length}: leave `knowledge_dim` out, or give only vectors of "
-                    f"length {length}"
+                    f"numbers, but `knowledge_dim` is {length}: {instead or 'leave `knowledge_dim` out'}, or give only "
+                    f"vectors of length {length}"
                 )
         elif sample.knowledge is not None:
             if len(sample.knowledge) != length:
                 raise UserError(
                     f'{_origin(sample)}: field "knowledge" is a vector of length {len(sample.knowledge)}, but this '
-                    f"model takes {length}: correct it, or give `knowledge_dim` if all vectors have that length"
+                    f"model takes {length}: correct it, or "
+                    f"{instead or 'give `knowledge_dim` if all vectors have that length'}"
                 )
             if not torch.tensor(sample.knowledge, dtype=torch.float32).isfinite().all():
                 raise UserError(f'{_origin(sample)}: field "knowledge" holds a number too large for float32')

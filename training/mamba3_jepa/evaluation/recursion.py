@@ -156,7 +156,7 @@ def measure_recursion(
         raise ValueError("the model has no recursion, or no Y-Decoder")
     confusion = ConfusionSource(source, indices, seed, kinds, query_prompt=model.config.query_prompt)
     rows = spread(np.arange(len(confusion)), samples)
-    check_knowledge(model, confusion, rows, on_bad_sample=on_bad_sample, demand_vectors=False)
+    check_knowledge(model, confusion, rows, on_bad_sample=on_bad_sample, demand_vectors=False, finished=True)
     observed = observe(model, confusion, rows, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
     data = Phase3Data.of(model, confusion, observed, Spoken.of(model, observed.embedding))
     logits = _logits(model.recursion.confusion_probe, observed.pooled.to(model.device), data.spoken.doubt)
