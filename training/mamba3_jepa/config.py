@@ -32,13 +32,15 @@ MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
 _AS_BEFORE = {
     "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "hears_answer": False,
-    "injector_sees_state": False, "retriever_dim": 0, "episodes": False, "weighs_knowledge": False, "tools": [],
+    "injector_sees_state": False, "retriever_dim": 0, "episodes": False, "episode_key": "state",
+    "weighs_knowledge": False, "tools": [],
 }  # fmt: skip
 
 LONGEST_TOOL_NAME = 64
 
 SHUT = 2.0  # no cosine is that high: as a floor it keeps everything out
 NO_FLOOR = -1.0  # the lowest cosine there is: as a floor it keeps nothing out
+PICTURE_CELLS = 4  # an episode's picture is known by its quarters
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -186,6 +188,8 @@ class RecursionConfig:
     """Width in which questions find the texts of a memory; 0: the predicted embedding looks for them."""
     episodes: bool = False
     """Whether a memory may hold episodes, pictures and questions seen before with their answers, beside texts."""
+    episode_key: Literal["state", "picture"] = "state"
+    """What an episode is found by beside its question: the pooled state, or what its picture looks like."""
     weighs_knowledge: bool = False
     """Whether it is judged if what the model was told answers the question, so that it can stay confused."""
     tools: list[Annotated[str, Field(min_length=1, max_length=LONGEST_TOOL_NAME)]] = Field(default_factory=list)
@@ -225,6 +229,12 @@ class ModelConfig:
     def knowledge_dim(self) -> int:
         """Length of a knowledge vector."""
         return self.recursion.knowledge_dim or self.embed_dim
+
+    @property
+    def episode_dim(self) -> int:
+        """Length of what an episode is found by beside its question."""
+        by_picture = self.recursion.episode_key == "picture"
+        return PICTURE_CELLS * self.vision.hidden_size if by_picture else self.predictor.d_model
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, validated again."""
@@ -285,7 +295,12 @@ def _predictor(n_layers: int, d_model: int, d_state: int, headdim: int) -> Predi
 
 
 _RECURSION = RecursionConfig(
-    hears_answer=True, injector_sees_state=True, retriever_dim=64, episodes=True, weighs_knowledge=True
+    hears_answer=True,
+    injector_sees_state=True,
+    retriever_dim=64,
+    episodes=True,
+    episode_key="picture",
+    weighs_knowledge=True,
 )
 
 

@@ -29,7 +29,11 @@ def agent_model(tools: list[str] = NAMES) -> Mamba3Jepa:
     model.config = model.config.replace(recursion=config)
     torch.manual_seed(3)
     model.recursion = Recursion(
-        model.config.predictor.layer.d_model, model.config.embed_dim, model.config.knowledge_dim, config
+        model.config.predictor.layer.d_model,
+        model.config.embed_dim,
+        model.config.knowledge_dim,
+        config,
+        model.config.episode_dim,
     )
     torch.nn.init.normal_(model.recursion.injector.projection.weight)
     return model.eval()
@@ -137,7 +141,7 @@ def test_what_was_told_adds_up(model: Mamba3Jepa, images: dict[str, Path]) -> No
     first, *_, last = [step for step in found.trace if isinstance(step, Observation)]
     assert last.confusion == pytest.approx((first.confusion or 0) * (1 - answers) ** 2, rel=1e-5)
     assert model.recursion is not None
-    _, pooled = model.observe([images["red"]], [QUESTION])
+    _, pooled, _ = model.observe([images["red"]], [QUESTION])
     for text in ("three", "four"):
         pooled = model.recursion.injector(pooled, model.embed_text([text]))
     expected = model.predictor.embed(pooled)

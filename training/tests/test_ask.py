@@ -61,7 +61,7 @@ def test_an_answer_is_what_the_parts_say(model: Mamba3Jepa, images: dict[str, Pa
     set_threshold(model, 1.0)
     pictures = [images["red"], None, images["blue"]]
     answers = Answerer(model, known_answers=ANSWERS, top=2).ask_many(pictures, QUESTIONS)
-    embedding, pooled = model.observe(pictures, QUESTIONS)
+    embedding, pooled, _ = model.observe(pictures, QUESTIONS)
     cosines = embedding @ model.embed_text(ANSWERS).T
     doubts = doubt_of(model, embedding)
     scores = torch.sigmoid(model.recursion.confusion_probe(pooled, doubts)).tolist()  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ def test_the_signal_is_the_answer_where_the_state_alone_would_not_confuse(
     model: Mamba3Jepa, images: dict[str, Path]
 ) -> None:
     pictures = [images["red"], None, images["blue"]]
-    embedding, pooled = model.observe(pictures, QUESTIONS)
+    embedding, pooled, _ = model.observe(pictures, QUESTIONS)
     assert model.recursion is not None
     probe = model.recursion.confusion_probe
     doubts = doubt_of(model, embedding)
@@ -107,7 +107,7 @@ def test_the_signal_is_the_answer_where_the_state_alone_would_not_confuse(
 
 def test_observe_gives_the_embedding_and_the_state_it_is_read_from(model: Mamba3Jepa, images: dict[str, Path]) -> None:
     pictures = [images["red"], None, images["blue"]]
-    embedding, pooled = model.observe(pictures, QUESTIONS, batch_size=2)
+    embedding, pooled, _ = model.observe(pictures, QUESTIONS, batch_size=2)
     torch.testing.assert_close(embedding, model.embed(pictures, QUESTIONS))
     with torch.no_grad():
         torch.testing.assert_close(F.normalize(model.predictor.pred_head(pooled), dim=-1), embedding)
@@ -173,7 +173,7 @@ def test_when_confused_it_looks_up_and_answers_from_there(
 ) -> None:
     model = looking_up
     pictures, questions = [images["red"], images["white"]], QUESTIONS[:2]
-    embedding, pooled = model.observe(pictures, questions)
+    embedding, pooled, _ = model.observe(pictures, questions)
     scores = Answerer(model).ask_many(pictures, questions)
     assert scores[0].confusion is not None
     assert scores[1].confusion is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import GATES, tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
-from mamba3_jepa.config import SHUT
+from mamba3_jepa.config import SHUT, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.confusion_plots import plot_episode_floor
 from mamba3_jepa.evaluation.episode_recall import EpisodeFloor, choose_episode_floor
@@ -25,7 +26,7 @@ from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.digests import observer_digest
 from mamba3_jepa.inference.episodes import Episode, Episodes, made_episodes
 from mamba3_jepa.inference.memory import KnowledgeMemory
-from mamba3_jepa.models.episodes import episode_scores
+from mamba3_jepa.models.episodes import episode_scores, picture_keys
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import ExportSettings
 
@@ -55,6 +56,44 @@ def test_the_score_is_its_formula() -> None:
     root = math.sqrt(5)
     expected = torch.tensor([[0.25 * 2 / root + 0.75 * 0.8, 0.25 / root + 0.75 * 0.6]])
     torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_what_a_picture_looks_like_is_its_quarters_less_their_mean(side: int) -> None:
+    generator = torch.Generator().manual_seed(side)
+    tokens = torch.randn(3, side * side, 2, generator=generator)
+    has_image = torch.tensor([True, False, True])
+    found = picture_keys(tokens, has_image)
+    assert found.shape == (3, 8)
+    assert not found[1].any()
+    assert bool(found[0].any()) == (side > 1), "one token has no quarters"
+    for b in (0, 2):
+        grid = tokens[b].reshape(side, side, 2)
+        halves = [range(0, (side + 1) // 2), range(side // 2, side)]
+        quarters = [
+            torch.stack([grid[y, x] for y in rows for x in columns]).mean(0) for rows in halves for columns in halves
+        ]
+        mean = torch.stack(quarters).mean(0)
+        torch.testing.assert_close(found[b], torch.cat([quarter - mean for quarter in quarters]), atol=1e-6, rtol=1e-5)
+    # lighter or darker is the same, and of no picture at all there is nothing to see
+    torch.testing.assert_close(picture_keys(tokens + 3, has_image), found, atol=1e-5, rtol=1e-4)
+    assert picture_keys(tokens[:, :0], torch.zeros(3).bool()).shape == (3, 8)
+
+
+@pytest.mark.parametrize("key", ["picture", "state"])
+def test_a_model_says_what_its_episodes_are_found_by(key: str, images: dict[str, Path]) -> None:
+    recursion = dataclasses.replace(preset("tiny").recursion, episode_key=key)
+    model = tiny_model(3, recursion=recursion)
+    assert model.recursion is not None
+    model.recursion.episode_floor.fill_(0.5)
+    observed = model.observe([images["red"], None], [QUESTION, QUESTION])
+    episodes = made_episodes(model, observed, [QUESTION] * 2, ["yes", "no"], ["red.png", None])
+    assert torch.equal(episodes.seen, observed.picture if key == "picture" else observed.pooled)
+    assert episodes.seen.shape[1] == len(model.recursion.episode_mean) == model.config.episode_dim
+    assert torch.equal(model.picture_keys([images["red"], None]), observed.picture)
+    assert ("episode_key" in model.config.to_dict()["recursion"]) == (key == "picture"), (
+        "files of before stay as they were"
+    )
 
 
 def test_blend_and_floor_are_those_that_separate_best() -> None:
@@ -94,7 +133,7 @@ def test_equal_episodes_are_not_doubled() -> None:
     def one(state: list[float], answer: str, question: str | None = "q") -> Episodes:
         entry = Episode(question=question, answer=answer, image=None)
         tensor = torch.tensor([[float(len(answer)), 1.0]])
-        return Episodes(entries=(entry,), states=torch.tensor([state]), questions=tensor, answers=tensor, observer="o")
+        return Episodes(entries=(entry,), seen=torch.tensor([state]), questions=tensor, answers=tensor, observer="o")
 
     first = one([3.0, 4.0], "a")
     assert first.joined(one([3.0, 4.0 + 4e-4], "a"))[1:] == (0, 0)
@@ -157,15 +196,15 @@ def test_ask_remembers_and_recalls(tmp_path: Path, images: dict[str, Path], caps
 def test_of_a_fact_and_an_episode_the_one_further_above_its_floor(images: dict[str, Path]) -> None:
     model = recalling(floor=0.5)
     assert model.recursion is not None
-    pooled = model.observe([images["red"]], [QUESTION]).pooled
-    memory = KnowledgeMemory.build(model, ["a fact"], made_episodes(model, pooled, [QUESTION], ["yes"], ["red.png"]))
+    observed = model.observe([images["red"]], [QUESTION])
+    memory = KnowledgeMemory.build(model, ["a fact"], made_episodes(model, observed, [QUESTION], ["yes"], ["red.png"]))
     for fact_floor, kind in ((-3.0, "fact"), (0.9999 * SHUT, "episode")):
         model.recursion.memory_floor.fill_(fact_floor)
         assert Answerer(model, memory).ask(images["red"], QUESTION).memory_kind == kind
     model.recursion.episode_floor.fill_(SHUT)
     assert Answerer(model, memory).ask(images["red"], QUESTION).memory_kind is None
     with pytest.raises(UserError, match="too little to learn when to recall an episode"):
-        made_episodes(model, pooled, [QUESTION], ["yes"], [None])
+        made_episodes(model, observed, [QUESTION], ["yes"], [None])
 
 
 def test_the_commands(
@@ -239,12 +278,12 @@ def test_bad_settings(tmp_path: Path, images: dict[str, Path], capfd: pytest.Cap
 
 def test_bad_files(tmp_path: Path, images: dict[str, Path]) -> None:
     model, path = recalling(), tmp_path / "m.safetensors"
-    pooled = model.observe([images["red"]], [QUESTION]).pooled
-    memory = KnowledgeMemory.build(model, ["a"], made_episodes(model, pooled, [QUESTION], ["yes"], [None]))
+    observed = model.observe([images["red"]], [QUESTION])
+    memory = KnowledgeMemory.build(model, ["a"], made_episodes(model, observed, [QUESTION], ["yes"], [None]))
     memory.save(path)
     again = KnowledgeMemory.load(path, model)
     assert again.entries == memory.entries
-    assert torch.equal(again.episodes.states, pooled)  # type: ignore[union-attr]
+    assert torch.equal(again.episodes.seen, observed.picture)  # type: ignore[union-attr]
     metadata = {
         "format": "mamba3-jepa memory", "format_version": "3", "encoder": memory.encoder, "texts": '["a"]',
         "observer": memory.episodes.observer,  # type: ignore[union-attr]

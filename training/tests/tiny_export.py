@@ -29,7 +29,8 @@ def build(angn: bool = True, **changes: Any) -> Mamba3Jepa:
         assert model.recursion is not None
         model.recursion.episode_blend.fill_(0.375)
         model.recursion.episode_floor.fill_(0.125)
-        model.recursion.state_mean.copy_(torch.linspace(-0.3, 0.4, len(model.recursion.state_mean)))
+        mean = model.recursion.episode_mean
+        mean.copy_(torch.linspace(-0.3, 0.4, len(mean)))
     return model
 
 

@@ -81,7 +81,7 @@ def _remember(settings: AskSettings, answerer: Answerer) -> Episode | None:
         return None
     model = answerer.model
     name = path_text(settings.image)
-    episodes = made_episodes(model, answerer.observed.pooled, settings.questions, [settings.remember], [name])
+    episodes = made_episodes(model, answerer.observed, settings.questions, [settings.remember], [name])
     add_to_file(
         settings.memory, KnowledgeMemory.build(model, [], episodes), lambda path: KnowledgeMemory.load(path, model)
     )

@@ -31,9 +31,9 @@ def memory_add(settings: Annotated[MemoryAddSettings, tyro.conf.arg(name="")]) -
     episodes = None
     if settings.answer is not None:
         demand_episodes(model)
-        pooled = model.observe([settings.image], [settings.question]).pooled
+        observed = model.observe([settings.image], [settings.question])
         name = None if settings.image is None else path_text(settings.image)
-        episodes = made_episodes(model, pooled, [settings.question], [settings.answer], [name])
+        episodes = made_episodes(model, observed, [settings.question], [settings.answer], [name])
     new = KnowledgeMemory.build(model, texts, episodes)
     counts = add_to_file(settings.file, new, lambda path: KnowledgeMemory.load(path, model))
     if settings.json:

@@ -1,6 +1,6 @@
 """When an episode of a memory is near enough to be recalled, chosen on lookups of which it is known what is right.
 
-Letters: L lookups, N samples, R right and W wrong lookups, D width of the pooled state, E embedding width.
+Letters: L lookups, N samples, P episodes, R right and W wrong lookups, S length of an episode's key.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 MEMORY_EPISODES = 200
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MOST_LOOKUPS = 1000
+_TOGETHER = 64  # pictures decoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFloor:
-    """An episode is recalled if its score is at least `floor`, with the states' share `blend`, in float32.
+    """An episode is recalled if its score is at least `floor`, with the share `blend` of what is seen, in float32.
 
     right: (R,) scores of the best episodes of a memory, where that is the right one; wrong: (W,) those of a memory from
     which the right one is left out; lookups: L. The shares are measured on the lookups that both were chosen on.
@@ -101,7 +102,7 @@ def choose_episode_floor(
     Of the others in a memory as many as half ask the same, where there are so many; the rest are drawn from all.
 
     Args:
-        seen, said: (L, N) cosines of the states, and of the questions.
+        seen, said: (L, N) cosines of the keys, and of the questions.
         own: (L,) int64, which episode each lookup should find.
         excluded: (L, N) bool, what is right as well: not among the others.
         alike: (L, N) bool, which episodes ask the same.
@@ -136,51 +137,72 @@ def choose_episode_floor(
     return best
 
 
-def episode_floor(
-    model: Mamba3Jepa, recursion: Recursion, data: Phase3Data, notices: Tensor, *, stored: bool = False
-) -> EpisodeFloor:
-    """Chosen on spoilt versions of pictures and questions that the model is confused by or answers wrongly; the
-    episodes are the same pictures and questions as they are.
+class EpisodeTrial:
+    """Spoilt versions of pictures and questions look up the same as they are, again and again while a model learns."""
 
-    Args:
-        notices: (N,) bool, by which samples the model counts as confused.
-        stored: measure with the model's own blend and floor, instead of choosing them anew.
-    """
-    lookups, own, episodes = _pairs(data, notices)
-    if not len(lookups):
-        return EpisodeFloor.none()
-    lessons, source, mean = data.lessons, data.source, recursion.state_mean.cpu()
-    prompt = model.embed_text([model.config.query_prompt]).cpu()
+    def __init__(self, model: Mamba3Jepa, data: Phase3Data) -> None:
+        """Looks at the pictures once, if that is what episodes are found by; reads no sample otherwise."""
+        self._data = data
+        self._lookups, self._own, self._episodes = _pairs(data)
+        lessons, source = data.lessons, data.source
+        prompt = model.embed_text([model.config.query_prompt]).cpu()
 
-    def asked(rows: Tensor) -> Tensor:
-        question = lessons.question[rows]
-        if not len(lessons.questions):
-            return prompt.expand(len(rows), -1)
-        return torch.where((question == NOTHING).unsqueeze(1), prompt, lessons.questions[question.clamp(min=0)])
+        def asked(rows: Tensor) -> Tensor:
+            question = lessons.question[rows]
+            if not len(lessons.questions):
+                return prompt.expand(len(rows), -1)
+            return torch.where((question == NOTHING).unsqueeze(1), prompt, lessons.questions[question.clamp(min=0)])
 
-    group = source.group_hashes()[data.frozen.index.numpy()]
-    topic = np.asarray(lessons.topic)
-    rows, columns = lookups.numpy(), episodes.numpy()
-    alike = torch.from_numpy(topic[rows][:, None] == topic[columns])
-    same_picture = torch.from_numpy(group[rows][:, None] == group[columns])
-    return choose_episode_floor(
-        cosines(data.frozen.pooled[lookups].float() - mean, data.frozen.pooled[episodes].float() - mean),
-        cosines(asked(lookups), asked(episodes)),
-        own,
-        alike & same_picture,
-        alike,
-        stored=(float(recursion.episode_blend), float(recursion.episode_floor)) if stored else None,
-    )
+        def seen(rows: Tensor) -> Tensor:
+            if model.config.recursion.episode_key == "state":
+                return data.frozen.pooled[rows]
+            keys = [torch.empty(0, model.config.episode_dim)]
+            for some in data.frozen.index[rows].split(_TOGETHER):
+                images = [source.sample(i).image for i in some.tolist()]
+                keys.append(model.picture_keys([None if load is None else load() for load in images]).cpu())
+            return torch.cat(keys)
+
+        self._seen, self._keys = seen(self._lookups), seen(self._episodes)
+        self._said = cosines(asked(self._lookups), asked(self._episodes))
+        group = source.group_hashes()[data.frozen.index.numpy()]
+        topic = np.asarray(lessons.topic)
+        rows, columns = self._lookups.numpy(), self._episodes.numpy()
+        self._alike = torch.from_numpy(topic[rows][:, None] == topic[columns])
+        self._same_picture = torch.from_numpy(group[rows][:, None] == group[columns])
+
+    def mean(self) -> Tensor:
+        """Of what the episodes are found by, in float64: (S,); zeros without any."""
+        return self._keys.double().sum(dim=0) / max(1, len(self._keys))
+
+    def run(self, recursion: Recursion, notices: Tensor, *, stored: bool = False) -> EpisodeFloor:
+        """Chosen on what the model is confused by or answers wrongly.
+
+        Args:
+            notices: (N,) bool, by which samples the model counts as confused.
+            stored: measure with the model's own blend and floor, instead of choosing them anew.
+        """
+        chosen = (self._data.confused | notices.cpu())[self._lookups]
+        if not bool(chosen.any()):
+            return EpisodeFloor.none()
+        mean, alike = recursion.episode_mean.float().cpu(), self._alike[chosen]
+        return choose_episode_floor(
+            cosines(self._seen[chosen].float() - mean, self._keys.float() - mean),
+            self._said[chosen],
+            self._own[chosen],
+            alike & self._same_picture[chosen],
+            alike,
+            stored=(float(recursion.episode_blend), float(recursion.episode_floor)) if stored else None,
+        )
 
 
-def _pairs(data: Phase3Data, notices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pairs(data: Phase3Data) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (L,) of spoilt samples, for each the place (L,) of its clear one among the episodes, and their rows (P,)."""
     index = data.frozen.index.numpy()
     kinds, bases = data.source.kinds[index], data.source.bases(index)
     has_target = data.frozen.has_target.numpy()
     clear = np.flatnonzero((kinds == CONFUSION_KINDS.index("clear")) & has_target)
     place = {base: at for at, base in enumerate(bases[clear].tolist())}
-    is_lookup = (kinds == CONFUSION_KINDS.index("degraded")) & (data.confused | notices.cpu()).numpy()
+    is_lookup = kinds == CONFUSION_KINDS.index("degraded")
     spoilt = [row for row in np.flatnonzero(is_lookup).tolist() if int(bases[row]) in place]
     spoilt = [spoilt[i] for i in spread(np.arange(len(spoilt)), _MOST_LOOKUPS).tolist()] if spoilt else []
     own = [place[int(bases[row])] for row in spoilt]

@@ -25,7 +25,7 @@ from mamba3_jepa.evaluation.confusion_plots import (
     plot_memory_floor,
     plot_risk_coverage,
 )
-from mamba3_jepa.evaluation.episode_recall import EpisodeFloor, episode_floor
+from mamba3_jepa.evaluation.episode_recall import EpisodeFloor, EpisodeTrial
 from mamba3_jepa.evaluation.injection import (
     GENERATED_SAMPLES,
     InjectionReport,
@@ -105,11 +105,13 @@ class Phase3Trials:
     """Measures a model's recursion on the same samples again and again while it learns.
 
     Attributes:
+        episodes: None where the model has none.
         warning: a sentence to be said aloud; None if there is none.
     """
 
-    def __init__(self, data: Phase3Data) -> None:
+    def __init__(self, model: Mamba3Jepa, data: Phase3Data) -> None:
         self._data = data
+        self.episodes = EpisodeTrial(model, data) if model.config.recursion.episodes else None
         self._kinds = data.kinds()
         self._injection = _injection_trial(data, data.lessons.asked(), self._kinds)
         self._steadiness, self._steady_rows = _steadiness_trial(data)
@@ -167,9 +169,7 @@ class Phase3Trials:
             steadiness=steadiness,
             memory_floor=floor,
             episode_floor=(
-                episode_floor(model, model.recursion, data, notices, stored=stored)
-                if model.config.recursion.episodes
-                else None
+                None if self.episodes is None else self.episodes.run(model.recursion, notices, stored=stored)
             ),
             tools=_tools(data, model.recursion, device),
             knowledge=_knowledge(data, model.recursion, device),

@@ -162,7 +162,7 @@ def measure_recursion(
     logits = _logits(model.recursion.confusion_probe, observed.pooled.to(model.device), data.spoken.doubt)
     shown = indices if pictures is None else pictures
     beside = _listed(model, source, shown, listed, batch_size) if listed else None
-    trials = Phase3Trials(data)
+    trials = Phase3Trials(model, data)
     if trials.warning is not None:
         logger.warning(trials.warning)
     report = trials.run(model, logits, model.device, stored=True, beside=beside)

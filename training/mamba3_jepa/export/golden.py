@@ -26,6 +26,7 @@ from mamba3_jepa.export.golden_tokens import AWKWARD_TEXTS
 from mamba3_jepa.export.layer_trace import captured, trace_layer, trace_steps
 from mamba3_jepa.export.probe import Probe, answer_doubts, golden_probe, knowledge_vectors
 from mamba3_jepa.files.safetensors_file import write_safetensors
+from mamba3_jepa.models.episodes import picture_keys
 from mamba3_jepa.models.generation import GenerationConfig
 from mamba3_jepa.models.key_map import COMPONENTS, Component
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
@@ -276,9 +277,15 @@ def _recursion(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
     asked = add("question_embedding", model.embed_text(probe.questions), "(B, E) the questions by the Y-Encoder")
     told = add("text_embedding", text_embedding, "(B, E) the texts by the Y-Encoder")
     if model.recursion.config.episodes:
-        scores = model.recursion.episode_scores(pooled, asked, injected, told)
-        seen = "episodes of the states injected and the questions text_embedding"
-        add("episode_scores", scores, f"(B, B) of pooled and question_embedding with {seen}")
+        seen, keys, what = pooled, injected, "the states injected"
+        if model.recursion.config.episode_key == "picture":
+            tokens = model.encode_images(probe.pixels, probe.has_image)
+            add("visual_tokens", tokens, "(B, N, V) from the X-Encoder, zeros without image")
+            add("has_image", probe.has_image, "(B,) whether a sample has an image")
+            seen = add("picture", picture_keys(tokens, probe.has_image), "(B, 4 V) what the pictures look like")
+            keys, what = seen, "the same pictures"
+        scores = model.recursion.episode_scores(seen, asked, keys, told)
+        add("episode_scores", scores, f"(B, B) with question_embedding, of episodes of {what} and text_embedding")
     if retriever is not None:
         add("retriever_question", retriever.question(asked), "(B, R) unit vectors that look up")
         add("retriever_text", retriever.text(told), "(B, R) unit vectors that are looked up")

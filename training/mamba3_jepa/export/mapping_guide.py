@@ -302,11 +302,15 @@ With `model.recursion.episodes` a memory may hold episodes too: pictures and que
 The score of one is
 
 ```
-score = episode_blend * cos(pooled - state_mean, s - state_mean) + (1 - episode_blend) * cos(q, e)
+score = episode_blend * cos(seen - mean, s - mean) + (1 - episode_blend) * cos(q, e)
 ```
 
-of the pooled state and the question's Y-Encoder embedding q, with the episode's state s and its question's embedding
-e; where nothing was asked, q or e is that of `model.query_prompt`. The episode with the largest score is recalled if
+of what is seen and the question's Y-Encoder embedding q, with what was seen in the episode, s, and its question's
+embedding e; where nothing was asked, q or e is that of `model.query_prompt`. With `model.recursion.episode_key`
+"picture", seen (4 V) is what the picture looks like and mean `picture_mean`: the mean visual token of each quarter of
+the square grid (rows floor(i n / 2) to ceil((i + 1) n / 2) of n for half i, and columns alike), less the mean of the
+four, quarter after quarter, row by row; zeros without image. Without that key seen (D) is the pooled state and mean
+`state_mean`. The episode with the largest score is recalled if
 the score is at least `recursion.episode_floor`, and what is injected is the embedding of its answer. An
 `episode_floor` of 2 or more: the model has learned to recall none, and none is to be remembered for it. Of a text and
 an episode that reach their floors the one is injected that is further above its own, of equals the text. All of this
@@ -320,14 +324,14 @@ would not be over the threshold; otherwise "state".
 
 A memory file is a safetensors file with the tensor `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
 different texts (M may be 0), and the metadata `format`, `format_version` (3), `texts` (a JSON list of the M texts) and
-`encoder`, see below. One with P > 0 episodes also has the tensors `episode_states` (P, D), `episode_questions` (P, E)
-and `episode_answers` (P, E), all F32 (the pooled states as they are, the embeddings of unit length), and the metadata
+`encoder`, see below. One with P > 0 episodes also has the tensors `episode_states` (P, 4 V or D), `episode_questions`
+and `episode_answers` (P, E), all F32 (what was seen as it is, the embeddings of unit length), and the metadata
 `observer`, see below, and `episodes`: a JSON list of P objects with `question` (null: the prompt), `answer` and `image`
 (the image file's name, or null). Version 2 had no episodes, and at least one text; the rest is the same.
 
 The order of the metadata is `format`, `format_version`, `encoder`, `texts`, `observer`, `episodes`, that of the tensors
 the alphabet's; JSON has a space behind its commas and colons, and what is not ASCII as it is. Equal texts are kept
-once. An episode with the question of another, and a state that differs from its by at most 1e-4 of its length, takes
+once. An episode with the question of another, and what was seen differing from its by at most 1e-4 of its length, takes
 its place. Who changes a file holds an exclusive lock (`flock`) on `.NAME.lock` beside it from reading to writing.
 
 `encoder` is SHA-256, as 64 lower-case hexadecimal digits, over
@@ -352,7 +356,7 @@ A memory with another digest was made by another encoder; its embeddings mean no
    of their keys: line and bytes as above.
 
 The weights of the X-Encoder are not in it: it is frozen, and a published file or the export's own. A memory whose
-episodes have another observer is refused: their states mean nothing here.
+episodes have another observer is refused: what was seen means nothing here.
 
 ### The commands
 

@@ -79,7 +79,8 @@ MEANINGS = {
     "injector.projection.weight": "knowledge vector to what is added to the pooled state",
     "injector.output.weight": "hidden layer to what is added to the pooled state beside the projection",
     "memory_floor": "cosine below which the memory's nearest text is not injected; -1 is no floor",
-    "episode_blend": "how much the pooled states count, beside the questions, when an episode is looked up",
+    "episode_blend": "how much what is seen counts, beside the questions, when an episode is looked up",
     "episode_floor": "score below which the memory's nearest episode is not injected; 2 stops all",
     "state_mean": "(D) taken from pooled states before they are compared",
+    "picture_mean": "(4 V) taken from what pictures look like before it is compared",
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 from mamba3_jepa.errors import UserError, shorten
 from mamba3_jepa.export.probe import Probe, answer_doubts, knowledge_vectors, scene_probe
 from mamba3_jepa.export.writer import as_stored, round_as_stored
+from mamba3_jepa.models.episodes import picture_keys
 from mamba3_jepa.models.key_map import Component, key_map
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.export import DtypeName
@@ -135,8 +136,9 @@ def _outputs(
         if model.recursion.config.episodes:
             outputs["episode floor"] = model.recursion.episode_floor
             asked = start["text embedding"]
-            states = start["pooled state"]
-            outputs["episode scores"] = model.recursion.episode_scores(states, asked, states, asked)
+            tokens = model.encode_images(probe.pixels, probe.has_image)
+            seen = model.recursion.episode_key(start["pooled state"], picture_keys(tokens, probe.has_image))
+            outputs["episode scores"] = model.recursion.episode_scores(seen, asked, seen, asked)
         if retriever is not None:
             outputs["question embedding"] = model.embed_text(probe.questions)
             outputs["retriever's question"] = retriever.question(start["question embedding"])

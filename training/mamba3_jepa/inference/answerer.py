@@ -25,9 +25,8 @@ from mamba3_jepa.inference.recall import Recall, Recalled
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt
-from mamba3_jepa.models.predictor import PredictorOutput
 from mamba3_jepa.models.recursion import Recursion
-from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.models.vljepa import Mamba3Jepa, Observation
 from mamba3_jepa.settings.inference import GenerationConfig, Inject
 
 logger = logging.getLogger(__name__)
@@ -80,11 +79,13 @@ class Answer:
 
 
 class Turn(NamedTuple):
-    """A question, the state (1, D) that it is answered from, the answer, and the probability that what was told last
-    answers the question (None where nothing was, or the model does not weigh it)."""
+    """A question, the state (1, D) that it is answered from, what its picture looks like (`Observation.picture`), the
+    answer, and the probability that what was told last answers the question (None where nothing was, or the model does
+    not weigh it)."""
 
     question: str | None
     pooled: Tensor
+    picture: Tensor
     answer: Answer
     told_answers: float | None = None
 
@@ -144,7 +145,7 @@ class Answerer:
         else:
             self._known = KnowledgeMemory.build(model, known_answers) if known_answers else None
         self.recall = None if memory is None else Recall(model, _recursion(model), memory)
-        self.observed: PredictorOutput | None = None
+        self.observed: Observation | None = None
         self._smoothed: Tensor | None = None
         self._turns = 0
 
@@ -182,8 +183,8 @@ class Answerer:
         Raises:
             UserError: as `ask_many`.
         """
-        answers, pooled = self._asked([image], [question], None, 1, None)
-        return Turn(question, pooled, answers[0])
+        answers, seen = self._asked([image], [question], None, 1, None)
+        return Turn(question, seen.pooled, seen.picture, answers[0])
 
     @torch.no_grad()
     def told(self, turn: Turn, knowledge: Knowledge) -> Turn:
@@ -209,7 +210,7 @@ class Answerer:
             sure=self._is_sure(True, True, after),
             knowledge_used=True,
         )
-        return Turn(turn.question, pooled, answer, None if answers is None else float(answers))
+        return turn._replace(pooled=pooled, answer=answer, told_answers=None if answers is None else float(answers))
 
     @torch.no_grad()
     def recalled(self, turn: Turn) -> Recalled | None:
@@ -220,7 +221,8 @@ class Answerer:
         """
         if self.recall is None:
             return None
-        return self.recall.look_up(self._read(turn.pooled), turn.pooled, [turn.question])[0]
+        observed = Observation(self._read(turn.pooled), turn.pooled, turn.picture)
+        return self.recall.look_up(observed, [turn.question])[0]
 
     @torch.no_grad()
     def _asked(
@@ -230,8 +232,8 @@ class Answerer:
         knowledge: Knowledge | None,
         batch_size: int,
         recall: Recall | None,
-    ) -> tuple[list[Answer], Tensor]:
-        """B answers, and the states (B, D) before anything is injected."""
+    ) -> tuple[list[Answer], Observation]:
+        """B answers, and what was observed before anything was injected."""
         vector = None if knowledge is None else self._vector(knowledge)
         self.observed = self.model.observe(images, questions, batch_size)
         embedding, pooled = self.observed.embedding.clone(), self.observed.pooled
@@ -246,7 +248,8 @@ class Answerer:
             told = [self.inject == "always" or bool(each) for each in confused]
         elif recall is not None and any(confused):
             rows = [i for i, is_confused in enumerate(confused) if is_confused]
-            recalled = recall.look_up(embedding[rows], pooled[rows], [questions[i] for i in rows])
+            some = Observation(*(values[rows] for values in self.observed))
+            recalled = recall.look_up(some, [questions[i] for i in rows])
             used = {i: found for i, found in zip(rows, recalled, strict=True) if found is not None}
         rows, injected = list(used), None
         if vector is not None and any(told):
@@ -288,7 +291,7 @@ class Answerer:
             )
             for i in range(len(questions))
         ]
-        return answers, pooled
+        return answers, self.observed
 
     def _is_sure(self, confused: bool | None, is_told: bool, after: float | None) -> bool | None:
         if not confused or not is_told or after is None:

@@ -1,6 +1,6 @@
 """Episodes: pictures and questions seen before, with the answers that were right.
 
-Letters: P episodes, B turns, D width of the pooled state, E embedding width.
+Letters: P episodes, B turns, S length of the key, E embedding width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.inference.digests import observer_digest
 from mamba3_jepa.inference.embeddings import embed_texts
 from mamba3_jepa.models.finite import demand_finite
-from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.models.vljepa import Mamba3Jepa, Observation
 
 _SAME = 1e-4  # of its length: what two machines, or two batches, make of one picture and question differs less
 
@@ -57,12 +57,13 @@ class Episode:
 class Episodes:
     """P episodes by what they are found and answered with.
 
-    states: (P, D) pooled states; questions, answers: (P, E) unit embeddings by the Y-Encoder; all float32 on the CPU.
-    observer: digest of what made the states, see `digests.observer_digest`.
+    seen: (P, S) keys, what the pictures look like or the pooled states (`RecursionConfig.episode_key`); questions,
+    answers: (P, E) unit embeddings by the Y-Encoder; all float32 on the CPU. observer: digest of what made the keys,
+    see `digests.observer_digest`.
     """
 
     entries: tuple[Episode, ...]
-    states: Tensor
+    seen: Tensor
     questions: Tensor
     answers: Tensor
     observer: str
@@ -76,7 +77,7 @@ class Episodes:
             return None
         return Episodes(
             entries=tuple(self.entries[row] for row in rows),
-            states=self.states[list(rows)],
+            seen=self.seen[list(rows)],
             questions=self.questions[list(rows)],
             answers=self.answers[list(rows)],
             observer=self.observer,
@@ -85,7 +86,7 @@ class Episodes:
     def joined(self, others: Episodes) -> tuple[Episodes, int, int]:
         """With `others` behind them, how many were added, and how many have a new answer.
 
-        One with the state and the question of another takes its place, so that nothing is remembered twice.
+        One with the key and the question of another takes its place, so that nothing is remembered twice.
 
         Raises:
             ValueError: another observer saw them.
@@ -93,14 +94,12 @@ class Episodes:
         if others.observer != self.observer:
             raise ValueError("the episodes are of two observers")
         entries, added, changed = list(self.entries), 0, 0
-        states, questions, answers = list(self.states), list(self.questions), list(self.answers)
+        seen, questions, answers = list(self.seen), list(self.questions), list(self.answers)
         for i, entry in enumerate(others.entries):
-            place = next(
-                (at for at, old in enumerate(entries) if _is_same(old, entry, states[at], others.states[i])), -1
-            )
+            place = next((at for at, old in enumerate(entries) if _is_same(old, entry, seen[at], others.seen[i])), -1)
             if place < 0:
                 entries.append(entry)
-                states.append(others.states[i])
+                seen.append(others.seen[i])
                 questions.append(others.questions[i])
                 answers.append(others.answers[i])
                 added += 1
@@ -109,7 +108,7 @@ class Episodes:
                 changed += 1
         joined = Episodes(
             entries=tuple(entries),
-            states=torch.stack(states),
+            seen=torch.stack(seen),
             questions=torch.stack(questions),
             answers=torch.stack(answers),
             observer=self.observer,
@@ -117,8 +116,8 @@ class Episodes:
         return joined, added, changed
 
 
-def _is_same(a: Episode, b: Episode, state_a: Tensor, state_b: Tensor) -> bool:
-    return a.question == b.question and bool((state_a - state_b).norm() <= _SAME * state_a.norm())
+def _is_same(a: Episode, b: Episode, seen_a: Tensor, seen_b: Tensor) -> bool:
+    return a.question == b.question and bool((seen_a - seen_b).norm() <= _SAME * seen_a.norm())
 
 
 def demand_episodes(model: Mamba3Jepa) -> None:
@@ -144,12 +143,12 @@ def demand_episodes(model: Mamba3Jepa) -> None:
 
 def made_episodes(
     model: Mamba3Jepa,
-    pooled: Tensor,
+    observed: Observation,
     questions: Sequence[str | None],
     answers: Sequence[str],
     images: Sequence[str | None],
 ) -> Episodes:
-    """Episodes of B turns with pooled states (B, D), which `model` observed without being told anything.
+    """Episodes of B turns that `model` observed without being told anything.
 
     Args:
         questions: per turn a text, or None for the model's prompt.
@@ -161,13 +160,15 @@ def made_episodes(
     """
     demand_episodes(model)
     asked = [model.config.query_prompt if question is None else question for question in questions]
-    demand_finite(pooled, model, "the state at", asked)
+    demand_finite(observed.pooled, model, "the state at", asked)
+    assert model.recursion is not None
+    seen = model.recursion.episode_key(observed.pooled, observed.picture)
     return Episodes(
         entries=tuple(
             Episode(question=question, answer=answer, image=image)
             for question, answer, image in zip(questions, answers, images, strict=True)
         ),
-        states=pooled.float().cpu().clone(),
+        seen=seen.float().cpu().clone(),
         questions=embed_texts(model, asked).embeddings,
         answers=embed_texts(model, answers).embeddings,
         observer=observer_digest(model),

@@ -177,9 +177,12 @@ class KnowledgeMemory:
             return memory
         if episodes.observer != observer_digest(model):
             raise UserError(
-                f"{path}: its episodes were seen by another predictor, so their states mean nothing to this model; "
+                f"{path}: its episodes were seen by another predictor, so what was seen means nothing to this model; "
                 "remember them again with it, or remove them (memory list FILE gives their numbers)"
             )
-        if episodes.states.shape[1] != model.config.predictor.d_model:
-            raise UserError(f"{path}: damaged: expected episode_states of width {model.config.predictor.d_model}")
+        if episodes.seen.shape[1] != model.config.episode_dim:
+            raise UserError(
+                f"{path}: its episode_states have width {episodes.seen.shape[1]}, this model finds episodes by "
+                f"{model.config.episode_dim} numbers; remember them again with it"
+            )
         return memory

@@ -1,6 +1,6 @@
 """What a saved memory's file holds, read and checked without a model.
 
-Letters: M texts, P episodes, D width of the pooled state, E embedding width.
+Letters: M texts, P episodes, S length of an episode's key, E embedding width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mamba3_jepa.files.safetensors_file import open_safetensors, write_safetenso
 from mamba3_jepa.inference.episodes import Episode, Episodes
 
 SUFFIX = ".safetensors"
-_EPISODE_TENSORS = {"states": "episode_states", "questions": "episode_questions", "answers": "episode_answers"}
+_EPISODE_TENSORS = {"seen": "episode_states", "questions": "episode_questions", "answers": "episode_answers"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +102,7 @@ def _episodes(metadata: Mapping[str, str], found: Mapping[str, Tensor], path: st
     entries = _entries(said or "")
     tensors = {field: found.get(name) for field, name in _EPISODE_TENSORS.items()}
     number = 0 if entries is None else len(entries)
-    shapes = {"states": (number, None), "questions": (number, width), "answers": (number, width)}
+    shapes = {"seen": (number, None), "questions": (number, width), "answers": (number, width)}
     whole = {
         field: tensor
         for field, tensor in tensors.items()

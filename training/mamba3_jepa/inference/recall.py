@@ -1,6 +1,6 @@
 """What a confused model recalls from a memory: its best fact, or its best episode.
 
-Letters: B turns, M facts, P episodes, D width of the pooled state, E embedding width, R width of the retriever.
+Letters: B turns, M facts, P episodes, S length of an episode's key, E embedding width, R width of the retriever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from mamba3_jepa.inference.memory import KnowledgeMemory, MemoryKind
 from mamba3_jepa.models.episodes import cosines
 from mamba3_jepa.models.recursion import Recursion
-from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.models.vljepa import Mamba3Jepa, Observation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +31,7 @@ class Recall:
     """Looks things up in a memory, for one model.
 
     A fact is found by the retriever with the question, or without one by the predicted embedding; an episode by the
-    question and the pooled state (`models.episodes`), if the model has learned to recall any. Each has its floor; of a
+    question and by what is seen (`models.episodes`), if the model has learned to recall any. Each has its floor; of a
     fact and an episode that reach theirs, the one further above it is recalled, the fact if neither is. All in float32.
     """
 
@@ -45,12 +45,12 @@ class Recall:
         finds_facts = bool(self.memory.texts) and (self.recursion.retriever is None or question is not None)
         return finds_facts or self.episodes is not None
 
-    def look_up(self, embedding: Tensor, pooled: Tensor, questions: Sequence[str | None]) -> list[Recalled | None]:
-        """What is recalled in each of B turns: predicted embeddings (B, E), pooled states (B, D)."""
+    def look_up(self, observed: Observation, questions: Sequence[str | None]) -> list[Recalled | None]:
+        """What is recalled in each of B turns."""
         prompt = self.model.config.query_prompt
         asked = self.model.embed_text([prompt if question is None else question for question in questions])
-        facts = self._facts(embedding, asked, questions)
-        episodes = self._episodes(pooled, asked)
+        facts = self._facts(observed.embedding, asked, questions)
+        episodes = self._episodes(self.recursion.episode_key(observed.pooled, observed.picture), asked)
         return [
             max((each for each in pair if each is not None), key=lambda each: each.margin, default=None)
             for pair in zip(facts, episodes, strict=True)
@@ -74,11 +74,11 @@ class Recall:
                 )
         return found
 
-    def _episodes(self, pooled: Tensor, asked: Tensor) -> list[Recalled | None]:
+    def _episodes(self, seen: Tensor, asked: Tensor) -> list[Recalled | None]:
         episodes, recursion = self.episodes, self.recursion
         if episodes is None:
-            return [None] * len(pooled)
-        scores = recursion.episode_scores(pooled.cpu(), asked.cpu(), episodes.states, episodes.questions)
+            return [None] * len(seen)
+        scores = recursion.episode_scores(seen.cpu(), asked.cpu(), episodes.seen, episodes.questions)
         return [
             Recalled(kind="episode", text=episodes.entries[row].text, embedding=episodes.answers[row], margin=margin)
             if margin >= 0

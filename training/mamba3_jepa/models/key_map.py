@@ -161,7 +161,7 @@ def _recursion_keys(config: RecursionConfig) -> Iterator[str]:
                 yield f"retriever.{tower}.{key}"
     yield "memory_floor"
     if config.episodes:
-        yield from ("episode_blend", "episode_floor", "state_mean")
+        yield from ("episode_blend", "episode_floor", f"{config.episode_key}_mean")
 
 
 def _vision_keys(config: ModelConfig) -> Iterator[str]:

@@ -83,7 +83,7 @@ class Network(nn.Module):
         """A confusion monitor and a state injector with new weights, on the model's device."""
         config = self.config
         self.recursion = Recursion(
-            config.predictor.d_model, config.embed_dim, config.knowledge_dim, config.recursion
+            config.predictor.d_model, config.embed_dim, config.knowledge_dim, config.recursion, config.episode_dim
         ).to(self.device)
         return self.recursion
 

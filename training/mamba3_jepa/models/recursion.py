@@ -1,7 +1,7 @@
 """Recursion on the predictor's pooled state: notice confusion, inject knowledge, look again.
 
-Shape letters: B batch, D width of the pooled state, K length of a knowledge vector, M hidden width, S numbers of doubt,
-E embedding width, R width of the retriever.
+Shape letters: B batch, D width of the pooled state, K length of a knowledge vector, M hidden width, E embedding width,
+R width of the retriever, S length of what an episode is found by.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RMS_EPS = 1e-12  # of an embedding of unit length the mean square is one over it
 class ConfusionMonitor(nn.Module):
     """Pooled state -> probability that the model does not know: a perceptron with one hidden layer.
 
-    With `hears_answer` it is told the decoder's doubt in its own answer too (`generation.doubt`, S = 2): what the
+    With `hears_answer` it is told the decoder's doubt in its own answer too (`generation.doubt`, two numbers): what the
     pooled state shows least is that a picture and a question as ever are answered wrongly, and there the decoder
     hesitates (Malinin and Gales 2021, arXiv 2002.07650, compare such measures).
 
@@ -42,7 +42,7 @@ class ConfusionMonitor(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0))
 
     def forward(self, pooled: Tensor, doubt: Tensor | None = None) -> Tensor:
-        """Pooled states (B, D) and, with `hears_answer`, doubt (B, S) -> logits of confusion (B,), before
+        """Pooled states (B, D) and, with `hears_answer`, doubt (B, 2) -> logits of confusion (B,), before
         `temperature`; in the parameters' precision under autocast too."""
         if (doubt is not None) != self.hears_answer:
             raise ValueError(f"hears_answer is {self.hears_answer}, doubt was {'not ' * (doubt is None)}given")
@@ -178,16 +178,19 @@ class Recursion(nn.Module):
     question's or, without a retriever (None), its embedding's to the predicted one. `NO_FLOOR`, the lowest cosine there
     is, lets every text through.
 
-    With `episodes` there are `episode_blend`, `episode_floor` and `state_mean` (D,) as well, for `models.episodes`:
-    chosen in validation, and until then `episode_floor` is `SHUT`, which lets no episode through.
+    With `episodes` there are `episode_blend`, `episode_floor` and `state_mean` (D,) or, with `episode_key` "picture",
+    `picture_mean` (S,) as well, for `models.episodes`: chosen in validation, and until then `episode_floor` is `SHUT`,
+    which lets no episode through.
     """
 
     memory_floor: Tensor
     episode_blend: Tensor
     episode_floor: Tensor
-    state_mean: Tensor
 
-    def __init__(self, d_model: int, embed_dim: int, knowledge_dim: int, config: RecursionConfig) -> None:
+    def __init__(
+        self, d_model: int, embed_dim: int, knowledge_dim: int, config: RecursionConfig, episode_dim: int | None = None
+    ) -> None:
+        """`episode_dim`: S, what an episode is found by; D by default."""
         super().__init__()
         self.config = config
         self.confusion_probe = ConfusionMonitor(d_model, config.hidden_dim, config.ema_decay, config.hears_answer)
@@ -205,12 +208,21 @@ class Recursion(nn.Module):
         if config.episodes:
             self.register_buffer("episode_blend", torch.tensor(0.5))
             self.register_buffer("episode_floor", torch.tensor(SHUT))
-            self.register_buffer("state_mean", torch.zeros(d_model))
+            self.register_buffer(f"{config.episode_key}_mean", torch.zeros(episode_dim or d_model))
 
-    def episode_scores(self, pooled: Tensor, asked: Tensor, states: Tensor, questions: Tensor) -> Tensor:
+    @property
+    def episode_mean(self) -> Tensor:
+        """(S,) what is taken from what is seen before it is compared."""
+        return getattr(self, f"{self.config.episode_key}_mean")
+
+    def episode_key(self, pooled: Tensor, picture: Tensor) -> Tensor:
+        """What an episode is found by (B, S): pooled states (B, D) or `picture_keys`, as it is configured."""
+        return picture if self.config.episode_key == "picture" else pooled
+
+    def episode_scores(self, seen: Tensor, asked: Tensor, keys: Tensor, questions: Tensor) -> Tensor:
         """`models.episodes.episode_scores` with the model's own mean and blend, on the arguments' device."""
-        mean, blend = self.state_mean.to(pooled.device), self.episode_blend.to(pooled.device)
-        return episode_scores(pooled, asked, states, questions, mean=mean.float(), blend=blend.float())
+        mean, blend = self.episode_mean.to(seen.device), self.episode_blend.to(seen.device)
+        return episode_scores(seen, asked, keys, questions, mean=mean.float(), blend=blend.float())
 
     @property
     def recalls_episodes(self) -> bool:

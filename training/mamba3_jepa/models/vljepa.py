@@ -1,6 +1,6 @@
 """The vision-language JEPA for people who have files, texts and pictures; `network.py` is what it computes.
 
-Shape letters: B samples, Bi of them with an image, P different pictures, S pixels, E embedding width.
+Shape letters: B samples, Bi of them with an image, P different pictures, S pixels, V vision width, E embedding width.
 """
 
 from __future__ import annotations
@@ -9,23 +9,33 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mamba3_jepa.config import ModelConfig
+from mamba3_jepa.config import PICTURE_CELLS, ModelConfig
 from mamba3_jepa.data.images import load_image, normalize, to_pixels, upright
 from mamba3_jepa.data.tokenizer import EncodedTexts, TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
+from mamba3_jepa.models.episodes import picture_keys
 from mamba3_jepa.models.generation import Generated, GenerationConfig, generate
 from mamba3_jepa.models.network import Network, eval_mode
-from mamba3_jepa.models.predictor import PredictorOutput
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.models.vit import VisionEncoder
 
 logger = logging.getLogger(__name__)
+
+
+class Observation(NamedTuple):
+    """What a model makes of B samples, in float32: embedding (B, E), the predicted ones, of unit length; pooled
+    (B, d_model), the states they were read from; picture (B, 4 V), what the pictures look like (`picture_keys`)."""
+
+    embedding: Tensor
+    pooled: Tensor
+    picture: Tensor
 
 
 class Mamba3Jepa(Network):
@@ -84,8 +94,8 @@ class Mamba3Jepa(Network):
         images: Sequence[str | Path | Image.Image | None],
         questions: Sequence[str | None],
         batch_size: int = 32,
-    ) -> PredictorOutput:
-        """What the predictor makes of image-question pairs: embeddings and pooled states.
+    ) -> Observation:
+        """What the model makes of image-question pairs.
 
         Args:
             images: per sample a file, an image, or None for a question without image.
@@ -93,7 +103,7 @@ class Mamba3Jepa(Network):
             batch_size: samples computed at once; the result does not depend on it.
 
         Returns:
-            embedding (B, E) float32 of unit length and pooled (B, d_model) float32, on the model's device.
+            Tensors on the model's device.
 
         Raises:
             UserError: no sample, lengths that differ, an empty question, an image that cannot be read.
@@ -106,9 +116,24 @@ class Mamba3Jepa(Network):
         with self._inference():
             for rows in _slices(len(texts), batch_size):
                 pixels, has_image, picture = self._pixels(images[rows])
-                outputs.append(self(pixels, has_image, *self._batch(encoded, rows), picture))
+                tokens = self.encode_images(pixels, has_image, picture)
+                output = self.predict(tokens, has_image, *self._batch(encoded, rows))
+                outputs.append((*output, picture_keys(tokens, has_image)))
         # Outside, so that the result can take part in training.
-        return PredictorOutput(*(torch.cat([tensor.float() for tensor in part]) for part in zip(*outputs, strict=True)))
+        return Observation(*(torch.cat([tensor.float() for tensor in part]) for part in zip(*outputs, strict=True)))
+
+    def picture_keys(self, images: Sequence[str | Path | Image.Image | None], batch_size: int = 32) -> Tensor:
+        """What some images look like, (B, 4 V); see `models.episodes.picture_keys`.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        keys = [torch.empty(0, PICTURE_CELLS * self.config.vision.hidden_size, device=self.device)]
+        with self._inference():
+            for rows in _slices(len(images), batch_size):
+                pixels, has_image, picture = self._pixels(images[rows])
+                keys.append(picture_keys(self.encode_images(pixels, has_image, picture), has_image))
+        return torch.cat(keys)
 
     def embed(
         self,

@@ -244,9 +244,11 @@ class Phase3Task(KeptOutputs):
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
         self.batches_per_epoch = len(self._plan)
-        if self.config.recursion.episodes:
-            self.recursion.state_mean.copy_(_mean(train.frozen.pooled[torch.arange(len(train))]))
-        self._trials = Phase3Trials(val)
+        self._trials = on_every_rank(lambda: Phase3Trials(model, val))
+        if self._trials.episodes is not None:
+            by_state = self.config.recursion.episode_key == "state"
+            mean = _mean(train.frozen.pooled[torch.arange(len(train))]) if by_state else self._trials.episodes.mean()
+            self.recursion.episode_mean.copy_(mean)
         self._report: Phase3Report | None = None
         if rank() == 0 and self._trials.warning is not None:
             logger.warning(self._trials.warning)
