@@ -163,7 +163,7 @@ impl Recursion {
         };
         let episodes = match config.recursion.episodes {
             false => None,
-            true => Some(EpisodeFinder::read(&mut fields, width)?),
+            true => Some(EpisodeFinder::read(&mut fields, &config)?),
         };
         fields.finish()?;
         Ok(Recursion {

@@ -141,6 +141,17 @@ pub struct AngnConfig {
     pub ema_decay: f64,
 }
 
+/// What an episode is found by beside its question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EpisodeKey {
+    /// The pooled state; so it was before there was a choice.
+    #[default]
+    State,
+    /// What the picture looks like; see [`picture_key`](crate::episodes::picture_key).
+    Picture,
+}
+
 /// The confusion monitor, the state injector, what judges and finds knowledge, and the selector of tools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -163,6 +174,9 @@ pub struct RecursionConfig {
     /// Whether a memory may hold episodes, pictures and questions seen before with their answers, beside texts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub episodes: bool,
+    /// What an episode is found by beside its question.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub episode_key: EpisodeKey,
     /// Whether it is judged if what the model was told answers the question, so that it can stay confused.
     #[serde(default, skip_serializing_if = "is_default")]
     pub weighs_knowledge: bool,
@@ -219,6 +233,14 @@ impl Mamba3JepaConfig {
     /// Length K of a knowledge vector.
     pub fn knowledge_dim(&self) -> usize {
         self.recursion.knowledge_dim.unwrap_or(self.embed_dim)
+    }
+
+    /// Length S of what an episode is found by beside its question.
+    pub fn episode_dim(&self) -> usize {
+        match self.recursion.episode_key {
+            EpisodeKey::State => self.predictor.d_model(),
+            EpisodeKey::Picture => crate::episodes::PICTURE_CELLS * self.vision.hidden_size,
+        }
     }
 
     /// Reads and checks the JSON of a header or of `config.json`'s `model`.
@@ -359,6 +381,7 @@ mod tests {
             .recursion("injector_sees_state", true)
             .recursion("retriever_dim", 9)
             .recursion("episodes", true)
+            .recursion("episode_key", "picture")
             .recursion("weighs_knowledge", true)
             .recursion("tools", json!(["memory", "größer"]));
         assert_eq!(serde_json::to_value(read(&whole).recursion).unwrap(), whole.config["recursion"]);

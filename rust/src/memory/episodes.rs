@@ -1,13 +1,13 @@
 //! Episodes: pictures and questions seen before, with the answers that were right.
 //!
-//! Letters: P episodes, D width of the pooled state, E embedding width.
+//! Letters: P episodes, S length of the key, E embedding width.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::vljepa::{Mamba3Jepa, Observation};
 
-/// A state that differs by at most this share of its length is the same: what two machines make of one picture and
+/// A key that differs by at most this share of its length is the same: what two machines make of one picture and
 /// question differs less.
 const SAME: f32 = 1e-4;
 
@@ -40,13 +40,13 @@ impl Episode {
 pub struct Episodes {
     /// What they are.
     pub(crate) entries: Vec<Episode>,
-    /// Pooled states (P, D).
-    pub(crate) states: Vec<f32>,
+    /// Keys (P, S): what the pictures look like, or the pooled states.
+    pub(crate) seen: Vec<f32>,
     /// Embeddings of the questions (P, E).
     pub(crate) questions: Vec<f32>,
     /// Embeddings of the answers (P, E).
     pub(crate) answers: Vec<f32>,
-    /// Digest of what made the states.
+    /// Digest of what made the keys.
     pub(crate) observer: String,
 }
 
@@ -57,7 +57,7 @@ impl Episodes {
     /// [`Error::Absent`]: the model recalls no episodes; [`Error::Input`]: there are not as many observations, or none, or
     /// a question or an answer is empty; [`Error::NotFinite`]: the weights are damaged.
     pub fn of(model: &Mamba3Jepa, observations: &[Observation], entries: Vec<Episode>) -> Result<Episodes, Error> {
-        model.demand_episodes()?;
+        let finder = model.demand_episodes()?;
         if observations.len() != entries.len() {
             return Err(Error::Input(format!("{} observations, but {} episodes", observations.len(), entries.len())));
         }
@@ -65,7 +65,7 @@ impl Episodes {
         let asked: Vec<&str> = entries.iter().map(|entry| entry.question.as_deref().unwrap_or(prompt)).collect();
         let answers: Vec<&str> = entries.iter().map(|entry| entry.answer.as_str()).collect();
         Ok(Episodes {
-            states: observations.iter().flat_map(|observation| &observation.pooled).copied().collect(),
+            seen: observations.iter().flat_map(|observation| finder.seen(observation)).copied().collect(),
             questions: model.embed_text(&asked)?.concat(),
             answers: model.embed_text(&answers)?.concat(),
             observer: model.observer_digest(),
@@ -88,15 +88,15 @@ impl Episodes {
         &self.entries
     }
 
-    /// Digest of the predictor, and all else, that made their states.
+    /// Digest of the predictor, and all else, that made their keys.
     pub fn observer(&self) -> &str {
         &self.observer
     }
 
-    /// Widths of a state and of an embedding.
+    /// Widths of a key and of an embedding.
     pub(crate) fn widths(&self) -> (usize, usize) {
         let rows = self.entries.len().max(1);
-        (self.states.len() / rows, self.answers.len() / rows)
+        (self.seen.len() / rows, self.answers.len() / rows)
     }
 
     /// The embedding of an answer.
@@ -107,13 +107,13 @@ impl Episodes {
 
     /// Some of them, in this order; `None` where that is none.
     pub(crate) fn only(&self, rows: &[usize]) -> Option<Episodes> {
-        let (state, width) = self.widths();
+        let (key, width) = self.widths();
         let some = |numbers: &[f32], width: usize| {
             rows.iter().flat_map(|row| &numbers[row * width..][..width]).copied().collect()
         };
         (!rows.is_empty()).then(|| Episodes {
             entries: rows.iter().map(|&row| self.entries[row].clone()).collect(),
-            states: some(&self.states, state),
+            seen: some(&self.seen, key),
             questions: some(&self.questions, width),
             answers: some(&self.answers, width),
             observer: self.observer.clone(),
@@ -121,19 +121,19 @@ impl Episodes {
     }
 
     /// Puts `others` of the same observer behind these; returns how many were added, and how many have a new answer. One
-    /// with the state and the question of another takes its place, so that nothing is remembered twice.
+    /// with the key and the question of another takes its place, so that nothing is remembered twice.
     pub(crate) fn join(&mut self, others: &Episodes) -> (usize, usize) {
-        let (state, width) = others.widths();
+        let (key, width) = others.widths();
         let (mut added, mut changed) = (0, 0);
         for (row, entry) in others.entries.iter().enumerate() {
-            let seen = &others.states[row * state..][..state];
+            let seen = &others.seen[row * key..][..key];
             let is_same = |at: &usize| {
-                self.entries[*at].question == entry.question && is_near(&self.states[at * state..][..state], seen)
+                self.entries[*at].question == entry.question && is_near(&self.seen[at * key..][..key], seen)
             };
             match (0..self.entries.len()).find(is_same) {
                 None => {
                     self.entries.push(entry.clone());
-                    self.states.extend(seen);
+                    self.seen.extend(seen);
                     self.questions.extend(&others.questions[row * width..][..width]);
                     self.answers.extend(others.answer(row));
                     added += 1;

@@ -1,4 +1,4 @@
-//! What a saved memory's file holds. Letters: M texts, P episodes, D width of the pooled state, E embedding width.
+//! What a saved memory's file holds. Letters: M texts, P episodes, S length of an episode's key, E embedding width.
 
 use std::path::Path;
 
@@ -67,7 +67,7 @@ impl KnowledgeMemory {
         if let Some(episodes) = &self.episodes {
             metadata.extend([("observer", episodes.observer.as_str()), ("episodes", entries.as_str())]);
             tensors.extend([
-                NewTensor { name: STATES, shape: &states, numbers: &episodes.states },
+                NewTensor { name: STATES, shape: &states, numbers: &episodes.seen },
                 NewTensor { name: QUESTIONS, shape: &embeddings, numbers: &episodes.questions },
                 NewTensor { name: ANSWERS, shape: &embeddings, numbers: &episodes.answers },
             ]);
@@ -93,10 +93,10 @@ fn episodes(weights: &Weights, width: usize, failed: impl Fn(String) -> Error) -
         ))
     };
     let embeddings = |name: &str| Ok::<_, Error>(finite(weights, name, rows)?.filter(|(_, found)| *found == width));
-    let (states, questions, answers) = (finite(weights, STATES, rows)?, embeddings(QUESTIONS)?, embeddings(ANSWERS)?);
-    match (states, questions, answers, said("observer")) {
-        (Some((states, _)), Some((questions, _)), Some((answers, _)), Some(observer)) if rows > 0 => {
-            Ok(Some(Episodes { entries, states, questions, answers, observer: observer.into() }))
+    let (seen, questions, answers) = (finite(weights, STATES, rows)?, embeddings(QUESTIONS)?, embeddings(ANSWERS)?);
+    match (seen, questions, answers, said("observer")) {
+        (Some((seen, _)), Some((questions, _)), Some((answers, _)), Some(observer)) if rows > 0 => {
+            Ok(Some(Episodes { entries, seen, questions, answers, observer: observer.into() }))
         }
         _ => Err(damaged()),
     }

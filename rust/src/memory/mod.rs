@@ -152,14 +152,17 @@ impl KnowledgeMemory {
         let failed = |reason: String| Err(Error::File { path: path.to_path_buf(), reason });
         if episodes.observer != model.observer_digest() {
             return failed(
-                "its episodes were seen by another predictor, so their states mean nothing to this model; remember them \
+                "its episodes were seen by another predictor, so what was seen means nothing to this model; remember them \
                  again with it, or remove them (memory list FILE gives their numbers)"
                     .into(),
             );
         }
-        let width = model.config().predictor.d_model();
-        if episodes.widths().0 != width {
-            return failed(format!("damaged: expected episode_states of width {width}"));
+        let (found, width) = (episodes.widths().0, model.config().episode_dim());
+        if found != width {
+            return failed(format!(
+                "its episode_states have width {found}, this model finds episodes by {width} numbers; remember them again \
+                 with it"
+            ));
         }
         Ok(memory)
     }

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
+use crate::config::EpisodeKey;
+use crate::episodes::picture_key;
 use crate::error::Error;
 use crate::generate::{GenerationConfig, Method, Request, generate};
 use crate::mamba3::trace::Recorder;
@@ -214,10 +216,21 @@ impl Models<'_> {
         }
         if let Some(finder) = &recursion.episodes {
             let (asked, told) = (golden.input("question_embedding")?, golden.input("text_embedding")?);
-            let states = golden.input("injected")?;
-            let rows = pooled.chunks(config.predictor.d_model()).zip(asked.chunks(config.embed_dim));
+            let (seen, keys) = match config.recursion.episode_key {
+                EpisodeKey::State => (pooled.clone(), golden.input("injected")?),
+                EpisodeKey::Picture => {
+                    let (tokens, has_image) = (golden.input("visual_tokens")?, golden.input_mask("has_image")?);
+                    let width = config.vision.hidden_size;
+                    let rows = tokens.chunks((tokens.len() / has_image.len().max(1)).max(1)).zip(&has_image);
+                    let keys = rows.map(|(tokens, &has)| picture_key(has.then_some(tokens), width));
+                    let keys = keys.collect::<Vec<_>>().concat();
+                    golden.check("picture", &keys)?;
+                    (keys.clone(), keys)
+                }
+            };
+            let rows = seen.chunks(config.episode_dim()).zip(asked.chunks(config.embed_dim));
             let scores: Vec<_> =
-                rows.map(|(pooled, asked)| finder.scores(pooled, asked, &states, &told)).collect::<Result<_, _>>()?;
+                rows.map(|(seen, asked)| finder.scores(seen, asked, &keys, &told)).collect::<Result<_, _>>()?;
             golden.check("episode_scores", &scores.concat())?;
         }
         if recursion.knowledge_probe.is_some() {

@@ -10,6 +10,7 @@ pub use turn::Turn;
 
 use super::recall::Recall;
 use super::{Mamba3Jepa, Observation, Progress, Sample};
+use crate::episodes::EpisodeFinder;
 use crate::error::Error;
 use crate::files::path_text;
 use crate::generate::{Doubt, GenerationConfig};
@@ -210,14 +211,14 @@ impl Mamba3Jepa {
     /// Whether an episode of a memory can be near enough to be recalled.
     pub fn recalls_episodes(&self) -> bool {
         let finder = self.recursion.as_ref().and_then(|recursion| recursion.episodes.as_ref());
-        finder.is_some_and(crate::episodes::EpisodeFinder::recalls)
+        finder.is_some_and(EpisodeFinder::recalls)
     }
 
     /// Demands that this model can recall what it is to remember of what it sees.
     ///
     /// # Errors
     /// [`Error::Absent`]: it has no recursion part, was trained without episodes, or learned nothing about them.
-    pub fn demand_episodes(&self) -> Result<(), Error> {
+    pub fn demand_episodes(&self) -> Result<&EpisodeFinder, Error> {
         let folder = self.manifest.path.parent().unwrap_or(&self.manifest.path);
         let reason = match &self.recursion {
             None => "it cannot remember what it sees: phase 3 (train_agent.py) trains that",
@@ -225,11 +226,11 @@ impl Mamba3Jepa {
                 "it was trained without episodes, so it would never recall one: train phase 3 with --model \
                  recursion.episodes=true, or remember a sentence instead (memory add FILE TEXT)"
             }
-            Some(_) if !self.recalls_episodes() => {
+            Some(Recursion { episodes: Some(finder), .. }) if finder.recalls() => return Ok(finder),
+            Some(_) => {
                 "its validation had too little to learn when to recall an episode, so it would never recall one: train \
                  phase 3 with more validation samples, or remember a sentence instead (memory add FILE TEXT)"
             }
-            Some(_) => return Ok(()),
         };
         Err(Error::Absent(format!("{}: {reason}", path_text(folder))))
     }

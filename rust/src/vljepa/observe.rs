@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::{Image, Mamba3Jepa, Observation, Progress, Sample};
 use crate::angn::{AdaptiveNeuralGate, GateActivity};
+use crate::episodes::picture_key;
 use crate::error::Error;
 use crate::files::path_text;
 use crate::image::{load_image, normalize};
@@ -115,9 +116,12 @@ impl Mamba3Jepa {
         if let Some(gates) = &self.gates {
             self.record(&pass, gates);
         }
-        let observed = predictions
-            .into_iter()
-            .map(|prediction| Observation { embedding: prediction.embedding, pooled: prediction.pooled });
+        let width = self.config().vision.hidden_size;
+        let observed = zip(predictions, visual).map(|(prediction, &tokens)| Observation {
+            embedding: prediction.embedding,
+            pooled: prediction.pooled,
+            picture: picture_key(tokens, width),
+        });
         Ok(observed.collect())
     }
 

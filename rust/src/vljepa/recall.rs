@@ -1,6 +1,6 @@
 //! What a confused model recalls from a memory: its best fact, or its best episode.
 //!
-//! Letters: M facts, P episodes, D width of the pooled state, E embedding width, R width of the retriever.
+//! Letters: M facts, P episodes, E embedding width, R width of the retriever.
 
 use super::{Mamba3Jepa, Observation};
 use crate::error::Error;
@@ -109,7 +109,7 @@ fn episode<'t>(
     asked: &[f32],
 ) -> Result<Option<Recalled<'t>>, Error> {
     let Some(finder) = &recursion.episodes else { return Ok(None) };
-    let scores = finder.scores(&observation.pooled, asked, &episodes.states, &episodes.questions)?;
+    let scores = finder.scores(finder.seen(observation), asked, &episodes.seen, &episodes.questions)?;
     let best = crate::generate::argmax(&scores);
     let score = scores.get(best).copied().filter(|&score| score >= finder.floor);
     Ok(score.map(|score| Recalled {

@@ -72,4 +72,6 @@ pub struct Observation {
     pub embedding: Vec<f32>,
     /// The pooled state it was read from, (D,).
     pub pooled: Vec<f32>,
+    /// What the picture looks like, (4 V,); see [`picture_key`](crate::episodes::picture_key).
+    pub picture: Vec<f32>,
 }

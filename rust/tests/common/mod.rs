@@ -325,7 +325,10 @@ impl TinyModel {
                 if said["episodes"] == json!(true) {
                     add("episode_blend", &[]);
                     add("episode_floor", &[]);
-                    add("state_mean", &[width]);
+                    match said["episode_key"] == json!("picture") {
+                        true => add("picture_mean", &[4 * size("/vision/hidden_size")]),
+                        false => add("state_mean", &[width]),
+                    }
                 }
             }
             "x_encoder" => self.add_vision(&mut shapes),

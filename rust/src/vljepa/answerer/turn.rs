@@ -12,6 +12,8 @@ pub struct Turn {
     pub question: Option<String>,
     /// The pooled state (D,), with what was told so far.
     pub pooled: Vec<f32>,
+    /// What its picture looks like; see [`Observation::picture`].
+    pub picture: Vec<f32>,
     /// What is said from there.
     pub answer: Answer,
     /// The probability that what was told last answers the question; `None` where nothing was, or the model does not weigh
@@ -48,8 +50,8 @@ impl<'m> Answerer<'m> {
         let (Some(answer), [observation]) = (answers.pop(), &self.observed[..]) else {
             return Err(Error::Input("expected one answer, found none".into()));
         };
-        let (question, pooled) = (sample.question.map(String::from), observation.pooled.clone());
-        Ok(Turn { question, pooled, answer, told_answers: None })
+        let Observation { pooled, picture, .. } = observation.clone();
+        Ok(Turn { question: sample.question.map(String::from), pooled, picture, answer, told_answers: None })
     }
 
     /// The same turn after something was injected, however confused the model is; once more, if it was before.
@@ -69,12 +71,13 @@ impl<'m> Answerer<'m> {
             answer.confusion_after = before.zip(told_answers).map(|(before, answers)| before * (1.0 - answers));
             answer.sure = Some(answer.is_calmed());
             answer.knowledge_used = true;
-            let observation = Observation { embedding: self.model.predictor.embed(&pooled)?, pooled };
+            let observation = Observation { embedding: self.model.predictor.embed(&pooled)?, pooled, picture: turn.picture.clone() };
             answer.nearest = self.nearest(&observation.embedding);
             let mut answers = [answer];
             self.say(std::slice::from_ref(&observation), &mut answers)?;
             let [answer] = answers;
-            Ok(Turn { question: turn.question.clone(), pooled: observation.pooled, answer, told_answers })
+            let Observation { pooled, picture, .. } = observation;
+            Ok(Turn { question: turn.question.clone(), pooled, picture, answer, told_answers })
         })
     }
 
@@ -87,7 +90,7 @@ impl<'m> Answerer<'m> {
         self.model.pool.install(|| {
             let recursion = self.model.demand_recursion()?;
             let embedding = self.model.predictor.embed(&turn.pooled)?;
-            let observation = Observation { embedding, pooled: turn.pooled.clone() };
+            let observation = Observation { embedding, pooled: turn.pooled.clone(), picture: turn.picture.clone() };
             let asked = [(turn.question.as_deref(), &observation)];
             Ok(recall.look_up(self.model, recursion, memory, &asked)?.pop().flatten())
         })
