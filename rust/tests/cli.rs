@@ -608,6 +608,69 @@ fn classify_gives_probabilities() {
 }
 
 #[test]
+fn search_and_classify_say_what_confuses() {
+    let tiny = TinyModel::new().recursion("hears_answer", true);
+    let scene = Scene::with(&tiny);
+    let names = ["photos/below/white.png", "photos/blue.png", "photos/red.png"].map(|name| scene.text(name));
+    for (command, given, question) in [
+        ("search", &["red", "--image-dir", "@photos"][..], None),
+        (
+            "classify",
+            &["--image-dir", "@photos", "--labels", "red", "blue", "--question", "What is it?"],
+            Some("What is it?"),
+        ),
+    ] {
+        let ask = |path: &String| {
+            let sample = Sample { question, ..Sample::file(path) };
+            scene.model().ask(sample).expect("an answer")
+        };
+        let mut scores = names.each_ref().map(|name| ask(name).confusion.expect("a score"));
+        scores.sort_by(f32::total_cmp);
+        assert!(scores[1] + 1e-4 < scores[2], "{scores:?}");
+        let threshold = f32::midpoint(scores[1], scores[2]);
+        let changed = tiny.component_with("recursion", |key, numbers| {
+            if key == "recursion.confusion_probe.threshold" {
+                numbers[0] = threshold;
+            }
+        });
+        scene.put("recursion", &changed);
+
+        let found = scene.run(command, &[given, &["--json"]].concat()).json();
+        let rows = found.get("results").unwrap_or(&found).as_array().expect("a list");
+        assert_eq!(rows.len(), 3);
+        let shown = scene.run(command, given).stdout;
+        for row in rows {
+            let name = row["image"].as_str().expect("a text").to_owned();
+            let answer = ask(&name);
+            close(&row["confusion"], answer.confusion.expect("a score").into());
+            assert_eq!((&row["confused"], &row["signal"]), (&json!(answer.confused), &json!(answer.signal)));
+            close(found.get("threshold").unwrap_or(&row["threshold"]), threshold.into());
+            let line = shown.lines().find(|line| line.contains(&name)).expect("its row");
+            assert_eq!(line.contains("  not sure 0."), answer.confused == Some(true), "{line}");
+            assert!(line.ends_with(&format!("{:.3}", row["confusion"].as_f64().expect("a number"))), "{line}");
+        }
+        let line = format!("\n\nconfused about 1 of the 3 shown (confusion over the threshold {threshold:.3})\n");
+        assert!(shown.ends_with(&line), "{shown}");
+    }
+
+    let early = Scene::with(&TinyModel { phase: 1, ..TinyModel::new() });
+    let images = ["--image-dir", "@photos"];
+    let found = early.run("search", &[&["red", "--json"], &images[..]].concat()).json();
+    let unknown = json!({"confusion": null, "confused": null, "signal": null, "threshold": null});
+    let pick = |row: &Value, threshold: &Value| json!({"confusion": row["confusion"], "confused": row["confused"], "signal": row["signal"], "threshold": threshold});
+    assert_eq!(found.as_object().expect("an object").len(), 4);
+    assert_eq!(found["results"][0].as_object().expect("an object").len(), 5);
+    assert_eq!(pick(&found["results"][0], &found["threshold"]), unknown);
+    let found = early.run("classify", &[&["--json", "--labels", "a", "b"], &images[..]].concat()).json();
+    assert_eq!(found[0].as_object().expect("an object").len(), 6);
+    assert_eq!(pick(&found[0], &found[0]["threshold"]), unknown);
+    for arguments in [&["search", "red"][..], &["classify", "--labels", "a", "b"]] {
+        let shown = early.run(arguments[0], &[&arguments[1..], &images[..]].concat()).stdout;
+        assert!(!shown.contains("confus") && !shown.contains("not sure"), "{shown}");
+    }
+}
+
+#[test]
 fn bad_images_are_errors_or_left_out() {
     let scene = Scene::new();
     let whole = fs::read(scene.path("photos/red.png")).expect("a file");

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from safetensors import safe_open
 from tiny import tiny_model, write_checkpoint, write_images
 
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.config import preset
+from mamba3_jepa.inference.answerer import Answer, Answerer
+from mamba3_jepa.inference.confusion import Confusion
 from mamba3_jepa.inference.embeddings import embed_images, find_images
-from mamba3_jepa.inference.zero_shot import class_probabilities
+from mamba3_jepa.inference.zero_shot import Found, class_probabilities, classify, search_images, search_sheet
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
 LABELS = ["red", "blue", "green", "a red circle above a blue square"]
@@ -57,11 +62,12 @@ def test_find_images_sorts_and_looks_below(folder: Path) -> None:
 
 def test_embed_images_does_not_depend_on_the_batch(model: Mamba3Jepa, folder: Path) -> None:
     paths = [Path(name) for name in names(folder)]
-    expected = model.embed(paths, ["Is there a square?"] * 4)
+    expected = model.observe(paths, ["Is there a square?"] * 4)
     for batch_size in (1, 3, 4):
         found = embed_images(model, paths, "Is there a square?", batch_size=batch_size)
         assert found.names == names(folder)
-        torch.testing.assert_close(found.embeddings, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.embeddings, expected.embedding, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.pooled, expected.pooled, rtol=1e-5, atol=1e-5)
 
 
 def test_embed_to_safetensors(checkpoint: str, model: Mamba3Jepa, folder: Path, tmp_path: Path) -> None:
@@ -132,6 +138,126 @@ def test_classify(
             assert shares == pytest.approx(row.sort(descending=True).values.tolist(), abs=1e-5)
     assert main([*arguments, "--labels", *LABELS, "--top", "1"]) == 0
     assert "probability" in capsys.readouterr().out
+
+
+QUESTION = "What colour is the circle?"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["hears the answer", "hears no answer"])
+def doubtful(request: pytest.FixtureRequest) -> Mamba3Jepa:
+    """A model of phase 3."""
+    return tiny_model(3, recursion=dataclasses.replace(preset("tiny").recursion, hears_answer=request.param))
+
+
+def asked(model: Mamba3Jepa, folder: Path, question: str | None) -> dict[str, Answer]:
+    """The answers about every image, by its name, with a threshold that leaves the model confused by two of them."""
+    assert model.recursion is not None
+    probe = model.recursion.confusion_probe
+
+    def ask() -> dict[str, Answer]:
+        return {name: Answerer(model).ask(name, question) for name in names(folder)}
+
+    scores = sorted(answer.confusion or 0.0 for answer in ask().values())
+    assert scores[1] < scores[2]
+    probe.threshold.fill_((scores[1] + scores[2]) / 2)
+    answers = ask()
+    assert sum(bool(answer.confused) for answer in answers.values()) == 2
+    return answers
+
+
+def assert_judged_alike(values: dict[str, Any], threshold: float | None, answer: Answer) -> None:
+    assert values["confusion"] == pytest.approx(answer.confusion, abs=1e-5)
+    assert (values["confused"], values["signal"], threshold) == (answer.confused, answer.signal, answer.threshold)
+
+
+def test_classify_is_confused_by_what_ask_is(
+    doubtful: Mamba3Jepa, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = asked(doubtful, folder, QUESTION)
+    checkpoint = write_checkpoint(tmp_path / "x.pt", doubtful, phase=3)
+    command = ["classify", "--checkpoint", str(checkpoint), "--image-dir", str(folder), "--question", QUESTION]
+    command += ["--labels", "red", "blue", "--batch-size", "3"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["image"] for each in found] == list(answers)
+    for each in found:
+        assert list(each) == ["image", "labels", "threshold", "confusion", "confused", "signal"]
+        assert_judged_alike(each, each["threshold"], answers[each["image"]])
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[1].split() == ["image", "label", "probability", "confusion"]
+    lines = [line.strip() for line in printed.splitlines()[3:]]
+    for place, (name, answer) in enumerate(answers.items()):
+        verdict = ("not", "sure") if answer.confused else ()
+        best, other = found[place]["labels"]
+        assert lines[2 * place].split() == [
+            name, best["label"], f"{best['probability']:.3f}", *verdict, f"{answer.confusion:.3f}",
+        ]  # fmt: skip
+        assert lines[2 * place + 1].split() == [other["label"], f"{other['probability']:.3f}"]
+    threshold = next(iter(answers.values())).threshold
+    assert lines[8:] == ["", f"confused about 2 of the 4 shown (confusion over the threshold {threshold:.3f})"]
+
+
+def test_search_is_confused_by_what_ask_is(
+    doubtful: Mamba3Jepa, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = asked(doubtful, folder, None)
+    checkpoint = write_checkpoint(tmp_path / "x.pt", doubtful, phase=3)
+    command = ["search", "--checkpoint", str(checkpoint), "--image-dir", str(folder), "red", "--top", "3"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["text", "images_searched", "results", "threshold"]
+    cosines = doubtful.embed(list(answers), [None] * 4) @ doubtful.embed_text(["red"])[0]
+    ranked = [list(answers)[i] for i in cosines.argsort(descending=True)]
+    assert [each["image"] for each in found["results"]] == ranked[:3], "confusion moves no image"
+    for each in found["results"]:
+        assert list(each) == ["image", "cosine", "confusion", "confused", "signal"]
+        assert_judged_alike(each, found["threshold"], answers[each["image"]])
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(command) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2].split() == ["image", "cosine", "confusion"]
+    for line, each in zip(lines[4:7], found["results"], strict=True):
+        verdict = ("not", "sure") if each["confused"] else ()
+        assert line.split() == [each["image"], f"{each['cosine']:.3f}", *verdict, f"{each['confusion']:.3f}"]
+    count = sum(bool(answers[name].confused) for name in ranked[:3])
+    line = f"confused about {count} of the 3 shown (confusion over the threshold {found['threshold']:.3f})"
+    assert lines[7:] == ["", line]
+
+
+def test_without_recursion_nothing_is_known_of_confusion(
+    checkpoint: str, model: Mamba3Jepa, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = embed_images(model, [Path(name) for name in names(folder)])
+    assert [each.confusion for each in search_images(model, "red", images, 2)] == [None] * 2
+    assert [each.confusion for each in classify(model, images, ["a", "b"], temperature=1.0)] == [None] * 4
+    unknown = {"confusion": None, "confused": None, "signal": None}
+    for command in (["search", "red"], ["classify", "--labels", "a", "b"]):
+        command = [*command, "--checkpoint", checkpoint, "--image-dir", str(folder)]
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        rows = found["results"] if command[0] == "search" else found
+        assert len(rows) == 4
+        assert all(row.items() >= unknown.items() for row in rows)
+        assert (found if command[0] == "search" else rows[0])["threshold"] is None
+        assert main(command) == 0
+        printed = capsys.readouterr().out
+        assert "confus" not in printed
+        assert "not sure" not in printed
+
+
+def test_the_contact_sheet_marks_what_confuses(folder: Path, tmp_path: Path) -> None:
+    sheets = {}
+    for score in (0.2, 0.5, 0.8):
+        confusion = Confusion(score=score, threshold=0.5, cause="state")
+        found = [Found(name=name, cosine=0.5, confusion=confusion) for name in names(folder)[:2]]
+        with Image.open(search_sheet("red", found, tmp_path / f"{score}.png")) as sheet:
+            sheets[score] = sheet.copy()
+    unknown = [Found(name=name, cosine=0.5, confusion=None) for name in names(folder)[:2]]
+    with Image.open(search_sheet("red", unknown, tmp_path / "unknown.png")) as sheet:
+        assert sheet.tobytes() == sheets[0.2].tobytes() == sheets[0.5].tobytes()
+    assert sheets[0.8].height > sheets[0.2].height, "it has another line"
 
 
 def test_file_names_that_are_not_utf8(

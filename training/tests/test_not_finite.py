@@ -119,6 +119,29 @@ def test_ask_names_what_is_damaged(
     assert str(checkpoint) in said.err
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (decoder, "the Y-Decoder's outputs are not finite"),
+        (probe, "the confusion for '{red}' is not finite: weights of"),
+    ],
+)
+def test_search_and_classify_name_what_keeps_confusion_from_being_judged(
+    damage: Callable[[Mamba3Jepa], torch.Tensor],
+    message: str,
+    images: dict[str, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    checkpoint, red = damaged(tmp_path / "damaged.pt", 3, damage), str(images["red"])
+    for command in (["search", "red"], ["classify", "--labels", *ANSWERS]):
+        assert main([*command, "--checkpoint", str(checkpoint), "--images", red]) == 2
+        said = capfd.readouterr()
+        assert said.out == ""
+        assert message.format(red=red) in said.err
+        assert str(checkpoint) in said.err
+
+
 def test_knowledge_too_large_for_sound_weights(
     images: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:

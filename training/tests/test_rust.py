@@ -16,8 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, save_file
 from tiny_export import build, export, save
@@ -318,6 +320,64 @@ def test_a_memory_goes_through_both_halves(tmp_path: Path) -> None:
         made = [] if wrong[0] != "add" else ["--weights", str(tmp_path / "weights")]
         other = rust("memory", *wrong, *made)
         assert (other.returncode, other.stderr.replace('"', "'")) == (2, done.stderr.replace('"', "'")), wrong
+
+
+@pytest.mark.parametrize(
+    "command", [["search", "red", "--top", "5"], ["classify", "--labels", "red", "blue", "--question", "what is it?"]]
+)
+def test_both_find_label_and_doubt_alike(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    model = build()
+    assert model.recursion is not None
+    assert model.recursion.confusion_probe.hears_answer
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        colours = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST).save(photos / f"{i}.png")
+    command = [*command, "--image-dir", str(photos)]
+
+    def by_python(*flags: str) -> str:
+        assert main([*command, "--checkpoint", str(tmp_path / "checkpoint.pt"), *flags]) == 0
+        return capsys.readouterr().out
+
+    def rows(found: Any) -> list[dict[str, Any]]:
+        return found["results"] if command[0] == "search" else found
+
+    save(model, tmp_path / "checkpoint.pt", 3)
+    scores = sorted(row["confusion"] for row in rows(json.loads(by_python("--json"))))
+    middle = len(scores) // 2
+    assert scores[middle] - scores[middle - 1] > 1e-4
+    model.recursion.confusion_probe.threshold.fill_((scores[middle] + scores[middle - 1]) / 2)
+    export(save(model, tmp_path / "checkpoint.pt", 3), tmp_path / "weights", x_encoder=True)
+
+    done = rust(*command, "--weights", tmp_path / "weights", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found, expected = json.loads(done.stdout), json.loads(by_python("--json"))
+    _assert_close(found, expected)
+    assert {row["confused"] for row in rows(found)} == {True, False}
+    assert {row["signal"] for row in rows(found) if not row["confused"]} == {None}
+    shown = rust(*command, "--weights", tmp_path / "weights").stdout
+    assert shown.count("not sure") == sum(row["confused"] for row in rows(found)) > 0
+    # the third decimal may be rounded differently; the numbers are compared above
+    words = [re.sub(r"\d\.\d+", "#", text.replace("─", "")).split() for text in (shown, by_python())]
+    assert words[0] == words[1]
+
+
+def _assert_close(found: Any, expected: Any) -> None:
+    """The same JSON, keys in their order, but for how numbers are rounded."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            _assert_close(*pair)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
 
 
 def test_every_flag_its_readme_names_exists() -> None:

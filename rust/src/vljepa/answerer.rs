@@ -9,14 +9,14 @@ use std::borrow::Cow;
 pub use turn::Turn;
 
 use super::recall::Recall;
-use super::{Mamba3Jepa, Observation, Progress, Sample};
+use super::{Confusion, Mamba3Jepa, Observation, Progress, Sample};
 use crate::episodes::EpisodeFinder;
 use crate::error::Error;
 use crate::files::path_text;
-use crate::generate::{Doubt, GenerationConfig};
+use crate::generate::GenerationConfig;
 use crate::memory::{KnowledgeMemory, MemoryKind};
 use crate::nearest::{cosines, nearest, shares};
-use crate::recursion::{ConfusionMonitor, Recursion, Signal};
+use crate::recursion::{Recursion, Signal};
 use crate::texts::{distinct, is_letter, strip};
 
 /// Cosines of known answers are divided by it, where there is no Y-Decoder; what training starts with.
@@ -347,39 +347,22 @@ impl Answerer<'_> {
 
     /// Answers that hold only how confused the model is, and the moving average after them.
     fn judge(&self, observations: &[Observation]) -> Result<(Vec<Answer>, Option<f32>), Error> {
+        let pooled: Vec<&[f32]> = observations.iter().map(|observation| &observation.pooled[..]).collect();
         let mut smoothed = self.smoothed;
         let mut answers = vec![Answer::default(); observations.len()];
-        if let Some(Recursion { confusion_probe, .. }) = &self.model.recursion {
-            let doubts = self.doubts(observations, confusion_probe)?;
-            for ((answer, observation), doubt) in answers.iter_mut().zip(observations).zip(doubts) {
-                let score = confusion_probe.score(&observation.pooled, doubt)?;
-                let average = confusion_probe.smooth(score, smoothed);
-                smoothed = Some(average);
-                let judged = if self.options.smooth { average } else { score };
-                answer.confusion = Some(score);
-                answer.smoothed_confusion = smoothed;
-                answer.threshold = Some(confusion_probe.threshold);
-                answer.confused = Some(judged > confusion_probe.threshold);
-                if answer.confused == Some(true) {
-                    answer.signal = Some(confusion_probe.signal(&observation.pooled)?);
-                }
-            }
+        let Some(Recursion { confusion_probe, .. }) = &self.model.recursion else { return Ok((answers, smoothed)) };
+        for (answer, confusion) in answers.iter_mut().zip(self.model.judge(&embeddings_of(observations), &pooled)?) {
+            let Some(confusion) = confusion else { continue };
+            let average = confusion_probe.smooth(confusion.score, smoothed);
+            smoothed = Some(average);
+            let judged = if self.options.smooth { Confusion { score: average, ..confusion } } else { confusion };
+            answer.confusion = Some(confusion.score);
+            answer.smoothed_confusion = smoothed;
+            answer.threshold = Some(confusion.threshold);
+            answer.confused = Some(judged.is_confused());
+            answer.signal = judged.signal();
         }
         Ok((answers, smoothed))
-    }
-
-    /// What the monitor hears: the doubt in greedy answers, whatever the options say of generation.
-    fn doubts(&self, observations: &[Observation], monitor: &ConfusionMonitor) -> Result<Vec<Option<Doubt>>, Error> {
-        if !monitor.hears_answer() {
-            return Ok(vec![None; observations.len()]);
-        }
-        let embeddings: Vec<&[f32]> = observations.iter().map(|observation| &observation.embedding[..]).collect();
-        let mut doubts = Vec::with_capacity(observations.len());
-        for embeddings in embeddings.chunks(self.model.batch_size) {
-            let answers = self.model.speak(embeddings, &GenerationConfig::default(), 0)?;
-            doubts.extend(answers.iter().map(|answer| Some(answer.doubt())));
-        }
-        Ok(doubts)
     }
 
     /// Where the model is confused, what it recalls from the memory is injected.
@@ -420,7 +403,7 @@ impl Answerer<'_> {
             }
             return Ok(());
         }
-        let embeddings: Vec<&[f32]> = observations.iter().map(|observation| &observation.embedding[..]).collect();
+        let embeddings = embeddings_of(observations);
         let mut first_row = self.turns;
         let batch = self.options.generation.samples_at_once(model.batch_size);
         for (answers, embeddings) in answers.chunks_mut(batch).zip(embeddings.chunks(batch)) {
@@ -433,6 +416,10 @@ impl Answerer<'_> {
         }
         Ok(())
     }
+}
+
+fn embeddings_of(observations: &[Observation]) -> Vec<&[f32]> {
+    observations.iter().map(|observation| &observation.embedding[..]).collect()
 }
 
 impl Mamba3Jepa {

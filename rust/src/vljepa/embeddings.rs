@@ -1,12 +1,12 @@
 //! What needs no training for its task: find an image by a text, and tell classes apart by their names.
 //!
-//! Letters: N images, L labels, E embedding width.
+//! Letters: N images, L labels, D width of the pooled state, E embedding width.
 
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{Image, Mamba3Jepa, Progress};
+use super::{Confusion, Image, Mamba3Jepa, Progress};
 use crate::error::Error;
 use crate::nearest::{cosines, nearest, shares};
 use crate::texts::{distinct, strip};
@@ -21,13 +21,37 @@ pub enum OnBadImage {
     Skip,
 }
 
-/// N image files and their predicted embeddings.
+/// N image files, their predicted embeddings and the states that these are read from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageEmbeddings {
     /// The files.
     pub paths: Vec<PathBuf>,
     /// (N, E), of unit length.
     pub embeddings: Vec<f32>,
+    /// (N, D), for the confusion monitor.
+    pub pooled: Vec<f32>,
+}
+
+/// An image that a search found; see [`Mamba3Jepa::search`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found<'n> {
+    /// The file.
+    pub path: &'n Path,
+    /// Cosine of its predicted embedding with the target embedding of the text.
+    pub cosine: f32,
+    /// How confused the model is by what it was asked about the image; `None` without recursion.
+    pub confusion: Option<Confusion>,
+}
+
+/// An image with its labels; see [`Mamba3Jepa::classify`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classified<'n> {
+    /// The file.
+    pub path: &'n Path,
+    /// Every label with its probability, most probable first.
+    pub labels: Vec<(String, f32)>,
+    /// How confused the model is by what it was asked about the image; `None` without recursion.
+    pub confusion: Option<Confusion>,
 }
 
 impl Mamba3Jepa {
@@ -77,7 +101,10 @@ impl Mamba3Jepa {
             let visual: Vec<Option<&[f32]>> = visual.iter().map(|tokens| Some(tokens.as_slice())).collect();
             if !visual.is_empty() {
                 let observed = self.predict(&visual, &vec![ids[0].clone(); visual.len()])?;
-                found.embeddings.extend(observed.into_iter().flat_map(|observation| observation.embedding));
+                for observation in observed {
+                    found.embeddings.extend(observation.embedding);
+                    found.pooled.extend(observation.pooled);
+                }
             }
             done += paths.len();
             progress(done, total);
@@ -92,8 +119,8 @@ impl Mamba3Jepa {
         Ok(found)
     }
 
-    /// The `top` images whose predicted embeddings are nearest to the target embedding of `text`, with their cosines,
-    /// nearest first. The images should have been asked the model's prompt.
+    /// The `top` images whose predicted embeddings are nearest to the target embedding of `text`, nearest first. The images
+    /// should have been asked the model's prompt. Confusion moves no image, so that it is judged of these only.
     ///
     /// ```no_run
     /// use kore_vljepa::vljepa::{Mamba3Jepa, OnBadImage};
@@ -101,43 +128,56 @@ impl Mamba3Jepa {
     /// # fn main() -> Result<(), kore_vljepa::Error> {
     /// let model = Mamba3Jepa::from_dir("weights/")?;
     /// let images = model.embed_images(&["a.png", "b.png"], None, OnBadImage::Stop, &mut |_, _| {})?;
-    /// for (path, cosine) in model.search("a red circle", &images, 5)? {
-    ///     println!("{cosine:.3}  {}", path.display());
+    /// for found in model.search("a red circle", &images, 5)? {
+    ///     let doubt = if found.confusion.is_some_and(|confusion| confusion.is_confused()) { "  not sure" } else { "" };
+    ///     println!("{:.3}  {}{doubt}", found.cosine, found.path.display());
     /// }
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`]: an empty text, or images with embeddings of another model. [`Error::NotFinite`]: the weights are
-    /// damaged.
-    pub fn search<'n>(
-        &self,
-        text: &str,
-        images: &'n ImageEmbeddings,
-        top: usize,
-    ) -> Result<Vec<(&'n Path, f32)>, Error> {
-        self.check_width(images)?;
-        let query = self.embed_text(&[text])?.concat();
-        let found = nearest(&query, &images.embeddings, top);
-        Ok(found.into_iter().map(|(place, cosine)| (images.paths[place].as_path(), cosine)).collect())
+    /// [`Error::Input`]: an empty text, or images with embeddings or states of another model. [`Error::NotFinite`]: the
+    /// weights are damaged.
+    pub fn search<'n>(&self, text: &str, images: &'n ImageEmbeddings, top: usize) -> Result<Vec<Found<'n>>, Error> {
+        self.check_widths(images)?;
+        let (nearest, confusions) = self.pool.install(|| {
+            let query = self.read_texts(&[text], &mut |_, _| {})?.concat();
+            let nearest = nearest(&query, &images.embeddings, top);
+            let confusions = self.confusions(images, nearest.iter().map(|&(place, _)| place))?;
+            Ok::<_, Error>((nearest, confusions))
+        })?;
+        let found = nearest.into_iter().zip(confusions);
+        Ok(found.map(|((place, cosine), confusion)| Found { path: &images.paths[place], cosine, confusion }).collect())
     }
 
-    /// For each image every label with its probability, most probable first: a softmax over the labels of
-    /// cosine / `temperature`. In `template`, `{}` stands for the label; [`Mamba3Jepa::class_defaults`] has both.
+    /// How confused the model is by what it was asked about these images. On the current pool.
+    fn confusions(
+        &self,
+        images: &ImageEmbeddings,
+        places: impl Iterator<Item = usize>,
+    ) -> Result<Vec<Option<Confusion>>, Error> {
+        let (width, state) = (self.config().embed_dim, self.config().predictor.d_model());
+        let (embeddings, pooled): (Vec<&[f32]>, Vec<&[f32]>) =
+            places.map(|i| (&images.embeddings[i * width..][..width], &images.pooled[i * state..][..state])).unzip();
+        self.judge(&embeddings, &pooled)
+    }
+
+    /// Each image with every label and its probability: a softmax over the labels of cosine / `temperature`. In `template`,
+    /// `{}` stands for the label; [`Mamba3Jepa::class_defaults`] has both.
     ///
     /// # Errors
     /// [`Error::Input`]: fewer than two different labels, an empty one, a temperature that is not finite and above 0, a
-    /// template without one `{}`, or images with embeddings of another model. [`Error::NotFinite`]: the weights are
-    /// damaged.
-    pub fn classify(
+    /// template without one `{}`, or images with embeddings or states of another model. [`Error::NotFinite`]: the weights
+    /// are damaged.
+    pub fn classify<'n>(
         &self,
-        images: &ImageEmbeddings,
+        images: &'n ImageEmbeddings,
         labels: &[impl AsRef<str>],
         template: &str,
         temperature: f32,
-    ) -> Result<Vec<Vec<(String, f32)>>, Error> {
-        self.check_width(images)?;
+    ) -> Result<Vec<Classified<'n>>, Error> {
+        self.check_widths(images)?;
         let labels = distinct(labels.iter().map(|label| strip(label.as_ref())));
         if labels.len() < 2 || labels.contains(&"") {
             return Err(Error::Input(format!(
@@ -153,27 +193,35 @@ impl Mamba3Jepa {
             )));
         }
         let texts: Vec<String> = labels.iter().map(|label| template.replace("{}", label)).collect();
-        let gallery = self.embed_text(&texts)?.concat();
-        let ranked = images.embeddings.chunks_exact(self.config().embed_dim).map(|embedding| {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let (gallery, confusions) = self.pool.install(|| {
+            let gallery = self.read_texts(&texts, &mut |_, _| {})?.concat();
+            Ok::<_, Error>((gallery, self.confusions(images, 0..images.paths.len())?))
+        })?;
+        let embeddings = images.embeddings.chunks_exact(self.config().embed_dim);
+        let classified = images.paths.iter().zip(embeddings).zip(confusions).map(|((path, embedding), confusion)| {
             let shares = shares(&cosines(embedding, &gallery), temperature);
             let mut ranked: Vec<(String, f32)> = labels.iter().map(|&label| label.to_owned()).zip(shares).collect();
             ranked.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-            ranked
+            Classified { path, labels: ranked, confusion }
         });
-        Ok(ranked.collect())
+        Ok(classified.collect())
     }
 
-    fn check_width(&self, images: &ImageEmbeddings) -> Result<(), Error> {
-        let width = self.config().embed_dim;
-        if images.paths.is_empty() || images.paths.len().checked_mul(width) != Some(images.embeddings.len()) {
-            return Err(Error::Input(format!(
-                "{} images with {} numbers: expected at least one, and {width} numbers each",
-                images.paths.len(),
-                images.embeddings.len()
-            )));
-        }
-        if !images.embeddings.iter().all(|x| x.is_finite()) {
-            return Err(Error::Input("an embedding of an image has a number that is not finite".into()));
+    fn check_widths(&self, images: &ImageEmbeddings) -> Result<(), Error> {
+        let (count, state) = (images.paths.len(), self.config().predictor.d_model());
+        for (what, numbers, width) in
+            [("embedding", &images.embeddings, self.config().embed_dim), ("state", &images.pooled, state)]
+        {
+            if count == 0 || count.checked_mul(width) != Some(numbers.len()) {
+                return Err(Error::Input(format!(
+                    "{count} images with {} numbers of {what}s: expected at least one, and {width} numbers each",
+                    numbers.len()
+                )));
+            }
+            if !numbers.iter().all(|x| x.is_finite()) {
+                return Err(Error::Input(format!("the {what} of an image has a number that is not finite")));
+            }
         }
         Ok(())
     }

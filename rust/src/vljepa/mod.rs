@@ -4,6 +4,7 @@
 //! vector.
 
 mod answerer;
+mod confusion;
 mod embeddings;
 mod folder;
 mod golden;
@@ -21,7 +22,8 @@ use rayon::ThreadPool;
 
 pub use crate::recursion::Signal;
 pub use answerer::{Answer, Answerer, AnswererOptions, Inject, Knowledge, Turn};
-pub use embeddings::{ImageEmbeddings, OnBadImage};
+pub use confusion::Confusion;
+pub use embeddings::{Classified, Found, ImageEmbeddings, OnBadImage};
 pub use options::{MAX_THREADS, Options, Progress};
 pub use recall::Recalled;
 pub use sample::{Image, Observation, Sample};

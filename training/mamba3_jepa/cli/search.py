@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mamba3_jepa.cli.confusion import confusion_cell, confusion_line, confusion_values
 from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.files.path_text import path_text
 from mamba3_jepa.inference.embeddings import embed_images, find_images
@@ -19,13 +20,27 @@ def run_search(settings: SearchSettings) -> None:
     paths = find_images(settings.images, settings.image_dir)
     model, _ = open_model(settings)
     images = embed_images(model, paths, batch_size=settings.batch_size, on_bad_sample=settings.on_bad_sample)
-    found = search_images(model, settings.text, images, settings.top)
+    found = search_images(model, settings.text, images, settings.top, batch_size=settings.batch_size)
     if settings.contact_sheet is not None:
         search_sheet(settings.text, found, settings.contact_sheet)
     if settings.json:
-        results = [{"image": path_text(name), "cosine": cosine} for name, cosine in found]
-        write_out({"text": settings.text, "images_searched": len(images.names), "results": results})
+        recursion = model.recursion
+        write_out(
+            {
+                "text": settings.text,
+                "images_searched": len(images.names),
+                "results": [
+                    {"image": path_text(each.name), "cosine": each.cosine, **confusion_values(each.confusion)}
+                    for each in found
+                ],
+                "threshold": None if recursion is None else float(recursion.confusion_probe.threshold),
+            }
+        )
         return
-    rows = [(path_text(name), f"{cosine:.3f}") for name, cosine in found]
+    line = confusion_line([each.confusion for each in found])
+    columns = ("image", "cosine", *(() if line is None else ("confusion",)))
+    rows = [(path_text(each.name), f"{each.cosine:.3f}", confusion_cell(each.confusion)) for each in found]
     say(f"{settings.text}   ({len(images.names)} images)")
-    show(table(("image", "cosine"), rows))
+    show(table(columns, [row[: len(columns)] for row in rows]))
+    if line is not None:
+        say(line)

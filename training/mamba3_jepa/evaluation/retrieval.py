@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mamba3_jepa.data.plain_text import plain_text
+
+T = TypeVar("T")
 
 RECALL_AT = (1, 5, 10)
 
@@ -121,9 +124,10 @@ def distinct(texts: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def top_texts(
-    predicted: Tensor, text_embeddings: Tensor, texts: Sequence[str], k: int = 5
-) -> list[list[tuple[str, float]]]:
-    """The k nearest texts of each prediction with their cosines, nearest first (all G texts when G < k).
+    predicted: Tensor, text_embeddings: Tensor, texts: Sequence[T], k: int = 5
+) -> list[list[tuple[T, float]]]:
+    """The k nearest texts, or whatever has embeddings, of each prediction with their cosines, nearest first (all G when
+    G < k).
 
     Of equal cosines the first text comes first.
 
@@ -133,7 +137,7 @@ def top_texts(
     """
     _check_gallery(predicted, text_embeddings, texts)
     queries, gallery = _unit(predicted), _unit(text_embeddings)
-    found: list[list[tuple[str, float]]] = []
+    found: list[list[tuple[T, float]]] = []
     for block in _blocks(len(queries), len(gallery)):
         scores = (queries[block] @ gallery.T).cpu()
         for row, least in zip(scores, scores.topk(min(k, len(texts)), dim=1).values[:, -1], strict=True):
@@ -238,7 +242,7 @@ def _check_pairs(predicted: Tensor, target: Tensor, texts: Sequence[str]) -> Non
         raise ValueError("retrieval needs at least one sample")
 
 
-def _check_gallery(predicted: Tensor, gallery: Tensor, texts: Sequence[str]) -> None:
+def _check_gallery(predicted: Tensor, gallery: Tensor, texts: Sequence[object]) -> None:
     agree = predicted.ndim == gallery.ndim == 2 and predicted.shape[1] == gallery.shape[1]
     if not agree or len(texts) != len(gallery) or not texts:
         raise ValueError(

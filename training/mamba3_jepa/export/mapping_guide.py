@@ -369,6 +369,9 @@ episodes have another observer is refused: what was seen means nothing here.
   `texts` (N, E), and metadata of the same names with the JSON list of the file names or texts. `.npy`: one array, with
   `{"images": [...]}` or `{"texts": [...]}` in the `.json` file beside it.
 
+`search` and `classify` judge the confusion of each image that they show by what it is asked, as `ask` does. It changes
+neither order nor probabilities.
+
 Whatever is ranked, of equal values the one given first comes first; the images of a folder come in the order of their
 paths' bytes, part by part. A file name is printed and written as UTF-8; each byte of it that is not UTF-8 is `\xNN`,
 with lower-case digits.

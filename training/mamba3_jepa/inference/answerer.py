@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from mamba3_jepa.contract import CLASS_TEMPERATURE
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.inference.confusion import Confusion, Signal, judge
 from mamba3_jepa.inference.memory import KnowledgeMemory, MemoryKind
 from mamba3_jepa.inference.recall import Recall, Recalled
 from mamba3_jepa.inference.zero_shot import class_probabilities
 from mamba3_jepa.models.finite import demand_finite
-from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt
+from mamba3_jepa.models.generation import Generated
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa, Observation
 from mamba3_jepa.settings.inference import GenerationConfig, Inject
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image | None
 Knowledge = str | Sequence[float] | Tensor
-Signal = Literal["state", "answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,7 @@ class Answer:
         None without recursion, as is `confused`.
     threshold: the one that travels with the model.
     confused: whether the score that is judged (see `Answerer`) is over it.
-    signal: what confuses it: "answer" if it is the decoder's doubt in its own answer, without which it would not be
-        confused, else "state"; None where it is not confused.
+    signal: what confuses it (see `Confusion.cause`); None where it is not confused.
     confusion_after: P(confused) after something was injected: `confusion` times the probability that it does not answer
         what was asked. None where nothing was, or the model does not weigh knowledge.
     sure: whether the answer is worth giving: the model is not confused, or no longer, after something was injected (a
@@ -239,13 +238,14 @@ class Answerer:
         embedding, pooled = self.observed.embedding.clone(), self.observed.pooled
         self._demand_finite(embedding, "the embedding predicted", questions)
         warnings = [self._warnings(question) for question in questions]
-        greedy = self._greedy(embedding, batch_size)
-        doubts = None if greedy is None else doubt(greedy).to(pooled.device)
-        scores, smoothed, confused = self._judge(pooled, doubts, questions)
+        confusions, greedy = judge(self.model, embedding, pooled, self._texts(questions), batch_size)
+        averages = [self._average(confusion) for confusion in confusions]
+        judged = averages if self.smooth else confusions
+        confused = [each is not None and each.confused for each in judged]
         used: dict[int, Recalled] = {}
         told = [False] * len(questions)
         if vector is not None:
-            told = [self.inject == "always" or bool(each) for each in confused]
+            told = [self.inject == "always" or is_confused for is_confused in confused]
         elif recall is not None and any(confused):
             rows = [i for i, is_confused in enumerate(confused) if is_confused]
             some = Observation(*(values[rows] for values in self.observed))
@@ -262,40 +262,37 @@ class Answerer:
             embedding[rows] = self._read(_recursion(self.model).injector(pooled[rows], injected))
             answers_it = self._answers(pooled[rows], injected)
             if answers_it is not None:
-                confusion = torch.tensor([scores[i] for i in rows]) * (1 - answers_it)
-                after = dict(zip(rows, confusion.tolist(), strict=True))
+                before = torch.tensor([each.score for i in rows if (each := confusions[i]) is not None])
+                after = dict(zip(rows, (before * (1 - answers_it)).tolist(), strict=True))
         self._demand_finite(embedding, "the embedding with the knowledge", questions)
         nearest = self._nearest(embedding)
         is_said = greedy is not None and self.generation == GenerationConfig() and not used and not any(told)
         texts, confidence = self._say(embedding, batch_size, greedy if is_said else None)
         self._turns += len(questions)
-        signals = self._signals(pooled, doubts, confused)
-        recursion = self.model.recursion
-        threshold = None if recursion is None else float(recursion.confusion_probe.threshold)
         answers = [
             Answer(
                 text=texts[i],
                 confidence=confidence[i],
-                confusion=scores[i],
-                smoothed_confusion=smoothed[i],
-                threshold=threshold,
-                confused=confused[i],
-                signal=signals[i],
+                confusion=None if plain is None else plain.score,
+                smoothed_confusion=None if average is None else average.score,
+                threshold=None if plain is None else plain.threshold,
+                confused=None if plain is None else confused[i],
+                signal=None if verdict is None else verdict.signal,
                 confusion_after=after.get(i),
-                sure=self._is_sure(confused[i], told[i] or i in used, after.get(i)),
+                sure=None if plain is None else self._is_sure(confused[i], told[i] or i in used, after.get(i)),
                 nearest=nearest[i],
                 memory_used=used[i].text if i in used else None,
                 memory_kind=used[i].kind if i in used else None,
                 knowledge_used=told[i],
                 warnings=warnings[i],
             )
-            for i in range(len(questions))
+            for i, (plain, average, verdict) in enumerate(zip(confusions, averages, judged, strict=True))
         ]
         return answers, self.observed
 
-    def _is_sure(self, confused: bool | None, is_told: bool, after: float | None) -> bool | None:
+    def _is_sure(self, confused: bool, is_told: bool, after: float | None) -> bool:
         if not confused or not is_told or after is None:
-            return None if confused is None else not confused or is_told
+            return not confused or is_told
         return after <= float(_recursion(self.model).confusion_probe.threshold)
 
     def _answers(self, pooled: Tensor, knowledge: Tensor) -> Tensor | None:
@@ -305,43 +302,19 @@ class Answerer:
         return None if probe is None else probe.score(pooled, knowledge).cpu()
 
     def _demand_finite(self, values: Tensor, what: str, questions: Sequence[str | None]) -> None:
-        asked = [question or self.model.config.query_prompt for question in questions]
-        demand_finite(values, self.model, f"{what} for", asked)
+        demand_finite(values, self.model, f"{what} for", self._texts(questions))
 
-    def _greedy(self, embedding: Tensor, batch_size: int) -> list[Generated] | None:
-        """What the monitor hears of B embeddings (B, E): greedy answers, whatever `generation` is; None if nothing."""
-        recursion = self.model.recursion
-        if recursion is None or not recursion.confusion_probe.hears_answer:
+    def _texts(self, questions: Sequence[str | None]) -> list[str]:
+        """What the model is asked: its prompt where there is no question."""
+        return [question or self.model.config.query_prompt for question in questions]
+
+    def _average(self, confusion: Confusion | None) -> Confusion | None:
+        """The next turn's confusion with the moving average of the turns so far for its score."""
+        if confusion is None:
             return None
-        return self._generated(embedding, batch_size, GenerationConfig())
-
-    def _judge(
-        self, pooled: Tensor, doubts: Tensor | None, questions: Sequence[str | None]
-    ) -> tuple[list[float | None], list[float | None], list[bool | None]]:
-        """Per turn: the score, its moving average, and whether the model is confused; None without recursion."""
-        recursion = self.model.recursion
-        if recursion is None:
-            return [None] * len(pooled), [None] * len(pooled), [None] * len(pooled)
-        probe = recursion.confusion_probe
-        scores = probe.score(pooled, doubts)
-        self._demand_finite(scores, "the confusion", questions)
-        smoothed = []
-        for score in scores:
-            self._smoothed = probe.smooth(score, self._smoothed)
-            smoothed.append(self._smoothed)
-        judged = torch.stack(smoothed) if self.smooth else scores
-        return scores.tolist(), torch.stack(smoothed).tolist(), (judged > probe.threshold).tolist()
-
-    def _signals(self, pooled: Tensor, doubts: Tensor | None, confused: Sequence[bool | None]) -> list[Signal | None]:
-        """What confuses the model in each of B turns; see `Answer.signal`."""
-        signals: list[Signal | None] = ["state" if is_confused else None for is_confused in confused]
-        if doubts is not None and any(confused):
-            probe = _recursion(self.model).confusion_probe
-            surest = torch.full_like(doubts, math.log(DOUBT_FLOOR))
-            for i, by_state in enumerate((probe.score(pooled, surest) > probe.threshold).tolist()):
-                if confused[i] and not by_state:
-                    signals[i] = "answer"
-        return signals
+        probe = _recursion(self.model).confusion_probe
+        self._smoothed = probe.smooth(torch.tensor(confusion.score), self._smoothed)
+        return dataclasses.replace(confusion, score=float(self._smoothed))
 
     def _read(self, pooled: Tensor) -> Tensor:
         """Pooled states (B, D), with knowledge or without -> embeddings (B, E)."""

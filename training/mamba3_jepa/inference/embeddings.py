@@ -1,6 +1,6 @@
 """Embeddings of image files and texts, with their names.
 
-Shape letters: N images or texts, E embedding width.
+Shape letters: N images or texts, D width of the pooled state, E embedding width.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class NamedEmbeddings:
 
     names: list[str]
     embeddings: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbeddings(NamedEmbeddings):
+    """pooled: the states (N, D) float32, on the CPU, that the images' embeddings are read from, for the confusion
+    monitor."""
+
+    pooled: Tensor
 
 
 def find_images(images: Sequence[Path], image_dir: Path | None) -> list[Path]:
@@ -91,7 +99,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     on_bad_sample: OnBadSample = "error",
-) -> NamedEmbeddings:
+) -> ImageEmbeddings:
     """Predicted embeddings of images, all asked the same question (None: the prompt for describing them).
 
     Raises:
@@ -99,6 +107,7 @@ def embed_images(
     """
     names: list[str] = []
     embeddings: list[Tensor] = []
+    pooled: list[Tensor] = []
     bad: list[str] = []
     for start in range(0, len(paths), batch_size):
         images: list[Image.Image] = []
@@ -111,13 +120,15 @@ def embed_images(
                     raise
                 bad.append(str(error))
         if images:
-            embedded = model.embed(images, [question] * len(images), batch_size).cpu()
+            observed = model.observe(images, [question] * len(images), batch_size)
+            embedded = observed.embedding.cpu()
             embeddings.append(demand_finite(embedded, model, "the embedding of", names[-len(images) :]))
+            pooled.append(observed.pooled.cpu())
     if bad:
         logger.warning("%d of %d images left out, the first: %s", len(bad), len(paths), bad[0])
     if not embeddings:
         raise UserError("none of the images can be read")
-    return NamedEmbeddings(names=names, embeddings=torch.cat(embeddings))
+    return ImageEmbeddings(names=names, embeddings=torch.cat(embeddings), pooled=torch.cat(pooled))
 
 
 def embed_texts(model: Mamba3Jepa, texts: Sequence[str], batch_size: int = 64) -> NamedEmbeddings:

@@ -2,9 +2,11 @@
 
 use kore_vljepa::files::path_text;
 use kore_vljepa::texts::number_text;
+use kore_vljepa::vljepa::Classified;
 use serde::Serialize;
 
 use crate::args::{ModelArgs, at_least_one, texts_or_file};
+use crate::confusion::{Judged, confusion_cell, confusion_line};
 use crate::images::ImageArgs;
 use crate::output::{Failure, Table, failure, print, print_json};
 
@@ -40,6 +42,9 @@ pub(crate) struct Classify {
 struct Labelled<'a> {
     image: String,
     labels: Vec<Share<'a>>,
+    threshold: Option<f64>,
+    #[serde(flatten)]
+    judged: Judged,
 }
 
 #[derive(Serialize)]
@@ -59,25 +64,12 @@ impl Classify {
         let (temperature, template) = model.class_defaults();
         let temperature = self.temperature.map_or(temperature, |given| given as f32);
         let template = self.template.as_deref().unwrap_or(template);
-        let mut chosen = model.classify(&images, &labels, template, temperature)?;
-        chosen.iter_mut().for_each(|ranked| ranked.truncate(top));
-        let chosen = images.paths.iter().map(path_text).zip(&chosen);
+        let mut classified = model.classify(&images, &labels, template, temperature)?;
+        classified.iter_mut().for_each(|image| image.labels.truncate(top));
         if self.json {
-            let labelled: Vec<Labelled<'_>> = chosen
-                .map(|(image, ranked)| Labelled {
-                    image,
-                    labels: ranked.iter().map(|(label, share)| Share { label, probability: (*share).into() }).collect(),
-                })
-                .collect();
-            return print_json(&labelled);
+            return print_json(&classified.iter().map(labelled).collect::<Vec<_>>());
         }
-        let mut table = Table::new(["image", "label", "probability"]);
-        for (image, ranked) in chosen {
-            for (number, (label, probability)) in ranked.iter().enumerate() {
-                table.row([if number == 0 { &image } else { "" }, label, &format!("{probability:.3}")]);
-            }
-        }
-        print(table.to_string().trim_end())
+        print(&shown(&classified))
     }
 
     /// Refuses impossible settings; returns how many labels to show.
@@ -98,4 +90,29 @@ impl Classify {
         }
         Ok(top)
     }
+}
+
+fn labelled<'a>(image: &'a Classified<'_>) -> Labelled<'a> {
+    Labelled {
+        image: path_text(image.path),
+        labels: image.labels.iter().map(|(label, share)| Share { label, probability: (*share).into() }).collect(),
+        threshold: image.confusion.map(|confusion| confusion.threshold.into()),
+        judged: image.confusion.into(),
+    }
+}
+
+/// A row for each label, in which what is said of the image stands beside the best; and a line about all images.
+fn shown(classified: &[Classified<'_>]) -> String {
+    let line = confusion_line(classified.iter().map(|image| image.confusion));
+    let columns = if line.is_some() { 4 } else { 3 };
+    let mut table = Table::new(["image", "label", "probability", "confusion"].into_iter().take(columns));
+    for image in classified {
+        let (mut path, mut doubt) = (path_text(image.path), confusion_cell(image.confusion));
+        for (label, probability) in &image.labels {
+            let row =
+                [std::mem::take(&mut path), label.clone(), format!("{probability:.3}"), std::mem::take(&mut doubt)];
+            table.row(row.into_iter().take(columns));
+        }
+    }
+    format!("{table}\n{}", line.unwrap_or_default()).trim_end().to_owned()
 }

@@ -1,4 +1,5 @@
-//! A picture of what was found: a card for each image, with its rank, its name and its cosine.
+//! A picture of what was found: a card for each image, with its rank, its name and its cosine, and where the model is
+//! confused with that.
 
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use image::imageops::{FilterType, overlay, resize};
 use image::{Rgb, RgbImage};
 use kore_vljepa::files::{path_text, write_whole};
 use kore_vljepa::image::{Picture, load_image};
+use kore_vljepa::vljepa::Found;
 
 use crate::output::{Failure, failure};
 
@@ -33,20 +35,21 @@ const INK: Rgb<u8> = Rgb([0x1f, 0x23, 0x28]);
 const FAINT: Rgb<u8> = Rgb([0x6a, 0x73, 0x7d]);
 
 /// Writes the PNG `path`: the text, and under it the images found, best first, at most 24, four in a row.
-pub(crate) fn write_contact_sheet(path: &Path, text: &str, found: &[(&Path, f32)]) -> Result<(), Failure> {
+pub(crate) fn write_contact_sheet(path: &Path, text: &str, found: &[Found<'_>]) -> Result<(), Failure> {
     let found = &found[..found.len().min(MAX_CARDS)];
     let columns = found.len().clamp(1, MAX_COLUMNS) as u32;
     let rows = found.len().div_ceil(MAX_COLUMNS) as u32;
     let width = 2 * GAP + columns * CARD + (columns - 1) * GAP;
     let mut sheet = RgbImage::from_pixel(width, GAP + HEADING + rows * (CARD_HEIGHT + GAP), PAGE);
     write(&mut sheet, GAP, GAP, &shortened(text, ((width - 2 * GAP) / LETTER) as usize), INK);
-    for ((number, (image, cosine)), place) in (1..).zip(found).zip(0..) {
+    for ((number, Found { path: image, cosine, confusion }), place) in (1..).zip(found).zip(0..) {
         let left = GAP + place % columns * (CARD + GAP);
         let top = GAP + HEADING + place / columns * (CARD_HEIGHT + GAP);
         fill(&mut sheet, (left, top), (CARD, CARD_HEIGHT), PAPER);
         draw_picture(&mut sheet, left + PAD, top + PAD, load_image(image)?)?;
         let mut line = top + PICTURE + 2 * PAD;
-        write(&mut sheet, left + PAD, line, &format!("{number}."), INK);
+        let is_confused = confusion.is_some_and(|confusion| confusion.is_confused());
+        write(&mut sheet, left + PAD, line, &format!("{number}.{}", if is_confused { " not sure" } else { "" }), INK);
         let cosine = format!("{cosine:.3}");
         write(&mut sheet, left + PAD + PICTURE - cosine.len() as u32 * LETTER, line, &cosine, FAINT);
         for piece in wrapped(&path_text(image.file_name().unwrap_or_default())) {
@@ -140,6 +143,8 @@ mod tests {
     use std::fs::File;
     use std::path::PathBuf;
 
+    use kore_vljepa::vljepa::{Confusion, Signal};
+
     use super::*;
 
     #[test]
@@ -157,7 +162,10 @@ mod tests {
                 path
             })
             .collect();
-        let found: Vec<(&Path, f32)> = paths.iter().map(|path| (path.as_path(), -0.25)).collect();
+        let judged = |score| Some(Confusion { score, threshold: 0.5, cause: Signal::State });
+        let confusions = [judged(0.8), judged(0.5), None, judged(0.2), None];
+        let found: Vec<Found<'_>> =
+            paths.iter().zip(confusions).map(|(path, confusion)| Found { path, cosine: -0.25, confusion }).collect();
         let path = folder.path().join("new/sheet.png");
         write_contact_sheet(&path, &"a red circle ".repeat(40), &found).unwrap();
         let sheet = load_image(&path).unwrap();
@@ -170,6 +178,8 @@ mod tests {
         for place in 0..5 {
             let (left, top) = (GAP + place % 4 * (CARD + GAP), GAP + HEADING + place / 4 * (CARD_HEIGHT + GAP));
             assert!(has(left + PAD, top + PAD, PICTURE, PICTURE, [200, 10, 10]), "picture {place}");
+            let mark = has(left + PAD + 3 * LETTER, top + PICTURE + 2 * PAD, 8 * LETTER, LINE, INK.0);
+            assert_eq!(mark, place == 0, "not sure of {place}");
             assert!(has(left + PAD, top + PICTURE + 2 * PAD, PICTURE, LINE, FAINT.0), "cosine {place}");
             assert!(has(left + PAD, top + PICTURE + 2 * PAD + LINE, PICTURE, LINE, INK.0), "name {place}");
         }

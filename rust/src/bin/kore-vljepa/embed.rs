@@ -47,7 +47,8 @@ impl Embed {
         let model = self.model.open_with(options)?;
         let mut groups: Vec<Group> = Vec::new();
         if !paths.is_empty() {
-            let ImageEmbeddings { paths, embeddings } = self.images.embed(&model, &paths, self.question.as_deref())?;
+            let ImageEmbeddings { paths, embeddings, .. } =
+                self.images.embed(&model, &paths, self.question.as_deref())?;
             groups.push(Group { name: "images", names: paths.iter().map(path_text).collect(), embeddings });
         }
         if !texts.is_empty() {

@@ -7,6 +7,7 @@ mod args;
 mod ask;
 mod bench;
 mod classify;
+mod confusion;
 mod contact_sheet;
 mod embed;
 mod images;

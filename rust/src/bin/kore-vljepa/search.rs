@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use kore_vljepa::files::path_text;
+use kore_vljepa::vljepa::Found;
 use serde::Serialize;
 
 use crate::args::{ModelArgs, at_least_one};
+use crate::confusion::{Judged, confusion_cell, confusion_line};
 use crate::contact_sheet::write_contact_sheet;
 use crate::images::ImageArgs;
 use crate::output::{Failure, Table, failure, print, print_json, printable};
@@ -32,16 +34,19 @@ pub(crate) struct Search {
 }
 
 #[derive(Serialize)]
-struct Found<'a> {
+struct Results<'a> {
     text: &'a str,
     images_searched: usize,
     results: Vec<Hit>,
+    threshold: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Hit {
     image: String,
     cosine: f64,
+    #[serde(flatten)]
+    judged: Judged,
 }
 
 impl Search {
@@ -57,16 +62,27 @@ impl Search {
             write_contact_sheet(path, &text, &found)?;
         }
         if self.json {
-            let results =
-                found.iter().map(|&(image, cosine)| Hit { image: path_text(image), cosine: cosine.into() }).collect();
-            return print_json(&Found { text: &text, images_searched: images.paths.len(), results });
+            let hit = |found: &Found<'_>| Hit {
+                image: path_text(found.path),
+                cosine: found.cosine.into(),
+                judged: found.confusion.into(),
+            };
+            return print_json(&Results {
+                text: &text,
+                images_searched: images.paths.len(),
+                results: found.iter().map(hit).collect(),
+                threshold: model.recursion().map(|recursion| recursion.confusion_probe.threshold.into()),
+            });
         }
-        let mut table = Table::new(["image", "cosine"]);
-        for (image, cosine) in found {
-            table.row([path_text(image), format!("{cosine:.3}")]);
+        let line = confusion_line(found.iter().map(|found| found.confusion));
+        let columns = if line.is_some() { 3 } else { 2 };
+        let mut table = Table::new(["image", "cosine", "confusion"].into_iter().take(columns));
+        for Found { path, cosine, confusion } in found {
+            let row = [path_text(path), format!("{cosine:.3}"), confusion_cell(confusion)];
+            table.row(row.into_iter().take(columns));
         }
         let heading = format!("{}   ({} images)", printable(&text), images.paths.len());
-        print(format!("{heading}\n\n{table}").trim_end())
+        print(format!("{heading}\n\n{table}\n{}", line.unwrap_or_default()).trim_end())
     }
 
     /// The text. After `--images` it is the last word, which is no image then: `--images a.png b.png "a red circle"`.

@@ -1,4 +1,5 @@
 mod answers;
+mod confusion;
 mod damage;
 mod turns;
 
@@ -130,22 +131,30 @@ fn a_file_and_its_picture_are_the_same() {
 fn search_and_classify_rank() {
     let model = opened(&TinyModel::new());
     let texts = ["a red circle", "two blue squares", "nothing"];
-    let images =
-        ImageEmbeddings { paths: texts.map(Into::into).into(), embeddings: model.embed_text(&texts).unwrap().concat() };
+    let images = ImageEmbeddings {
+        paths: texts.map(Into::into).into(),
+        embeddings: model.embed_text(&texts).unwrap().concat(),
+        pooled: vec![0.5; 3 * 32],
+    };
     let found = model.search("two blue squares", &images, 2).unwrap();
-    assert_eq!((found.len(), found[0].0), (2, Path::new("two blue squares")));
-    assert!((found[0].1 - 1.0).abs() < 1e-5 && found[1].1 < found[0].1);
-    let ranked = model.classify(&images, &["nothing", " red circle", "red circle"], "a {}", 0.07).unwrap();
-    assert_eq!(ranked[0][0].0, "red circle");
-    assert!(
-        ranked.iter().all(|row| row.len() == 2 && (row[0].1 + row[1].1 - 1.0).abs() < 1e-5 && row[0].1 >= row[1].1)
-    );
+    assert_eq!((found.len(), found[0].path), (2, Path::new("two blue squares")));
+    assert!((found[0].cosine - 1.0).abs() < 1e-5 && found[1].cosine < found[0].cosine);
+    let classified = model.classify(&images, &["nothing", " red circle", "red circle"], "a {}", 0.07).unwrap();
+    assert_eq!(classified[0].labels[0].0, "red circle");
+    for (Classified { path, labels, .. }, text) in classified.iter().zip(texts) {
+        assert_eq!((*path, labels.len()), (Path::new(text), 2));
+        assert!((labels[0].1 + labels[1].1 - 1.0).abs() < 1e-5 && labels[0].1 >= labels[1].1);
+    }
     for (labels, temperature) in [(vec!["a"], 0.07), (vec!["a", " "], 0.07), (vec!["a", "b"], 0.0)] {
         assert!(matches!(model.classify(&images, &labels, "{}", temperature), Err(Error::Input(_))));
     }
     assert!(matches!(model.search("", &images, 2), Err(Error::Input(_))));
-    let none = ImageEmbeddings::default();
-    assert!(matches!(model.search("a", &none, 2), Err(Error::Input(_))));
+    let short = ImageEmbeddings { pooled: vec![0.5; 3 * 32 - 1], ..images.clone() };
+    let damaged = ImageEmbeddings { pooled: vec![f32::NAN; 3 * 32], ..images };
+    for wrong in [ImageEmbeddings::default(), short, damaged] {
+        assert!(matches!(model.search("a", &wrong, 2), Err(Error::Input(_))));
+        assert!(matches!(model.classify(&wrong, &["a", "b"], "{}", 0.07), Err(Error::Input(_))));
+    }
 }
 
 #[test]
