@@ -1,18 +1,21 @@
-//! Ctrl-C and SIGTERM: the program ends at once, and nothing half-written stays.
+//! Ctrl-C and SIGTERM: the program ends at once, and neither a half-written file nor a running tool stays.
 
 use std::io;
 use std::process::exit;
 use std::thread;
 
+use kore_vljepa::agent::stop_tools;
 use kore_vljepa::files::abandon_writes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// From now on either signal removes unfinished files and ends the program with 128 + its number, as shells count it.
-pub(crate) fn leave_nothing_half_written() -> io::Result<()> {
+/// From now on either signal ends running tools, removes unfinished files and ends the program with 128 + its number, as
+/// shells count it.
+pub(crate) fn leave_nothing_behind() -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            stop_tools();
             abandon_writes();
             exit(128 + signal);
         }
@@ -35,7 +38,7 @@ mod tests {
 
     /// A program that writes half a file, for ever.
     fn write_half(path: OsString) {
-        leave_nothing_half_written().unwrap();
+        leave_nothing_behind().unwrap();
         let written = write_whole(path.as_ref(), |out| {
             out.write_all(&[7; 1 << 16])?;
             loop {
