@@ -143,7 +143,11 @@ struct Reader {
 
 impl Reader {
     /// `ended`: the program that ends when it says more than the limit.
-    fn start(pipe: Option<impl Read + Send + 'static>, limit: usize, ended: Option<Arc<Program>>) -> io::Result<Reader> {
+    fn start(
+        pipe: Option<impl Read + Send + 'static>,
+        limit: usize,
+        ended: Option<Arc<Program>>,
+    ) -> io::Result<Reader> {
         let content = Arc::new(Mutex::new(Vec::new()));
         let (reading, is_reading) = mpsc::channel();
         let kept = content.clone();
@@ -161,7 +165,9 @@ impl Reader {
                 let mut kept = locked(&kept);
                 let room = limit.saturating_add(1) - kept.len();
                 kept.extend_from_slice(&piece[..length.min(room)]);
-                if kept.len() > limit && let Some(program) = &ended {
+                if kept.len() > limit
+                    && let Some(program) = &ended
+                {
                     program.kill();
                 }
             }

@@ -88,3 +88,31 @@ impl Debug for ToolRegistry {
         out.debug_list().entries(self.names()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silent(_: &ToolRequest<'_>) -> Result<String, ToolError> {
+        Ok(String::new())
+    }
+
+    #[test]
+    fn a_name_is_taken_once_and_not_the_memory_s() {
+        let mut registry = ToolRegistry::new();
+        let mut add = |name: &str| registry.add(name, silent).map_err(|error| error.to_string());
+        assert_eq!((add("b"), add("a"), add(&"ö".repeat(64))), (Ok(()), Ok(()), Ok(())));
+        for (name, message) in [
+            ("a", "tool \"a\": there is one of that name already"),
+            ("memory", "tool \"memory\": that is the memory, which is built in (--memory); choose another name"),
+            ("", "tool \"\": a name has 1 to 64 characters"),
+            (" \u{1c}", "a name has 1 to 64 characters"),
+            (&"a".repeat(65), "a name has 1 to 64 characters"),
+        ] {
+            let refused = add(name).unwrap_err();
+            assert!(refused.ends_with(message), "{refused}");
+        }
+        assert_eq!(registry.names().take(2).collect::<Vec<_>>(), ["b", "a"]);
+        assert!(registry.get("a").is_some() && registry.get("memory").is_none());
+    }
+}

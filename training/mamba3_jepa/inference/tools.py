@@ -149,7 +149,7 @@ def read_tools(path: str | Path) -> ToolRegistry:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {field}: {first['msg']}; see examples/tools/tools.json for one") from error
+        raise UserError(f"{path}: {field}: {first['msg']}; see examples/tools/tools.json for an example") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     registry, folder = ToolRegistry(), Path(os.path.realpath(path)).parent
