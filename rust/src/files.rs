@@ -45,6 +45,13 @@ pub fn path_text(path: impl AsRef<Path>) -> String {
     text
 }
 
+/// What the system says of an error, without its number: `No such file or directory`.
+pub(crate) fn system_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
+    number.and_then(|number| text.strip_suffix(&number)).unwrap_or(&text).to_owned()
+}
+
 /// Opens a file for reading; anything else is refused before it is opened, for opening a pipe may wait for ever.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     if !fs::metadata(path)?.is_file() {

@@ -4,6 +4,7 @@
 // Only the kernels in `linalg` and `loader::load_mmap` are allowed it, each with a reason.
 #![deny(unsafe_code)]
 
+pub mod agent;
 pub mod angn;
 pub mod config;
 pub mod episodes;

@@ -99,6 +99,26 @@ pub fn number_text(number: f64) -> String {
     }
 }
 
+/// The number as Python's format `g` has it, with six digits: `0.5`, `10`, `1e-05`, `1.23457e+06`.
+pub(crate) fn short_number(number: f64) -> String {
+    const DIGITS: i32 = 6;
+    let text = format!("{number:.5e}");
+    let Some((digits, power)) = text.split_once('e') else { return text.to_lowercase() }; // not finite
+    let without_zeros = |digits: &str| digits.trim_end_matches('0').trim_end_matches('.').to_owned();
+    match power.parse::<i32>() {
+        Ok(power @ -4..DIGITS) => {
+            let places = usize::try_from(DIGITS - 1 - power).unwrap_or(0);
+            let fixed = format!("{number:.places$}");
+            if places == 0 { fixed } else { without_zeros(&fixed) }
+        }
+        Ok(power) => {
+            let sign = if power < 0 { '-' } else { '+' };
+            format!("{}e{sign}{:02}", without_zeros(digits), power.unsigned_abs())
+        }
+        Err(_) => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -110,6 +130,30 @@ mod tests {
         let numbers = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, 1e-46, 0.5, -1.0, 0.0];
         let texts = ["nan", "inf", "-inf", "1e+39", "1e-46", "0.5", "-1.0", "0.0"];
         assert_eq!(numbers.map(number_text), texts);
+    }
+
+    #[test]
+    fn short_numbers_are_written_as_in_python() {
+        for (number, text) in [
+            (0.0, "0"),
+            (0.5, "0.5"),
+            (10.0, "10"),
+            (86_400.0, "86400"),
+            (100_000.0, "100000"),
+            (999_999.5, "1e+06"),
+            (1_234_567.0, "1.23457e+06"),
+            (1.0 / 3.0, "0.333333"),
+            (0.000_1, "0.0001"),
+            (0.000_099_999_99, "0.0001"),
+            (1e-5, "1e-05"),
+            (1.5e-300, "1.5e-300"),
+            (-2.5, "-2.5"),
+            (1e100, "1e+100"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "nan"),
+        ] {
+            assert_eq!(short_number(number), text);
+        }
     }
 
     #[test]

@@ -88,12 +88,7 @@ impl Scene {
 
     /// Puts other bytes in a component's place, as if they had been exported.
     fn put(&self, component: &str, bytes: &[u8]) {
-        let name = format!("{component}.safetensors");
-        fs::write(self.path("weights").join(&name), bytes).expect("a file");
-        let path = self.path("weights/config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
-        config["files"][&name] = common::described(bytes);
-        fs::write(path, config.to_string()).expect("a file");
+        common::put(&self.path("weights"), component, bytes);
     }
 
     fn model(&self) -> Mamba3Jepa {
@@ -127,7 +122,7 @@ fn close(found: &Value, expected: f64) {
 
 #[test]
 fn help_and_version() {
-    for command in ["ask", "embed", "search", "classify", "inspect", "verify", "bench"] {
+    for command in ["ask", "agent", "embed", "search", "classify", "inspect", "verify", "bench"] {
         let Run { status, stdout, .. } = run(&[command, "--help"]);
         assert_eq!(status, 0);
         assert!(stdout.contains("Usage: kore-vljepa"), "{stdout}");
@@ -142,6 +137,9 @@ fn wrong_arguments_are_errors_of_the_users() {
         (&[][..], "Usage"),
         (&["paint"], "paint"),
         (&["ask", "what?"], "--weights"),
+        (&["agent", "what?"], "--weights"),
+        (&["agent", "--weights", "w", "--max-rounds", "many", "what?"], "many"),
+        (&["agent", "--weights", "w", "--top", "3", "what?"], "--top"),
         (&["embed", "--weights", "w"], "--output"),
         (&["classify", "--weights", "w"], "--labels"),
         (&["ask", "--weights", "w", "--top", "many", "what?"], "many"),
@@ -532,6 +530,93 @@ fn ask_with_bad_input() {
     run(&["ask", "--weights", &nowhere, "x?"]).fails_with("nowhere");
 }
 
+#[cfg(unix)]
+#[test]
+fn agent_calls_tools_and_writes_the_trace() {
+    let names = ["abacus", "memory", "oracle"];
+    let model = TinyModel::new().recursion("weighs_knowledge", true).recursion("tools", json!(names));
+    let scene = Scene::with(&model);
+    let recursion = model.component_with("recursion", |key, numbers| match key.trim_start_matches("recursion.") {
+        "tool_selector.linear.weight" | "knowledge_probe.linear.weight" => numbers.fill(0.0),
+        "tool_selector.linear.bias" => numbers.copy_from_slice(&[0.0, 1.0, 2.0]),
+        "knowledge_probe.linear.bias" => numbers.fill(-3.0), // whatever is told is put back
+        "confusion_probe.threshold" => numbers.fill(0.0),
+        _ => {}
+    });
+    scene.put("recursion", &recursion);
+    fs::write(scene.path("facts.txt"), "the circle is red\n").expect("a file");
+    let script = "printf '%s' \"$0\"; [ -z \"$1\" ] || printf ' %s' \"$1\"";
+    let tools = json!({"tools": {
+        "abacus": {"command": ["sh", "-c", script, "{question}", "{image}"]},
+        "oracle": {"command": ["sh", "-c", "echo 'no such thing' >&2; exit 2"]},
+    }});
+    fs::write(scene.path("tools.json"), tools.to_string()).expect("a file");
+    let asked = ["--image", "@photos/red.png", "--tools", "@tools.json", "--memory", "@facts.txt"];
+    let questions = ["What colour is the circle?", "Is there a square?"];
+    let found =
+        scene.run("agent", &[&asked[..], &questions, &["--json", "--trace", "@new/trace.json"]].concat()).json();
+    let written = fs::read_to_string(scene.path("new/trace.json")).expect("a trace");
+    assert_eq!(serde_json::from_str::<Value>(&written).expect("JSON"), found);
+    assert!(written.ends_with("]\n"));
+    let picture = scene.text("photos/red.png");
+    let plain = scene.run("ask", &[&asked[..2], &questions, &["--json"]].concat()).json();
+    for ((each, question), plain) in
+        found.as_array().expect("a list").iter().zip(questions).zip(plain.as_array().unwrap())
+    {
+        let keys: Vec<&String> = each.as_object().expect("an object").keys().collect();
+        let expected =
+            ["question", "text", "confidence", "confused", "sure", "nearest", "warnings", "stopped", "tools", "trace"];
+        assert_eq!(keys, expected);
+        for key in ["question", "text", "confidence", "confused", "sure", "nearest", "warnings"] {
+            assert_eq!(each[key], plain[key], "{key}: nothing that was told is kept");
+        }
+        assert_eq!((&each["stopped"], &each["tools"]), (&json!("no tool"), &json!(["oracle", "memory", "abacus"])));
+        let trace = each["trace"].as_array().expect("a list");
+        let steps: Vec<&Value> = trace.iter().map(|step| &step["step"]).collect();
+        assert_eq!(json!(steps), json!(["observe", "call", "call", "inject", "call", "inject"]));
+        assert_eq!(trace[0]["confusion"], plain["confusion"]);
+        let call = |step: usize| (&trace[step]["tool"], &trace[step]["result"], &trace[step]["error"]);
+        assert_eq!(call(1), (&json!("oracle"), &Value::Null, &json!("it ended with 2: no such thing")));
+        assert_eq!(call(2), (&json!("memory"), &json!("the circle is red"), &Value::Null));
+        assert_eq!(call(4), (&json!("abacus"), &json!(format!("{question} {picture}")), &Value::Null));
+        assert_eq!((&trace[5]["knowledge"], &trace[5]["kept"]), (&trace[4]["result"], &json!(false)));
+        close(&trace[5]["answers"], 1.0 / (1.0 + 3_f64.exp()));
+    }
+    let shown = scene.run("agent", &[&asked[..], &questions[..1], &["--max-rounds", "1"]].concat());
+    let lines: Vec<&str> = shown.stdout.lines().collect();
+    assert_eq!((shown.status, lines.len(), lines[0]), (0, 6, questions[0]), "{lines:?}");
+    assert!(lines[1].starts_with("  not sure: ") && lines[3].starts_with("  looks: "), "{lines:?}");
+    assert_eq!(lines[4], "  calls oracle (0.665): it ended with 2: no such thing");
+    assert_eq!(lines[5], "  confused, and as many tools were called as --max-rounds allows");
+    let both = scene.run("agent", &[&asked[..], &questions, &["--max-rounds", "0"]].concat()).stdout;
+    assert_eq!(both.matches("\n\n").count(), 3, "{both}");
+}
+
+#[test]
+fn agent_with_bad_input() {
+    let scene = Scene::new();
+    fs::write(scene.path("empty.txt"), "\n").expect("a file");
+    fs::write(scene.path("tools.json"), r#"{"tools": {"a": {"command": []}}}"#).expect("a file");
+    for (arguments, message) in [
+        (&[][..], "nothing to ask: give a question"),
+        (&["--image", "@nowhere.png"], "there is no such image file"),
+        (&["  "], "is empty"),
+        (&["x?", "--max-rounds", "-1"], "--max-rounds -1: must be at least 0 and at most 100"),
+        (&["x?", "--max-rounds", "101"], "--max-rounds 101: must be at least 0 and at most 100"),
+        (&["x?", "--beams", "3"], "beams has no effect with greedy"),
+        (&["x?", "--tools", "@nowhere.json"], "nowhere.json: cannot read the tools: "),
+        (&["x?", "--tools", "@tools.json"], "tools.json: tools.a.command: expected a program"),
+        (&["x?", "--memory", "@empty.txt"], "has no text"),
+        (&["x?", "--answers", "@empty.txt"], "has no text"),
+        (&["x?", "--trace", "@photos"], "photos: cannot write it: what is there is not a file"),
+    ] {
+        let refused = scene.run("agent", &[arguments, &["--json"]].concat());
+        refused.fails_with(message);
+    }
+    let second = Scene::with(&TinyModel { phase: 2, ..TinyModel::new() });
+    second.run("agent", &["x?"]).fails_with("so it cannot know when to call a tool: phase 3 (train_agent.py) trains");
+}
+
 #[test]
 fn embed_writes_both_formats() {
     let scene = Scene::new();
@@ -819,6 +904,9 @@ fn weights_that_are_not_finite_are_an_error_of_every_command() {
             } else {
                 assert_eq!(result.status, 0, "{component}, {command}: {}", result.stderr);
             }
+        }
+        if phase == 3 {
+            scene.run("agent", &["what?"]).fails_with("not finite");
         }
     }
 }

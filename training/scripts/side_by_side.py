@@ -1,7 +1,8 @@
 """The same questions about the same pictures, answered by Python from a checkpoint and by Rust from its export.
 
 `python scripts/side_by_side.py --checkpoint phase3_best.pt --weights weights --data-dir scenes` prints both answers
-beside each other and exits with 1 where they differ. `KORE_VLJEPA` names the Rust command.
+beside each other and exits with 1 where they differ; with `--tools` both are agents, and every step must be the same.
+`KORE_VLJEPA` names the Rust command.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +31,7 @@ from mamba3_jepa.cli.output import printable
 from mamba3_jepa.errors import UserError
 
 DEFAULT_COMMAND = Path(__file__).resolve().parents[2] / "rust/target/release/kore-vljepa"
-TOLERANCE = 1e-4  # of scores, probabilities and cosines; texts must be equal
-_NUMBERS = ("confidence", "confusion", "smoothed_confusion")
-_TEXTS = ("question", "text", "confused", "memory_used", "warnings")
+TOLERANCE = 1e-4  # of scores, probabilities and cosines; everything else must be equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,8 @@ class Settings:
     """How many questions; a picture without one is asked to be described."""
     memory: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A text file with one text a line, which both may look up when they are confused."""
+    tools: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A JSON file with commands, which both may call when they are confused: both are agents then."""
     show: int = 12
     """Rows to print; those that differ are printed always."""
 
@@ -72,31 +73,29 @@ def side_by_side(settings: Settings) -> list[Pair]:
     pairs = []
     for image, questions in _questions(settings).items():
         arguments = ["--image", str(settings.data_dir / image), "--json"]
-        arguments += [] if settings.memory is None else ["--memory", str(settings.memory)]
+        for flag, path in (("--memory", settings.memory), ("--tools", settings.tools)):
+            arguments += [] if path is None else [flag, str(path)]
+        command = "ask" if settings.tools is None else "agent"
         model = ["--checkpoint", str(settings.checkpoint), "--device", "cpu"]  # where Rust computes, too
-        by_python = _ask_python(["ask", *model, *arguments, *questions])
-        by_rust = _ask_rust(["ask", "--weights", str(settings.weights), *arguments, *questions])
-        pairs += [Pair(image, p, r, differences(p, r)) for p, r in zip(by_python, by_rust, strict=True)]
+        by_python = _ask_python([command, *model, *arguments, *questions])
+        by_rust = _ask_rust([command, "--weights", str(settings.weights), *arguments, *questions])
+        pairs += [Pair(image, p, r, list(differences(p, r))) for p, r in zip(by_python, by_rust, strict=True)]
     return pairs
 
 
-def differences(python: dict[str, Any], rust: dict[str, Any]) -> list[str]:
-    """The fields in which two answers differ."""
-    found = [] if list(python) == list(rust) else ["fields"]
-    found += [name for name in _TEXTS if python[name] != rust[name]]
-    found += [name for name in _NUMBERS if not _close(python[name], rust[name])]
-    here, there = python["nearest"], rust["nearest"]
-    if [entry["text"] for entry in here] != [entry["text"] for entry in there] or not all(
-        _close(a["cosine"], b["cosine"]) for a, b in zip(here, there, strict=True)
-    ):
-        found.append("nearest")
-    return found
-
-
-def _close(here: float | None, there: float | None) -> bool:
-    if here is None or there is None:
-        return here is there
-    return math.isclose(here, there, rel_tol=0, abs_tol=TOLERANCE)
+def differences(python: Any, rust: Any, place: str = "") -> Iterator[str]:
+    """Where two answers differ, such as `nearest.0.text`."""
+    if isinstance(python, dict) and isinstance(rust, dict) and list(python) == list(rust):
+        pairs = [(name, python[name], rust[name]) for name in python]
+    elif isinstance(python, list) and isinstance(rust, list) and len(python) == len(rust):
+        pairs = list(zip(range(len(python)), python, rust, strict=True))
+    else:
+        is_number = isinstance(python, float) and isinstance(rust, float)
+        if not (math.isclose(python, rust, rel_tol=0, abs_tol=TOLERANCE) if is_number else python == rust):
+            yield place or "fields"
+        return
+    for name, here, there in pairs:
+        yield from differences(here, there, f"{place}.{name}" if place else str(name))
 
 
 def _questions(settings: Settings) -> dict[str, list[str]]:
@@ -136,7 +135,8 @@ def _ask_rust(arguments: Sequence[str]) -> list[dict[str, Any]]:
 def _row(pair: Pair) -> tuple[str, ...]:
     cells = [pair.image, pair.python["question"]]
     for answer in (pair.python, pair.rust):
-        confusion = "" if answer["confusion"] is None else f"  ({answer['confusion']:.3f})"
+        first = answer["trace"][0] if "trace" in answer else answer
+        confusion = "" if first["confusion"] is None else f"  ({first['confusion']:.3f})"
         cells.append(f"{answer['text']}{confusion}")
     return (*cells, ", ".join(pair.differences) or "same")
 

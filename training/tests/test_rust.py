@@ -198,6 +198,10 @@ BEAM = ["ask", "x", "--method", "beam"]
         [*CLASSIFY, "--top=1000000001"],
         [*CLASSIFY, "--batch-size=0"],
         ["ask", "x", "--beams=2"],
+        ["agent"],
+        *(["agent", "x", f"--max-rounds={value}"] for value in ("-1", "101")),
+        ["agent", "x", "--image", "none.png"],
+        ["agent", "x", "--tools", "none.json"],
     ],
 )
 def test_both_refuse_a_setting_in_the_same_words(arguments: list[str], capfd: pytest.CaptureFixture) -> None:
@@ -206,6 +210,53 @@ def test_both_refuse_a_setting_in_the_same_words(arguments: list[str], capfd: py
     said = re.sub(r" and at most \d+", "", capfd.readouterr().err)
     done = rust(*arguments, "--weights", "none")
     assert (done.returncode, re.sub(r" and at most \d+", "", done.stderr)) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_word_for_word"),
+    [
+        ("{", False),
+        ("[]", False),
+        ("{}", False),
+        ('{"tools": {"a": []}}', False),
+        ('{"tools": {"a": {"command": []}}}', False),
+        ('{"tools": {"a": {"command": "x y"}}}', False),
+        ('{"tools": {"a": {"command": ["x"], "timeout": 0}}}', False),
+        ('{"tools": {"a": {"command": ["x"], "timeout": 86401}}}', False),
+        ('{"tools": {"a": {"command": ["x"], "timeout": null}}}', False),
+        ('{"tools": {"a": {"command": ["x"], "max_output": 7.0}}}', False),
+        ('{"tools": {"a": {"command": ["x"], "max_output": -1}}}', False),
+        ('{"tools": {"a": {"command": ["x"], "shell": true}}}', False),
+        ('{"tools": {"a": {"entry_point": 3}}}', False),
+        ('{"tools": {"a": {}}}', True),
+        ('{"tools": {"a": {"command": ["x"], "entry_point": "m:f"}}}', True),
+        ('{"tools": {"memory": {"command": ["x"]}}}', True),
+        ('{"tools": {"": {"command": ["x"]}}}', True),
+    ],
+)
+def test_both_refuse_a_file_of_tools(
+    tmp_path: Path, content: str, is_word_for_word: bool, capfd: pytest.CaptureFixture
+) -> None:
+    """At the same field; what is wrong with it pydantic says in its own words."""
+    path = tmp_path / "tools.json"
+    path.write_text(content)
+    asked = ["agent", "x", "--tools", str(path)]
+    assert main([*asked, "--checkpoint", "none.pt"]) == 2
+    done = rust(*asked, "--weights", "none")
+    said, other = (text.replace('"', "'") for text in (capfd.readouterr().err, done.stderr))
+    assert done.returncode == 2
+    if is_word_for_word:
+        assert other == said
+    else:
+        assert other.split(": ")[:3] == said.split(": ")[:3]
+
+
+def test_python_functions_are_tools_of_python_only(tmp_path: Path) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text('{"tools": {"catalogue": {"entry_point": "catalogue:look_up"}}}')
+    done = rust("agent", "x", "--tools", path, "--weights", "none")
+    said = f"error: {path}: tools.catalogue.entry_point: Python functions run in Python; give a command\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_both_say_which_images_they_leave_aside(tmp_path: Path) -> None:
@@ -383,6 +434,7 @@ def _assert_close(found: Any, expected: Any) -> None:
 def test_every_flag_its_readme_names_exists() -> None:
     commands = (
         "ask",
+        "agent",
         "embed",
         "search",
         "classify",
@@ -442,6 +494,43 @@ def test_both_commands_give_the_same_answers(trained: Path, memory: bool) -> Non
     assert [(pair.image, pair.differences) for pair in pairs if pair.differences] == []
     assert len({pair.python["text"] for pair in pairs}) > 1
     assert any(pair.python["nearest"] for pair in pairs)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the tools are a shell's")
+@pytest.mark.parametrize("knows_tools", [True, False])
+def test_both_agents_take_the_same_steps(tmp_path: Path, knows_tools: bool) -> None:
+    tools = ["memory", "counter", "oracle", "broken"] if knows_tools else []
+    model = build(recursion=dataclasses.replace(preset("tiny").recursion, tools=tools, weighs_knowledge=True))
+    recursion = model.recursion
+    assert recursion is not None
+    assert recursion.knowledge_probe is not None
+    with torch.no_grad():
+        recursion.knowledge_probe.linear.bias.fill_(-0.8)
+        recursion.confusion_probe.threshold.fill_(0.15)
+        recursion.memory_floor.fill_(-1.0)
+    checkpoint = save(model, tmp_path / "checkpoint.pt", 3)
+    export(checkpoint, tmp_path / "weights", x_encoder=True)
+    _pictures(tmp_path)
+    (tmp_path / "facts.txt").write_text("the circle is red\nthere is no star\n")
+    commands = {
+        "counter": ["sh", "-c", 'echo "  ${#1} letters"; echo', "sh", "{question}"],
+        "broken": ["sh", "-c", 'echo first >&2; echo "$1: no such thing" >&2; exit 3', "sh", "{image}"],
+        "oracle": ["echo", "größer"],
+    }
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps({"tools": {name: {"command": command} for name, command in commands.items()}}))
+    script = _script("side_by_side")
+    pairs = script.side_by_side(
+        script.Settings(
+            checkpoint=checkpoint, weights=tmp_path / "weights", data_dir=tmp_path / "scenes", questions=4,
+            memory=tmp_path / "facts.txt", tools=path,
+        )
+    )  # fmt: skip
+    assert [(pair.image, pair.differences) for pair in pairs if pair.differences] == []
+    steps = [step for pair in pairs for step in pair.rust["trace"]]
+    assert len({pair.rust["stopped"] for pair in pairs}) > 1, "the questions ask for different things"
+    assert {step["kept"] for step in steps if step["step"] == "inject"} == {True, False}
+    assert any(step.get("error") for step in steps)
 
 
 def _script(name: str) -> Any:

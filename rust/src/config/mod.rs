@@ -26,6 +26,8 @@ pub const CONFUSION_PROBE_LAYER_NORM_EPS: f32 = 1e-5;
 
 /// Characters in the name of a tool.
 pub(crate) const LONGEST_TOOL_NAME: usize = 64;
+/// The tool that is built in.
+pub(crate) const MEMORY_TOOL: &str = "memory";
 
 /// No count in a configuration may be larger: products of four of them stay far below 2^64.
 const MAX_COUNT: usize = 1 << 24;

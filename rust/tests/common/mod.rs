@@ -537,6 +537,16 @@ pub(crate) fn described(bytes: &[u8]) -> Value {
     json!({"bytes": bytes.len(), "sha256": sha256})
 }
 
+/// Puts other bytes in a component's place in an export, as if they had been exported.
+pub(crate) fn put(folder: &Path, component: &str, bytes: &[u8]) {
+    let name = format!("{component}.safetensors");
+    fs::write(folder.join(&name), bytes).expect("a file");
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
+    config["files"][&name] = described(bytes);
+    fs::write(path, config.to_string()).expect("a file");
+}
+
 /// Length of the difference over length of what is expected.
 pub(crate) fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());

@@ -149,7 +149,7 @@ def read_tools(path: str | Path) -> ToolRegistry:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {field}: {first['msg']}; see inference/tools.py for an example") from error
+        raise UserError(f"{path}: {field}: {first['msg']}; see examples/tools/tools.json for an example") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     registry, folder = ToolRegistry(), Path(os.path.realpath(path)).parent
@@ -196,8 +196,8 @@ def _run(command: list[str], given: bytes, folder: Path, timeout: float, max_out
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    said, complained = _Reader(process.stdout, max_output, process), _Reader(process.stderr, _LAST_WORDS, None)
     try:
+        said, complained = _Reader(process.stdout, max_output, process), _Reader(process.stderr, _LAST_WORDS, None)
         with contextlib.suppress(OSError):  # it need not listen
             process.stdin.write(given)
         with contextlib.suppress(OSError):

@@ -138,9 +138,14 @@ pub(crate) fn at_least_one(flag: &str, value: i64) -> Result<usize, Failure> {
 
 /// The count, if it is one and no greater than `most`; the message names its flag.
 pub(crate) fn at_least_one_and_at_most(flag: &str, value: i64, most: usize) -> Result<usize, Failure> {
+    between(flag, value, 1, most)
+}
+
+/// The count, if it is in this range; the message names its flag.
+pub(crate) fn between(flag: &str, value: i64, least: usize, most: usize) -> Result<usize, Failure> {
     match usize::try_from(value) {
-        Ok(count) if (1..=most).contains(&count) => Ok(count),
-        _ => Err(failure(format!("--{flag} {value}: must be at least 1 and at most {most}"))),
+        Ok(count) if (least..=most).contains(&count) => Ok(count),
+        _ => Err(failure(format!("--{flag} {value}: must be at least {least} and at most {most}"))),
     }
 }
 

@@ -90,7 +90,7 @@ struct Values<'a> {
 }
 
 #[derive(Serialize)]
-struct Near<'a> {
+pub(crate) struct Near<'a> {
     text: &'a str,
     cosine: f64,
 }
@@ -189,11 +189,7 @@ impl Ask {
     /// Refuses contradictory or impossible settings; returns how many known answers to show.
     fn check(&self) -> Result<usize, Failure> {
         let has_knowledge = self.knowledge.is_some() || self.knowledge_vector.is_some();
-        if self.questions.is_empty() && self.image.is_none() {
-            return Err(failure(
-                "nothing to ask: give a question, such as \"What colour is the circle?\", or an --image",
-            ));
-        }
+        demand_question(&self.questions, self.image.as_deref())?;
         if self.knowledge.is_some() && self.knowledge_vector.is_some() {
             return Err(failure("--knowledge and --knowledge-vector exclude each other; give one of them"));
         }
@@ -269,6 +265,19 @@ impl Ask {
     }
 }
 
+/// Refuses to ask nothing about nothing.
+pub(crate) fn demand_question(questions: &[String], image: Option<&Path>) -> Result<(), Failure> {
+    if questions.is_empty() && image.is_none() {
+        return Err(failure("nothing to ask: give a question, such as \"What colour is the circle?\", or an --image"));
+    }
+    Ok(())
+}
+
+/// The nearest known answers as JSON has them.
+pub(crate) fn nearest(answer: &Answer) -> Vec<Near<'_>> {
+    answer.nearest.iter().map(|(text, cosine)| Near { text, cosine: (*cosine).into() }).collect()
+}
+
 /// A vector (K,) of a `.npy` file or a JSON list.
 fn read_vector(path: &Path) -> Result<Vec<f32>, Failure> {
     const EXPECTED: &str = "expected a .npy file with one row of numbers, or a JSON list of numbers";
@@ -297,7 +306,7 @@ fn values<'a>(question: &'a str, answer: &'a Answer, remembered: Option<&'a str>
         signal: answer.signal,
         confusion_after: answer.confusion_after.map(f64::from),
         sure: answer.sure,
-        nearest: answer.nearest.iter().map(|(text, cosine)| Near { text, cosine: (*cosine).into() }).collect(),
+        nearest: nearest(answer),
         memory_used: answer.memory_used.as_deref(),
         memory_kind: answer.memory_kind,
         knowledge_used: answer.knowledge_used,

@@ -1,18 +1,21 @@
-//! Ctrl-C and SIGTERM: the program ends at once, and nothing half-written stays.
+//! Ctrl-C and SIGTERM: the program ends at once, and neither a half-written file nor a running tool stays.
 
 use std::io;
 use std::process::exit;
 use std::thread;
 
+use kore_vljepa::agent::stop_tools;
 use kore_vljepa::files::abandon_writes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// From now on either signal removes unfinished files and ends the program with 128 + its number, as shells count it.
-pub(crate) fn leave_nothing_half_written() -> io::Result<()> {
+/// From now on either signal ends running tools, removes unfinished files and ends the program with 128 + its number, as
+/// shells count it.
+pub(crate) fn leave_nothing_behind() -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            stop_tools();
             abandon_writes();
             exit(128 + signal);
         }
@@ -27,6 +30,7 @@ mod tests {
     use std::process::Command;
     use std::time::{Duration, Instant};
 
+    use kore_vljepa::agent::{CommandTool, Tool, ToolRequest};
     use kore_vljepa::files::write_whole;
 
     use super::*;
@@ -35,7 +39,7 @@ mod tests {
 
     /// A program that writes half a file, for ever.
     fn write_half(path: OsString) {
-        leave_nothing_half_written().unwrap();
+        leave_nothing_behind().unwrap();
         let written = write_whole(path.as_ref(), |out| {
             out.write_all(&[7; 1 << 16])?;
             loop {
@@ -68,6 +72,45 @@ mod tests {
             assert_eq!(running.wait().unwrap().code(), Some(status));
             assert_eq!(sizes().count(), 1, "something is left beside the output");
             assert_eq!(fs::read(&output).unwrap(), b"as it was");
+        }
+    }
+
+    const FOLDER: &str = "KORE_VLJEPA_INTERRUPTED_TOOL";
+
+    /// A program that waits for a tool, which writes for ever, as does what it started.
+    fn call_tool(folder: OsString) {
+        leave_nothing_behind().unwrap();
+        let script = "(while :; do echo >> a; sleep 0.02; done) & while :; do echo >> b; sleep 0.02; done";
+        let command = ["sh", "-c", script].map(String::from).to_vec();
+        let tool = CommandTool { command, folder: folder.into(), timeout: Duration::from_secs(60), max_output: 1 };
+        let said = tool.call(&ToolRequest { question: None, image: None });
+        thread::sleep(Duration::from_secs(60)); // the signal's thread ends the program
+        unreachable!("{said:?}");
+    }
+
+    #[test]
+    fn a_signal_takes_running_tools_along() {
+        if let Some(folder) = std::env::var_os(FOLDER) {
+            return call_tool(folder);
+        }
+        let itself = "interrupt::tests::a_signal_takes_running_tools_along";
+        for (signal, status) in [("INT", 130), ("TERM", 143)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut program = Command::new(std::env::current_exe().unwrap());
+            let mut running = program.args(["--exact", itself]).env(FOLDER, folder.path()).spawn().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let written = || ["a", "b"].map(|name| fs::metadata(folder.path().join(name)).map_or(0, |file| file.len()));
+            while written().contains(&0) {
+                assert!(Instant::now() < deadline && running.try_wait().unwrap().is_none(), "it calls no tool");
+                thread::sleep(Duration::from_millis(5));
+            }
+            let sent = Command::new("kill").args([format!("-{signal}"), running.id().to_string()]).status().unwrap();
+            assert!(sent.success());
+            assert_eq!(running.wait().unwrap().code(), Some(status));
+            thread::sleep(Duration::from_millis(200)); // what is killed may be writing its last
+            let before = written();
+            thread::sleep(Duration::from_millis(300));
+            assert_eq!(written(), before, "a tool goes on");
         }
     }
 }

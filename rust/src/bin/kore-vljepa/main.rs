@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 `verify` found a difference above the bound, 2 an error of the user's, 130 after Ctrl-C and 143
 //! after SIGTERM (as shells count signals), 141 when the reader of a pipe has gone.
 
+mod agent;
 mod args;
 mod ask;
 mod bench;
@@ -42,6 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Ask(ask::Ask),
+    Agent(agent::Agent),
     Embed(embed::Embed),
     Search(search::Search),
     Classify(classify::Classify),
@@ -55,6 +57,7 @@ impl Command {
     fn run(self) -> Result<ExitCode, Failure> {
         match self {
             Command::Ask(command) => command.run()?,
+            Command::Agent(command) => command.run()?,
             Command::Embed(command) => command.run()?,
             Command::Search(command) => command.run()?,
             Command::Classify(command) => command.run()?,
@@ -69,8 +72,8 @@ impl Command {
 
 fn main() -> ExitCode {
     #[cfg(unix)]
-    if let Err(error) = interrupt::leave_nothing_half_written() {
-        output::print_warning(&format!("an interrupt may leave an unfinished file: {error}"));
+    if let Err(error) = interrupt::leave_nothing_behind() {
+        output::print_warning(&format!("an interrupt may leave an unfinished file or a running tool: {error}"));
     }
     match Cli::try_parse_from(args::with_hyphens(std::env::args_os())) {
         Ok(cli) => cli.command.run().unwrap_or_else(|failure| match failure {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
-use kore_vljepa::files::path_text;
+use kore_vljepa::files::{path_text, write_whole};
 use kore_vljepa::texts::is_printable;
 use kore_vljepa::{Error, LoadError};
 use serde::Serialize;
@@ -48,8 +48,17 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 
 /// Writes values as JSON, for other programs to read.
 pub(crate) fn print_json(values: &impl Serialize) -> Result<(), Failure> {
-    let json = serde_json::to_string_pretty(values).map_err(|error| failure(format!("cannot make JSON: {error}")))?;
-    print(&json)
+    print(&json(values)?)
+}
+
+/// The same into a file, whole or not at all.
+pub(crate) fn write_json(path: &Path, values: &impl Serialize) -> Result<(), Failure> {
+    let json = json(values)?;
+    Ok(write_whole(path, |out| writeln!(out, "{json}"))?)
+}
+
+fn json(values: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(values).map_err(|error| failure(format!("cannot make JSON: {error}")))
 }
 
 /// A bar with rate and time left for long work on so many things of this kind; only on a terminal. It goes when the work
