@@ -121,8 +121,7 @@ mod tests {
 
     #[test]
     fn the_score_is_its_formula() {
-        let finder =
-            EpisodeFinder { blend: 0.25, floor: 0.5, mean: vec![1.0, 0.0, -1.0], key: EpisodeKey::State };
+        let finder = EpisodeFinder { blend: 0.25, floor: 0.5, mean: vec![1.0, 0.0, -1.0], key: EpisodeKey::State };
         // 3 - 1, 4, -1 + 1: along (1, 2, 0) / sqrt 5; the episodes are at (0, 1, 0) and (2, 0, 0)
         let scores =
             finder.scores(&[3.0, 4.0, -1.0], &[0.6, 0.8], &[1.0, 5.0, -1.0, 3.0, 0.0, -1.0], &[0.0, 1.0, 1.0, 0.0]);

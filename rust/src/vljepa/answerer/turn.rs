@@ -71,7 +71,8 @@ impl<'m> Answerer<'m> {
             answer.confusion_after = before.zip(told_answers).map(|(before, answers)| before * (1.0 - answers));
             answer.sure = Some(answer.is_calmed());
             answer.knowledge_used = true;
-            let observation = Observation { embedding: self.model.predictor.embed(&pooled)?, pooled, picture: turn.picture.clone() };
+            let observation =
+                Observation { embedding: self.model.predictor.embed(&pooled)?, pooled, picture: turn.picture.clone() };
             answer.nearest = self.nearest(&observation.embedding);
             let mut answers = [answer];
             self.say(std::slice::from_ref(&observation), &mut answers)?;
