@@ -47,14 +47,13 @@ impl Tool for CommandTool {
         let cannot_start =
             |error: io::Error| ToolError(format!("cannot start {}: {}", program.display(), system_text(&error)));
         let running = Running::start(&mut command, self.max_output, LAST_WORDS).map_err(cannot_start)?;
-        let is_late = !running.wait(self.timeout);
-        let ended = running.end();
-        if is_late {
+        if !running.wait(self.timeout) {
             return Err(ToolError(format!(
                 "it was stopped after {} seconds",
                 short_number(self.timeout.as_secs_f64())
             )));
         }
+        let ended = running.end();
         if ended.output.len() > self.max_output {
             return Err(ToolError(format!("its output is longer than {} bytes", self.max_output)));
         }
@@ -201,16 +200,16 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
 
         let folder = tempfile::tempdir().unwrap();
-        let script = folder.path().join("script");
+        let script = folder.path().join("say-it");
         fs::write(&script, "echo a shell ran it\n").unwrap();
         let start = |command: &[&str]| call(&tool(folder.path(), command)).unwrap_err();
         assert_eq!(start(&["no-such-program"]), "cannot start no-such-program: No such file or directory");
-        assert_eq!(start(&["./script"]), "cannot start ./script: Permission denied");
+        assert_eq!(start(&["./say-it"]), "cannot start ./say-it: Permission denied");
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(start(&["./script"]), "cannot start ./script: Exec format error");
-        assert_eq!(start(&["script"]), "cannot start script: No such file or directory", "it is not on the path");
+        assert_eq!(start(&["./say-it"]), "cannot start ./say-it: Exec format error");
+        assert_eq!(start(&["say-it"]), "cannot start say-it: No such file or directory", "it is not on the path");
         fs::write(&script, "#!/bin/sh\necho run from $PWD\n").unwrap();
-        let said = call(&tool(folder.path(), &["./script"])).unwrap();
+        let said = call(&tool(folder.path(), &["./say-it"])).unwrap();
         assert_eq!(said, format!("run from {}", fs::canonicalize(folder.path()).unwrap().display()));
         assert_eq!(start(&["echo", "a\0b"]), "the question holds a zero character, which no program can be given");
         let gone = tool(&folder.path().join("gone"), &["echo"]);
