@@ -265,7 +265,7 @@ impl KnowledgeMemory {
         if let Some(seen) = &others.episodes {
             let none = || Episodes {
                 entries: Vec::new(),
-                states: Vec::new(),
+                seen: Vec::new(),
                 questions: Vec::new(),
                 answers: Vec::new(),
                 observer: seen.observer.clone(),
