@@ -69,7 +69,7 @@ class TrainSettings(Checked):
     batch_size: Annotated[_Int, BATCH] = None
     """Samples per process and micro-batch."""
     grad_accum: Count = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step; in phase 1 contrasts."""
     lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), POSITIVE] = None
     """Peak learning rate (linear warm-up, then cosine)."""
     warmup_steps: Annotated[_Int, FROM_ZERO] = None
@@ -219,6 +219,10 @@ class Phase1Settings(TrainSettings):
     """Weight of the gates' sparsity penalty in the loss; default: 0.01."""
     angn_reset_threshold: Annotated[_Float, FRACTION] = None
     """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
+
+    contrast_batch: _Count = None
+    """Samples that are contrasted with each other, over all processes: a multiple of --batch-size times the processes.
+    More than that takes two passes, and the memory of one micro-batch; default: one micro-batch of each process."""
 
     BEFORE: ClassVar[dict[str, Any]] = {"hard_negatives": 0}
     ACCUMULATES: ClassVar[bool] = False  # each micro-batch is a contrast of its own
