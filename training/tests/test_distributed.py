@@ -110,6 +110,39 @@ def test_micro_batches_in_two_passes_give_the_gradients_of_one_batch(n_batches: 
     assert objective.negatives == whole.negatives, "one contrast"
 
 
+def test_random_numbers_are_the_same_in_both_passes() -> None:
+    objective, batches = objective_and_batches(0, 1, False, 3, 3)
+    objective.model.predictor.backbone.register_forward_hook(lambda *seen: torch.nn.functional.dropout(seen[2], 0.5))
+    embed, seen = objective.embed, []
+    objective.embed = lambda batch: seen.append(embed(batch)) or seen[-1]
+    torch.manual_seed(0)
+    backward_in_two_passes(objective, objective, batches, 3)
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    torch.manual_seed(0)
+    objective, batches = objective_and_batches(0, 1, False, 3, 3)
+    assert not torch.equal(objective.embed(next(batches)).predicted, seen[0].predicted), "something was dropped"
+
+
+def test_a_micro_batch_that_only_one_pass_could_read_teaches_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    whole, batches = objective_and_batches(0, 1, False, 3, 3)
+    backward_in_two_passes(whole, whole, batches, 3)
+    parts = []
+    for emptied_reads in ([3, 4, 5], [4, 5], [3], [3, 4]):
+        objective, batches = objective_and_batches(0, 1, False, 3, 3)
+        read = (emptied(batch) if i in emptied_reads else batch for i, batch in enumerate(batches))
+        backward_in_two_passes(objective, objective, read, 3)
+        parts.append(gradients(objective))
+    assert "in one of a step's two passes only" in caplog.text
+    nothing, first, others, last = parts
+    for name, value in gradients(whole).items():
+        if name == "log_temperature":
+            continue
+        assert torch.equal(nothing[name], torch.zeros_like(value)), name
+        torch.testing.assert_close(first[name] + others[name], value, atol=1e-12, rtol=1e-9, msg=name)
+        assert not torch.equal(last[name], value) or not value.any(), name
+
+
 @pytest.mark.parametrize(("n", "n_batches"), [(2, 3), (4, 3)])
 def test_several_processes_in_two_passes_give_the_gradients_of_one(tmp_path: Path, n: int, n_batches: int) -> None:
     distributed = run_processes(n, tmp_path / "grads.pt", "passes", "1", "3", str(n_batches))

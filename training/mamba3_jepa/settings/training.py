@@ -113,7 +113,7 @@ class TrainSettings(Checked):
     # Settings that may differ between a run and its continuation.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset([
         "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
-        "max_steps", "cache_dir", "on_bad_sample",
+        "max_steps", "cache_dir", "on_bad_sample", "checkpoint_activations",
         # places: what lies there is compared itself, or stands in the checkpoint
         "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
         "init_y_encoder", "init_y_decoder",
@@ -223,6 +223,9 @@ class Phase1Settings(TrainSettings):
     contrast_batch: _Count = None
     """Samples that are contrasted with each other, over all processes: a multiple of --batch-size times the processes.
     More than that takes two passes, and the memory of one micro-batch; default: one micro-batch of each process."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each Mamba-3 layer for the backward pass and compute the rest again: less memory, more
+    time, the same numbers."""
 
     BEFORE: ClassVar[dict[str, Any]] = {"hard_negatives": 0}
     ACCUMULATES: ClassVar[bool] = False  # each micro-batch is a contrast of its own

@@ -42,7 +42,15 @@ from mamba3_jepa.training.phase1_objective import Phase1Objective, in_two_passes
 from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
-from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
+from mamba3_jepa.training.start import (
+    checkpoint_activations,
+    compile_layers,
+    data_record,
+    demand_same,
+    open_data,
+    say_model,
+    workers,
+)
 from mamba3_jepa.training.task import LrScales, Validation, measure_on
 
 logger = logging.getLogger(__name__)
@@ -99,6 +107,8 @@ def train_phase1(
         on_every_rank(lambda: _start_vision_proj(model, data, settings))
     if settings.compile:
         compile_layers(model)
+    if settings.checkpoint_activations:
+        checkpoint_activations(model)
     if run.is_main:
         say_model(model)
         logger.info(
