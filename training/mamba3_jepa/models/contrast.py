@@ -22,6 +22,7 @@ from mamba3_jepa.models.losses import InfoNce
 # What own rows (N, ...) become: those of all ranks, in rank order, and where the own ones begin; of each tensor.
 Gather = Callable[..., tuple[tuple[Tensor, ...], tuple[int, ...]]]
 
+_NONE = (None, None, None)  # the gradients of keys and `gather`
 _PIECE = 2**22  # scores at a time: four such buffers are 64 MiB in float32
 
 
@@ -109,64 +110,61 @@ class _InfoNce(torch.autograd.Function):
         predicted, target, hard, temperature, key, hard_key, *everyone = ctx.saved_tensors
         all_predicted, all_target, all_key, all_hard, all_hard_key, to_text, to_image = everyone
         own = slice(ctx.first, ctx.first + len(key))
-        scale = grad_loss / (2 * max(1, len(all_key)))
-        pull = _Pull(predicted.new_zeros(()), temperature)
-        of_predicted = pull.of(predicted, key, to_text[own], all_target, all_key, to_image, ctx.first)
-        of_predicted += pull.of(predicted, key, to_text[own], all_hard, all_hard_key, None)
-        of_temperature = (-scale / temperature * pull.weighted).to(temperature.dtype)  # every score of an own image
-        of_target = pull.of(target, key, to_image[own], all_predicted, all_key, to_text, ctx.first)
-        of_hard = pull.of(hard, hard_key, None, all_predicted, all_key, to_text)
-        for each in (of_predicted, of_target, of_hard):
-            each *= scale / temperature
-        return of_predicted, of_target, of_hard, of_temperature, None, None, None
+        images = _Rows(predicted, key, to_text[own], temperature)
+        images.add(all_target, all_key, to_image, ctx.first)
+        images.add(all_hard, all_hard_key, None)
+        texts = _Rows(target, key, to_image[own], temperature)
+        texts.add(all_predicted, all_key, to_text, ctx.first)
+        wrong = _Rows(hard, hard_key, None, temperature)
+        wrong.add(all_predicted, all_key, to_text)
+        scale = grad_loss / (2 * max(1, len(all_key))) / temperature
+        of_temperature = (-scale * images.weighted).to(temperature.dtype)  # the images' rows have every score
+        return images.pulled.mul_(scale), texts.pulled.mul_(scale), wrong.pulled.mul_(scale), of_temperature, *_NONE
 
 
-class _Pull:
-    """The gradient of scores, by what they pull at. weighted: the sum of all scores so far, each times its gradient."""
+class _Rows:
+    """Own rows (N, E) and their gradient, 2 G times the temperature as large.
 
-    def __init__(self, weighted: Tensor, temperature: Tensor) -> None:
-        self.weighted, self._temperature = weighted, temperature
+    Attributes:
+        pulled: (N, E), the gradient.
+        weighted: the sum of their scores, each times its gradient.
+    """
 
-    def of(
-        self,
-        rows: Tensor,
-        key: Tensor,
-        row_sum: Tensor | None,
-        columns: Tensor,
-        column_key: Tensor,
-        column_sum: Tensor | None,
-        first: int | None = None,
-    ) -> Tensor:
-        """Which way rows (N, E) are pulled by columns (K, E): (N, E), to be divided by 2 G and the temperature.
+    def __init__(self, rows: Tensor, key: Tensor, sums: Tensor | None, temperature: Tensor) -> None:
+        """sums: (N,), the logarithms of what each row's scores add up to; None for hard negatives, which are no rows
+        of the loss."""
+        self._rows, self._key, self._sums, self._temperature = rows, key, sums, temperature
+        self.pulled, self.weighted = torch.zeros_like(rows), rows.new_zeros(())
+
+    def add(self, columns: Tensor, key: Tensor, sums: Tensor | None, first: int | None = None) -> None:
+        """What comes of the scores with columns (K, E).
 
         Args:
-            row_sum, column_sum: (N,) and (K,), the logarithm of the sum that each is the row of; None for hard
-                negatives, which are rows of none.
+            key: (K,), of the columns' texts.
+            sums: (K,), as those of the rows, where the columns are rows of the other direction.
             first: the column of the first row's positive; None where there is none.
         """
-        pulled = torch.zeros_like(rows)
-        if not len(columns):
-            return pulled
-        for piece in _pieces(len(rows), len(columns)):
+        for piece in _pieces(len(self._rows), len(columns)):
             at = None if first is None else first + piece.start
-            logits = _logits(rows[piece], columns, self._temperature)
+            logits = _logits(self._rows[piece], columns, self._temperature)
             weights = torch.zeros_like(logits)
-            if row_sum is not None:
-                weights += (logits - row_sum[piece, None]).exp_()
-            if column_sum is not None:
-                weights += (logits - column_sum).exp_()
-            weights.masked_fill_(_same_text(key[piece], column_key, at), 0)
+            if self._sums is not None:
+                weights += (logits - self._sums[piece, None]).exp_()
+            if sums is not None:
+                weights += (logits - sums).exp_()
+            weights.masked_fill_(_same_text(self._key[piece], key, at), 0)
             if at is not None:
                 weights.diagonal(at).sub_(2)
-            with torch.autocast(rows.device.type, enabled=False):
-                torch.mm(weights, columns, out=pulled[piece])
+            with torch.autocast(columns.device.type, enabled=False):
+                self.pulled[piece].addmm_(weights, columns)
             self.weighted += logits.mul_(weights).sum()
-        return pulled
 
 
 def _pieces(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """The rows, so many at a time that their scores fit the memory of one piece."""
-    size = max(1, _PIECE // max(1, n_columns))
+    """The rows, so many at a time that their scores fit the memory of one piece; none if there are no columns."""
+    if not n_columns:
+        return iter(())
+    size = max(1, _PIECE // n_columns)
     return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
 
 
