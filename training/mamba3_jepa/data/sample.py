@@ -156,6 +156,15 @@ class FileBacked(Protocol):
         ...
 
 
+@runtime_checkable
+class Digested(Protocol):
+    """A source that may have kept digests of its samples, so that nothing need be read to compare them."""
+
+    def digests(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+        """`content.Content.texts` and `pictures` of some samples; None where none are kept."""
+        ...
+
+
 def file_state(source: Source, indices: NDArray[np.int64]) -> str:
     """`source.file_state(indices)`; empty for a source without files."""
     return source.file_state(indices) if isinstance(source, FileBacked) else ""

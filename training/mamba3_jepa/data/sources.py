@@ -77,13 +77,18 @@ class DataSplits:
 
 
 def open_source(
-    data_dir: str | Path, *, manifest: str | Path | None = None, on_bad_sample: OnBadSample = "error"
+    data_dir: str | Path,
+    *,
+    manifest: str | Path | None = None,
+    on_bad_sample: OnBadSample = "error",
+    index_dir: str | Path | None = None,
 ) -> Source | None:
     """The data in a directory: its `manifest.jsonl`, else its `*.tar` shards, else its image-text pairs.
 
     Args:
         manifest: another manifest to open instead: the name of one in the directory, such as "test.jsonl", or the path
             of one that lies elsewhere. The files it names are in the directory all the same.
+        index_dir: where the indexes of shards are kept (see `ShardSource`); other data has none.
 
     What looks like data beside what is read is said, with its number.
 
@@ -102,7 +107,7 @@ def open_source(
     source: ShardSource | FolderSource
     survey = Survey.of(root)
     if survey.n_shards:
-        source = ShardSource(root, on_bad_sample)
+        source = ShardSource(root, on_bad_sample, index_dir)
         _say_of_shards(source, survey)
     elif survey.n_images:
         try:
@@ -176,20 +181,21 @@ def open_splits(
     scenes: SceneSplit = "train",
     kind: Kind = "target",
     on_bad_sample: OnBadSample = "error",
+    index_dir: str | Path | None = None,
 ) -> DataSplits:
     """Training and validation samples of one kind.
 
     Validation samples are those of `val.jsonl`, if it is beside the manifest, which `manifest` names as for
     `open_source`; otherwise a share chosen by the hash of each sample's group. Without data directory, or if it holds
     no data, both are synthetic scenes (`image_size`, `seed`, `n_scenes`, `n_val_scenes` and `scenes`, the split to
-    train on, are for them), and a warning says so.
+    train on, are for them), and a warning says so. `index_dir` is that of `open_source`.
 
     Raises:
         UserError: the data is malformed, or one of the two sides would be empty.
     """
     source = None
     if data_dir is not None:
-        source = open_source(data_dir, manifest=manifest, on_bad_sample=on_bad_sample)
+        source = open_source(data_dir, manifest=manifest, on_bad_sample=on_bad_sample, index_dir=index_dir)
     if source is None:
         _warn_synthetic(data_dir)
         train = SceneSource(scenes, n_scenes=n_scenes, seed=seed, image_size=image_size)
@@ -204,7 +210,8 @@ def open_splits(
             val_indices=usable(separate, kind),
         )
     found = usable(source, kind)
-    train_part, val_part = split_by_hash(source.group_hashes()[found], val_fraction)
+    hashes = source.group_hashes()
+    train_part, val_part = split_by_hash(hashes if len(found) == len(source) else hashes[found], val_fraction)
     for name, part, way in (("validation", val_part, "raise"), ("training", train_part, "lower")):
         if not len(part):
             raise UserError(
@@ -212,7 +219,9 @@ def open_splits(
                 f"samples of one image stay together: {way} `val_fraction` (now {val_fraction}), give more data, or "
                 "write a val.jsonl"
             )
-    return DataSplits(train=source, train_indices=found[train_part], val=source, val_indices=found[val_part])
+    if len(found) < len(source):
+        train_part, val_part = found[train_part], found[val_part]
+    return DataSplits(train=source, train_indices=train_part, val=source, val_indices=val_part)
 
 
 def _validation(source: ManifestSource, on_bad_sample: OnBadSample) -> ManifestSource | None:

@@ -68,6 +68,7 @@ def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> Measure
         seed=seed,
         val_fraction=val_fraction,
         on_bad_sample=settings.on_bad_sample,
+        index_dir=settings.index_dir,
     )
     if splits.synthetic:
         raise UserError(f"`data_dir` {settings.data_dir} holds no data; leave it out to measure on synthetic scenes")

@@ -297,6 +297,8 @@ class EvaluateSettings(Checked):
     manifest: _Path = None
     """A manifest in --data-dir, such as test.jsonl, or elsewhere; its images lie in --data-dir. Default: the held-out
     validation split, by which training on this data chose its best checkpoint."""
+    index_dir: _Path = None
+    """Where the indexes of shards are kept, as --index-dir of training; default: none is kept."""
     scenes: Literal["test", "val", "compositional"] = "test"
     """Without --data-dir: scenes that neither training nor the choice of the best checkpoint saw; those that chose it;
     or scenes with colour-shape pairs kept out of training."""

@@ -55,6 +55,8 @@ class TrainSettings(Checked):
     """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards. Without it: synthetic scenes."""
     manifest: _Path = None
     """Another manifest than the manifest.jsonl in --data-dir, there or elsewhere; its images lie in --data-dir."""
+    index_dir: _Path = None
+    """Keep the index of each shard in this folder, so that data of any size opens at once; default: none is kept."""
     output_dir: Path = Path("checkpoints")
     """Where checkpoints, metrics and plots go."""
     model: _Assignments = ()
@@ -113,7 +115,7 @@ class TrainSettings(Checked):
     # Settings that may differ between a run and its continuation.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset([
         "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
-        "max_steps", "cache_dir", "on_bad_sample",
+        "max_steps", "cache_dir", "index_dir", "on_bad_sample",
         # places: what lies there is compared itself, or stands in the checkpoint
         "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
         "init_y_encoder", "init_y_decoder",

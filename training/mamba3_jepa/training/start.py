@@ -69,6 +69,7 @@ def open_data(
             scenes=scenes,
             kind=kind,
             on_bad_sample=settings.on_bad_sample,
+            index_dir=settings.index_dir,
         )
     )
     if data.synthetic:
