@@ -48,11 +48,13 @@ _LONGEST_KEY = 1 << 20  # bytes; of a damaged index not more is read
 class IndexHead:
     """What is known of a kept index without reading its columns.
 
-    path: the file; n: samples; n_json: those whose caption is in a JSON object; digest: of what it says of its samples;
-    starts: where each column begins in the file; sums: checksums of the columns of hashes.
+    path: the file; state: of its shard, when it was made; n: samples; n_json: those whose caption is in a JSON object;
+    digest: of what it says of its samples; starts: where each column begins in the file; sums: checksums of the columns
+    of hashes.
     """
 
     path: str
+    state: str
     n: int
     n_json: int
     digest: bytes
@@ -157,6 +159,7 @@ def read_head(index: Path, name: str, state: str | None) -> IndexHead | None:
         n = layout.shapes["rows"][0]
         return IndexHead(
             path=str(index),
+            state=str(said["state"]),
             n=n,
             n_json=int(said["json"]),
             digest=bytes.fromhex(said["digest"]),
@@ -166,13 +169,6 @@ def read_head(index: Path, name: str, state: str | None) -> IndexHead | None:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def read_state(index: Path) -> str | None:
-    """The state of its shard that a kept index says it was made at; None where there is no such index."""
-    with contextlib.suppress(OSError, ValueError):
-        return read_layout(index).metadata.get("state")
-    return None
 
 
 def sized(key: str, image_size: int) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, state_of_files
 from mamba3_jepa.data.shard_index import KeptIndex, sized
 from mamba3_jepa.data.shard_indexing import kept_heads
-from mamba3_jepa.data.shard_sample import LocalShard, Row, read_sample
+from mamba3_jepa.data.shard_sample import LocalShard, Row, Shard, read_sample
 from mamba3_jepa.data.shard_scan import Found, ShardScan
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.survey import Tally, described, suffix_of, walk_visible
@@ -112,9 +112,17 @@ class ShardSource:
     def __len__(self) -> int:
         return int(self._index.ends[-1])
 
+    @property
+    def shard_ends(self) -> NDArray[np.int64]:
+        """(shards,), where the samples of each shard end."""
+        return self._index.ends
+
     def sample(self, i: int) -> Sample:
         shard, key, row = self._row(i)
-        return read_sample(LocalShard(self._shards[shard]), key, row)
+        return read_sample(self._shard(shard), key, row)
+
+    def _shard(self, number: int) -> Shard:
+        return LocalShard(self._shards[number])
 
     def group(self, i: int) -> str:
         _, key, row = self._row(i)
