@@ -257,6 +257,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _why(error: Exception, status: int | None, address: str) -> str:
+    if status in (404, 410):
+        return "it is not there"
     if status is not None:
         return f"the server answers {status}"
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # how a lost connection is called, too

@@ -16,11 +16,8 @@ def demand_data_dir(manifest: Path | None, data_dir: str | Path | None, shard_ca
     """
     if manifest is not None and data_dir is None:
         raise UserError(f"`manifest` {manifest}: its images lie in `data_dir`; give that too")
+    place = shown_place(data_dir)
     if manifest is not None and is_address(data_dir):
-        raise UserError(
-            f"`manifest` {manifest}: `data_dir` {shown_place(data_dir)} has shards; fetch its images yourself"
-        )
+        raise UserError(f"`manifest` {manifest}: `data_dir` {place} has shards; a manifest's images must lie here")
     if is_address(data_dir) and shard_cache is None:
-        raise UserError(
-            f"`data_dir` {shown_place(data_dir)}: give `shard_cache` too, a folder to fetch the shards into"
-        )
+        raise UserError(f"`data_dir` {place}: give `shard_cache` too, a folder to fetch the shards into")

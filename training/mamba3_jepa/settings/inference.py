@@ -298,8 +298,8 @@ class EvaluateSettings(Checked):
     """A manifest in --data-dir, such as test.jsonl, or elsewhere; its images lie in --data-dir. Default: the held-out
     validation split, by which training on this data chose its best checkpoint."""
     index_dir: _Path = None
-    """Where the indexes of shards are kept, as --index-dir of training; default: none is kept, and of shards elsewhere in
-    --shard-cache."""
+    """Where the indexes of shards are kept, as --index-dir of training; default: none is kept, and of shards elsewhere
+    in --shard-cache."""
     shard_cache: _Path = None
     """Folder that shards from elsewhere are fetched into, as --shard-cache of training."""
     shard_cache_gb: Positive = 100.0

@@ -210,8 +210,8 @@ class Phase1Settings(TrainSettings):
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
     shard_window: _Count = None
-    """Read shard after shard and mix the samples of so many, instead of all: for shards that are far away; default: 4 for
-    those that are fetched, else all."""
+    """Read shard after shard and mix the samples of so many, instead of all: for shards that are far away; default: 4
+    for those that are fetched, else all."""
     hard_negatives: Annotated[int, FROM_ZERO] = 2
     """How many of a sample's wrong texts (a manifest's negatives; synthetic scenes have them) are further negatives of
     its batch, drawn anew in each epoch; 0: none."""

@@ -68,8 +68,8 @@ class Beginning:
         self._demand_same_step(theirs, settings, processes)
         if theirs.get("shard_window") is not None and self.processes != processes:
             raise UserError(
-                f"cannot resume {self.path}: with `shard_window` each process reads shards of its own, and it was trained "
-                f"with {self.processes} processes, not {processes}; use as many, or choose another `output_dir`"
+                f"cannot resume {self.path}: with `shard_window` each process reads shards of its own, and there were "
+                f"{self.processes} processes, not {processes}: use as many, or choose another `output_dir`"
             )
         if not settings.ACCUMULATES:
             self._demand_equal(theirs, settings, {"grad_accum"})
