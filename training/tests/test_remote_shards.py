@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 from shard_server import ShardServer, serving
+from test_continue import last, stop_after
 from test_shard_index import samples, write_shard
 
+from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import preset
 from mamba3_jepa.data import remote, shard_cache
 from mamba3_jepa.data.content import content_of
@@ -444,3 +447,43 @@ def test_a_bucket_is_listed_and_fetched(
     finally:
         remote._system.cache_clear()
         web.stop()
+
+
+TINY = ["--tiny", "--cpu", "--workers", "0", "--log-every", "1", "--epochs", "2", "--batch-size", "4"]
+TINY += ["--val-samples", "8", "--val-fraction", "0.1"]
+
+
+@needs_http
+def test_a_run_goes_on_bit_for_bit_in_the_middle_of_a_shard(
+    server: ShardServer, here: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    place = f"{address(server).replace('://', '://me:secret@')}?token=secret"
+    data = ["--data-dir", place, "--shard-cache", str(tmp_path / "cache"), "--shard-window", "2"]
+    assert main(["train-jepa", *TINY, *data, "--output-dir", str(tmp_path / "whole")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(8, patch)  # of 15 steps an epoch
+        assert main(["train-jepa", *TINY, *data, "--output-dir", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+    for path in (tmp_path / "cache").glob("*.tar"):
+        path.unlink()
+    assert main(["train-jepa", *TINY, *data, "--output-dir", str(tmp_path / "run"), "--resume"]) == 0
+    for name, value in last(tmp_path / "whole").items():
+        assert torch.equal(last(tmp_path / "run")[name], value), name
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("run/*.js*"))
+    assert b"secret" not in kept
+    assert "secret" not in "".join(capfd.readouterr())
+    again = ["train-jepa", *TINY, "--data-dir", str(here), "--output-dir", str(tmp_path / "run"), "--resume"]
+    assert main(again) == 2
+    assert "the settings differ (--shard-window 2 -> None)" in capfd.readouterr().err
+    assert main([*again, "--shard-window", "2"]) == 0, "of a copy that is here now"
+
+
+def test_a_run_goes_on_with_a_kept_index(here: Path, tmp_path: Path) -> None:
+    data = ["train-jepa", *TINY, "--data-dir", str(here)]
+    assert main([*data, "--output-dir", str(tmp_path / "whole")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(8, patch)
+        assert main([*data, "--output-dir", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+    index = ["--index-dir", str(tmp_path / "index")]
+    assert main([*data, *index, "--output-dir", str(tmp_path / "run"), "--resume"]) == 0
+    for name, value in last(tmp_path / "whole").items():
+        assert torch.equal(last(tmp_path / "run")[name], value), name
