@@ -17,8 +17,9 @@ import webdataset
 from PIL import Image
 
 from mamba3_jepa.data.images import BadSampleError
-from mamba3_jepa.data.shards import ShardSource, read_tar_index
+from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.sources import open_source, open_splits
+from mamba3_jepa.data.tar_index import read_tar_index
 from mamba3_jepa.errors import UserError
 
 CAPTIONS = ["a red one", "ein größeres Bild", "日本語 🙂", "x" * 700]

@@ -13,6 +13,7 @@ from mamba3_jepa.settings.bench import (
     CacheBenchmarkSettings,
     DataBenchmarkSettings,
     DecodeBenchmarkSettings,
+    IndexBenchmarkSettings,
     LayerBenchmarkSettings,
     ParitySettings,
     RustBenchmarkSettings,
@@ -51,6 +52,24 @@ def bench_data(settings: Annotated[DataBenchmarkSettings, tyro.conf.arg(name="")
         return
     for line in result.lines():
         say(line)
+
+
+@bench.command(name="index")
+def bench_index(settings: Annotated[IndexBenchmarkSettings, tyro.conf.arg(name="")]) -> None:
+    """How long shards take to open from their kept index, and the memory of a sample."""
+    from mamba3_jepa.bench.index import run_index_benchmark
+
+    result = run_index_benchmark(settings)
+    if settings.json:
+        write_out(result)
+        return
+    size = f"{result.index_bytes / 1e9:.2f} GB"
+    say(f"{settings.shards:,} shards of {settings.samples:,} samples; their index takes {size}")
+    rows = [
+        (name, f"{each.seconds:.2f} s", f"{each.bytes_per_sample:.1f}", f"{each.peak_bytes_per_sample:.1f}")
+        for name, each in (("first", result.first), ("later", result.later))
+    ]
+    show(table(("opening", "time", "bytes of memory a sample", "at most meanwhile"), rows))
 
 
 @bench.command(name="parity")

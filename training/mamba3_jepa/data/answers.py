@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba3_jepa.data.images import BadSampleError
-from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.sample import Fetched, Source, some_of
 
 MAX_SAMPLES_READ = 100_000  # of more, so many are looked at, spread evenly: what is frequent shows in them
+
+
+MAX_FETCHED = 20_000  # of shards that have to be fetched, which is two of the usual size
 
 
 def common_answers(source: Source, indices: Sequence[int] | NDArray[np.int64], limit: int = 1000) -> list[str]:
@@ -27,6 +30,8 @@ def common_answers(source: Source, indices: Sequence[int] | NDArray[np.int64], l
 
 
 def _count(source: Source, indices: NDArray[np.int64]) -> Counter[str]:
+    if isinstance(source, Fetched):
+        indices = some_of(source, indices, MAX_FETCHED)
     if len(indices) > MAX_SAMPLES_READ:
         indices = indices[np.linspace(0, len(indices) - 1, MAX_SAMPLES_READ).round().astype(np.int64)]
     counts: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba3_jepa.data.images import BadSampleError, NotReadNowError
-from mamba3_jepa.data.sample import Place, Sample, Source
+from mamba3_jepa.data.sample import Digested, Place, Sample, Source
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.files.special import is_special
 
@@ -55,6 +55,10 @@ def content_of(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Co
     what cannot be read counts as unreadable."""
     indices = np.asarray(indices, dtype=np.int64)
     looked_at = _looked_at(source, indices)
+    if isinstance(source, Digested) and (kept := source.digests(indices)) is not None:
+        texts, pictures = kept
+        pictures = np.where(looked_at, pictures, np.uint64(0))
+        return Content(texts=texts, pictures=pictures, keys=pictures, unread=np.zeros(len(indices), dtype=bool))
     known: dict[Place, int] = {}
     chunks = [slice(start, start + _TOGETHER) for start in range(0, len(indices), _TOGETHER)]
     rows = [np.zeros((0, 4), dtype=np.uint64)]
@@ -63,6 +67,21 @@ def content_of(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> Co
         rows += pool.map(of_chunk, (indices[each] for each in chunks), (looked_at[each] for each in chunks))
     texts, pictures, keys, unread = np.concatenate(rows).T
     return Content(texts=texts, pictures=pictures, keys=keys, unread=unread > 0)
+
+
+def digests_of(read: Callable[[], Sample], place: Place) -> tuple[int, int]:
+    """What `Content` has of one sample with a picture, which `read` gives and which lies at `place`: text and picture.
+
+    Raises:
+        NotReadNowError: the system does not give it.
+    """
+    try:
+        text = _text_hash(read())
+    except NotReadNowError:
+        raise
+    except BadSampleError:
+        return stable_hash(_UNREADABLE), 0
+    return text, _picture_hash(place)
 
 
 def sketch(keys: NDArray[np.uint64]) -> list[int]:

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.batch import Batch, BatchMaker, Failure
-from mamba3_jepa.data.sample import OnBadSample, Source
+from mamba3_jepa.data.sample import Fetched, OnBadSample, Sharded, Source
 from mamba3_jepa.data.tokenizer import TextTokenizer
+from mamba3_jepa.data.windows import Window, WindowPlan, windows_in_order
 from mamba3_jepa.data.workers import Workers, shut_down
 from mamba3_jepa.errors import UserError
 
@@ -44,6 +45,7 @@ def build_loader(
     draw_captions: bool = False,
     hard_negatives: int | None = 0,
     twice: int = 0,
+    window: int | None = None,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -54,6 +56,8 @@ def build_loader(
     With `on_bad_sample="skip"` an unreadable sample is left out of its batch, which becomes smaller, in the
     worst case empty; positions do not move, so resuming stays exact. `Batch.bad` says what was wrong.
 
+    With `window` the order is that of `windows.WindowPlan` instead, in which a rank reads some shards of its own.
+
     Args:
         indices: samples of `source`; they must have a target unless `demand_target` is False.
         skip_batches: start after so many batches of the epoch, without decoding them.
@@ -62,9 +66,11 @@ def build_loader(
         draw_captions: where one image has several captions, take another in each epoch instead of the first.
         hard_negatives: how many of each sample's negatives are in its batch, see `hard_negatives.drawn`; None: all.
         twice: batches that are gone through together, and then once more before the next ones come; 0: none are.
+        window: where a source in shards is shuffled, mix the samples of so many shards; None: all samples.
 
     Raises:
-        UserError: there is not one batch; while iterating, a sample that cannot be read, or workers that cannot go on.
+        UserError: there is not one batch, or no room for the shards that are read together; while iterating, a
+            sample that cannot be read, or workers that cannot go on.
     """
     global_size = batch_size * world_size
     if drop_last and len(indices) < global_size:
@@ -75,10 +81,19 @@ def build_loader(
         )
     if not len(indices):
         raise UserError(f"{source.name}: there are no samples to load")
-    plan = BatchPlan(
-        np.asarray(indices, dtype=np.int64), batch_size, shuffle, seed, rank, world_size,
-        drop_last=drop_last, twice=twice,
-    )  # fmt: skip
+    indices = np.asarray(indices, dtype=np.int64)
+    plan: BatchPlan | WindowPlan
+    if window is not None and shuffle and isinstance(source, Sharded):
+        if twice:
+            raise UserError(
+                "`contrast_batch` reads its samples twice, which shards that are fetched do not allow: fetch them into "
+                "a folder beforehand, and give that as `data_dir`"
+            )
+        plan = WindowPlan(indices, source.shard_ends, batch_size, window, seed, rank, world_size, drop_last=drop_last)
+    else:
+        plan = BatchPlan(indices, batch_size, shuffle, seed, rank, world_size, drop_last=drop_last, twice=twice)
+    if isinstance(source, Fetched):
+        source.demand_room(window if isinstance(plan, WindowPlan) and window else 1)
     plan.set_epoch(epoch, skip_batches)
     maker = BatchMaker(
         source,
@@ -91,7 +106,7 @@ def build_loader(
         hard_negatives=hard_negatives,
         seed=seed,
     )
-    return BatchLoader(plan, maker, workers)
+    return BatchLoader(plan, maker, workers, source if isinstance(source, Fetched) else None)
 
 
 class BatchPlan(Sampler[list[int]]):
@@ -119,6 +134,17 @@ class BatchPlan(Sampler[list[int]]):
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
         self.epoch, self._skip = epoch, skip_batches
 
+    def windows(self, ends: NDArray[np.int64]) -> Iterator[Window]:
+        """The shards in the order in which they are read, each for itself; none where that is no order."""
+        if self._shuffle:
+            return iter(())
+        return windows_in_order(self._indices, ends, self._global_size, self._skip)
+
+    @property
+    def skip(self) -> int:
+        """The first batch."""
+        return self._skip
+
     def __len__(self) -> int:
         full, rest = divmod(len(self._indices), self._global_size)
         return max(0, full + (rest > 0 and not self._drop_last) - self._skip)
@@ -143,7 +169,7 @@ class BatchPlan(Sampler[list[int]]):
 class _InEpoch(Sampler[tuple[int, list[int]]]):
     """The batches of a plan with their epoch, which worker processes are not told otherwise."""
 
-    def __init__(self, plan: BatchPlan) -> None:
+    def __init__(self, plan: BatchPlan | WindowPlan) -> None:
         self._plan = plan
 
     def __len__(self) -> int:
@@ -160,8 +186,11 @@ class BatchLoader:
     the end of the process; `set_epoch` lets one loader, and its workers, serve a whole run.
     """
 
-    def __init__(self, plan: BatchPlan, maker: BatchMaker, workers: int) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: BatchPlan | WindowPlan, maker: BatchMaker, workers: int, fetched: Fetched | None = None
+    ) -> None:
+        """`fetched`: the source, where its shards are fetched ahead of the batches."""
+        self._plan, self._fetched = plan, fetched
         self._workers = Workers(workers) if workers else None
         here = {"dataset": maker, "num_workers": 0, "collate_fn": _unchanged}
         self._loader: DataLoader[Any] = DataLoader(
@@ -182,6 +211,15 @@ class BatchLoader:
         self._plan.set_epoch(epoch, skip_batches)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._fetched is None:
+            yield from self._batches()
+            return
+        with self._fetched.ahead(self._plan.windows(self._fetched.shard_ends)) as ahead:
+            for number, batch in enumerate(self._batches(), start=self._plan.skip):
+                yield batch
+                ahead.reached(number)
+
+    def _batches(self) -> Iterator[Batch]:
         for batch in self._loader if self._workers is None else self._workers.batches(self._loader):
             if isinstance(batch, Failure):
                 raise UserError(batch.message)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,11 @@ from PIL import Image
 from mamba3_jepa.data.hard_negatives import Negative
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.lesson import Lesson
-from mamba3_jepa.data.splits import stable_hash
+from mamba3_jepa.data.splits import spread, stable_hash
+
+if TYPE_CHECKING:
+    from mamba3_jepa.data.ahead import Ahead
+    from mamba3_jepa.data.windows import Window
 
 OnBadSample = Literal["error", "skip"]
 
@@ -154,6 +158,51 @@ class FileBacked(Protocol):
     def file_state(self, indices: NDArray[np.int64]) -> str:
         """Digest of names, sizes and modification times of the files these samples are read from."""
         ...
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """A source that may have kept digests of its samples, so that nothing need be read to compare them."""
+
+    def digests(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+        """`content.Content.texts` and `pictures` of some samples; None where none are kept."""
+        ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A source whose samples lie in shards, one after the other. shard_ends: (shards,), where those of each end."""
+
+    @property
+    def shard_ends(self) -> NDArray[np.int64]: ...
+
+
+@runtime_checkable
+class Fetched(Protocol):
+    """A source in shards that are fetched when they are needed."""
+
+    @property
+    def shard_ends(self) -> NDArray[np.int64]: ...
+
+    def demand_room(self, window: int) -> None:
+        """Refuse, with a `UserError`, to read so many shards together if there is no room for them."""
+        ...
+
+    def ahead(self, windows: Iterator[Window]) -> Ahead:
+        """Fetches these windows while batches are made."""
+        ...
+
+    def near(self, indices: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
+        """So many of the indices, ascending, the same on every machine, that are cheap to read together."""
+        ...
+
+
+def some_of(source: Source, indices: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
+    """The same `at_most` indices on every machine, in order: spread over all of them, or, where reading is dear, near
+    to each other."""
+    if isinstance(source, Fetched) and len(indices) > at_most:
+        return source.near(indices, at_most)
+    return spread(indices, at_most)
 
 
 def file_state(source: Source, indices: NDArray[np.int64]) -> str:

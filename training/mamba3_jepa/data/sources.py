@@ -14,12 +14,15 @@ from mamba3_jepa.data.content import SplitContent
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
+from mamba3_jepa.data.remote_shards import RemoteShards
 from mamba3_jepa.data.sample import Kind, OnBadSample, Sample, Source, source_texts
 from mamba3_jepa.data.scenes import SceneSource, SceneSplit
+from mamba3_jepa.data.shard_cache import ShardCache
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
 from mamba3_jepa.data.survey import Survey, described, nameless_data
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.addresses import is_address, shown
 from mamba3_jepa.files.path_text import path_text
 
 logger = logging.getLogger(__name__)
@@ -77,13 +80,21 @@ class DataSplits:
 
 
 def open_source(
-    data_dir: str | Path, *, manifest: str | Path | None = None, on_bad_sample: OnBadSample = "error"
+    data_dir: str | Path,
+    *,
+    manifest: str | Path | None = None,
+    on_bad_sample: OnBadSample = "error",
+    index_dir: str | Path | None = None,
+    shard_cache: ShardCache | None = None,
 ) -> Source | None:
     """The data in a directory: its `manifest.jsonl`, else its `*.tar` shards, else its image-text pairs.
 
     Args:
         manifest: another manifest to open instead: the name of one in the directory, such as "test.jsonl", or the path
             of one that lies elsewhere. The files it names are in the directory all the same.
+        index_dir: where the indexes of shards are kept (see `ShardSource`); other data has none. By default those of
+            shards elsewhere are kept in `shard_cache`.
+        shard_cache: where shards are fetched into if `data_dir` is an address.
 
     What looks like data beside what is read is said, with its number.
 
@@ -93,6 +104,8 @@ def open_source(
     Raises:
         UserError: there is no such directory, what it holds is malformed, or looks like data and is none of the three.
     """
+    if isinstance(data_dir, str) and is_address(data_dir):
+        return _open_remote(data_dir, shard_cache, index_dir, on_bad_sample)
     root = Path(data_dir)
     if not root.is_dir():
         found = ": it is a file; give the folder it is in" if root.exists() else ""
@@ -102,7 +115,7 @@ def open_source(
     source: ShardSource | FolderSource
     survey = Survey.of(root)
     if survey.n_shards:
-        source = ShardSource(root, on_bad_sample)
+        source = ShardSource(root, on_bad_sample, index_dir)
         _say_of_shards(source, survey)
     elif survey.n_images:
         try:
@@ -115,15 +128,20 @@ def open_source(
         if seen:
             raise UserError(f"`data_dir` {root}: no {_FORMS}, but {seen}")
         return None
-    if source.n_left_out:
-        logger.warning("%s: %d images without text left out", source.name, source.n_left_out)
-    if source.texts_alone.count:
-        logger.warning(
-            "%s: %d texts without an image are not used; the first: %s",
-            source.name, source.texts_alone.count, path_text(source.texts_alone.first),
-        )  # fmt: skip
+    _say_left_out(source)
     if unread := survey.unread(tables=bool(source.n_left_out)):
         logger.warning("%s: not read: %s", source.name, unread)
+    return source
+
+
+def _open_remote(
+    address: str, cache: ShardCache | None, index_dir: str | Path | None, on_bad_sample: OnBadSample
+) -> RemoteShards:
+    if cache is None:
+        raise UserError(f"`data_dir` {shown(address)}: give `shard_cache` too, a folder to fetch the shards into")
+    source = RemoteShards(address, cache, Path(index_dir or cache.folder / "index"), on_bad_sample)
+    _say_of_shards(source)
+    _say_left_out(source)
     return source
 
 
@@ -143,7 +161,17 @@ def _manifest_file(root: Path, manifest: str | Path) -> Path:
     return elsewhere.absolute()
 
 
-def _say_of_shards(source: ShardSource, survey: Survey) -> None:
+def _say_left_out(source: ShardSource | FolderSource) -> None:
+    if source.n_left_out:
+        logger.warning("%s: %d images without text left out", source.name, source.n_left_out)
+    if source.texts_alone.count:
+        logger.warning(
+            "%s: %d texts without an image are not used; the first: %s",
+            source.name, source.texts_alone.count, path_text(source.texts_alone.first),
+        )  # fmt: skip
+
+
+def _say_of_shards(source: ShardSource, survey: Survey | None = None) -> None:
     """What lies in the shards and beside them without being a sample."""
     if source.n_folders > 1:
         logger.info("%s: the shards of %d folders are one data set", source.name, source.n_folders)
@@ -157,7 +185,7 @@ def _say_of_shards(source: ShardSource, survey: Survey) -> None:
     if source.damaged.count:
         logger.warning("%s: %d damaged shards, of which only what is whole is used; the first: %s",
                        source.name, source.damaged.count, source.damaged.first)  # fmt: skip
-    if survey.n_images:
+    if survey is not None and survey.n_images:
         logger.warning(
             "%s: %d image files beside the shards are not read: a directory with *.tar is read as shards alone",
             source.name, survey.n_images,
@@ -176,20 +204,25 @@ def open_splits(
     scenes: SceneSplit = "train",
     kind: Kind = "target",
     on_bad_sample: OnBadSample = "error",
+    index_dir: str | Path | None = None,
+    shard_cache: ShardCache | None = None,
 ) -> DataSplits:
     """Training and validation samples of one kind.
 
     Validation samples are those of `val.jsonl`, if it is beside the manifest, which `manifest` names as for
     `open_source`; otherwise a share chosen by the hash of each sample's group. Without data directory, or if it holds
     no data, both are synthetic scenes (`image_size`, `seed`, `n_scenes`, `n_val_scenes` and `scenes`, the split to
-    train on, are for them), and a warning says so.
+    train on, are for them), and a warning says so. `index_dir` and `shard_cache` are those of
+    `open_source`.
 
     Raises:
         UserError: the data is malformed, or one of the two sides would be empty.
     """
     source = None
     if data_dir is not None:
-        source = open_source(data_dir, manifest=manifest, on_bad_sample=on_bad_sample)
+        source = open_source(
+            data_dir, manifest=manifest, on_bad_sample=on_bad_sample, index_dir=index_dir, shard_cache=shard_cache
+        )
     if source is None:
         _warn_synthetic(data_dir)
         train = SceneSource(scenes, n_scenes=n_scenes, seed=seed, image_size=image_size)
@@ -204,7 +237,8 @@ def open_splits(
             val_indices=usable(separate, kind),
         )
     found = usable(source, kind)
-    train_part, val_part = split_by_hash(source.group_hashes()[found], val_fraction)
+    hashes = source.group_hashes()
+    train_part, val_part = split_by_hash(hashes if len(found) == len(source) else hashes[found], val_fraction)
     for name, part, way in (("validation", val_part, "raise"), ("training", train_part, "lower")):
         if not len(part):
             raise UserError(
@@ -212,7 +246,9 @@ def open_splits(
                 f"samples of one image stay together: {way} `val_fraction` (now {val_fraction}), give more data, or "
                 "write a val.jsonl"
             )
-    return DataSplits(train=source, train_indices=found[train_part], val=source, val_indices=found[val_part])
+    if len(found) < len(source):
+        train_part, val_part = found[train_part], found[val_part]
+    return DataSplits(train=source, train_indices=train_part, val=source, val_indices=val_part)
 
 
 def _validation(source: ManifestSource, on_bad_sample: OnBadSample) -> ManifestSource | None:

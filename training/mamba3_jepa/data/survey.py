@@ -132,6 +132,12 @@ class Tally:
         self.first = self.first if self.count else name
         self.count += 1
 
+    def add_all(self, more: Tally, before: str = "") -> None:
+        """All of `more`, with a text before the first."""
+        if more.count:
+            self.first = self.first if self.count else before + more.first
+            self.count += more.count
+
 
 @dataclass(frozen=True)
 class Survey:

@@ -16,6 +16,10 @@ _WITHOUT_BYTES = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
 _CURE = "download or write it again, or use what is whole in it with `on_bad_sample` skip"
 
 
+class ShardDamagedError(UserError):
+    """A shard that is no tar archive, damaged or cut off: what comes before the damage can be used."""
+
+
 class Member(NamedTuple):
     """One regular file in a tar archive: its name, where its bytes start, and how many they are."""
 
@@ -38,7 +42,8 @@ def read_tar_index(path: str | Path, unread: list[str] | None = None) -> Iterato
         unread: takes the names of members that are no regular files, folders aside: symbolic links, files with holes.
 
     Raises:
-        UserError: not such an archive, damaged, or cut off (the end mark is missing).
+        ShardDamagedError: not such an archive, damaged, or cut off (the end mark is missing).
+        UserError: the system does not give the file.
     """
     if is_special(path):
         raise UserError(f"{path}: cannot read the shard: a pipe, socket or device, not a file")
@@ -59,7 +64,7 @@ def _members(file: BinaryIO, file_size: int, path: str, unread: list[str]) -> It
         file.seek(position)
         header = file.read(_BLOCK)
         if len(header) < _BLOCK:
-            raise UserError(
+            raise ShardDamagedError(
                 f"{path}: the shard is truncated: it stops at byte {file_size:,} without tar's end mark; {_CURE}"
             )
         if not header.strip(b"\0"):
@@ -72,12 +77,14 @@ def _members(file: BinaryIO, file_size: int, path: str, unread: list[str]) -> It
         if pax.get("size", "").isdigit():
             size = int(pax["size"])
         if not _is_header(header):
-            raise UserError(f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}; {_CURE}")
+            raise ShardDamagedError(
+                f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}; {_CURE}"
+            )
         kind = header[156:157]
         start = position + _BLOCK * (1 + _map_blocks(file, header))
         position = start + -(-size // _BLOCK) * _BLOCK if kind not in _WITHOUT_BYTES else start
         if position > start and start + size > file_size:
-            raise UserError(
+            raise ShardDamagedError(
                 f"{path}: the shard is truncated: a member at byte {start:,} needs {size:,} bytes and the "
                 f"file has {file_size:,}; {_CURE}"
             )
@@ -133,7 +140,7 @@ def _number(field: bytes, path: str, position: int) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b"\0 ") or b"0"
     if digits.strip(b"01234567"):  # `int` alone would also take signs, and a negative size never ends
-        raise UserError(f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}; {_CURE}")
+        raise ShardDamagedError(f"{path}: not an uncompressed tar archive, or damaged, at byte {position:,}; {_CURE}")
     return int(digits, 8)
 
 

@@ -87,7 +87,7 @@ class Workers:
     def _started(self, loader: DataLoader[Any]) -> Iterator[Any]:
         is_new = loader._iterator is None
         try:
-            with _signals_held_back():
+            with signals_held_back():
                 batches = iter(loader)
         except (OSError, ImportError, RuntimeError) as error:  # of semaphores, processes, threads
             if isinstance(error, RuntimeError) and "new thread" not in str(error):
@@ -136,7 +136,7 @@ def shut_down(loader: DataLoader[Any]) -> None:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """Processes started inside never see a stop signal to the group; this one gets them afterwards.
 
     The training process decides when to stop and needs its workers until then. A blocked signal stays blocked
@@ -160,10 +160,10 @@ def _start(worker_id: int, parent: int, pulse: Pulse) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     if hasattr(signal, "sigtimedwait"):
-        threading.Thread(target=_obey_parent_only, args=(parent,), daemon=True).start()
+        threading.Thread(target=obey_parent_only, args=(parent,), daemon=True).start()
 
 
-def _obey_parent_only(parent: int) -> None:
+def obey_parent_only(parent: int) -> None:
     """Ends this worker when its parent asks with SIGTERM or is gone; a SIGTERM from anybody else is dropped.
 
     The parent may have died while this worker was still starting, which torch's own watch would not notice.

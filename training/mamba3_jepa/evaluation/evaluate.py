@@ -10,9 +10,8 @@ from typing import Any
 from mamba3_jepa.data.content import content_of
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
-from mamba3_jepa.data.sample import Source
+from mamba3_jepa.data.sample import Source, some_of
 from mamba3_jepa.data.seen import warn_of_seen
-from mamba3_jepa.data.splits import spread
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.annotations import Annotation, read_annotations, repeated_ids
@@ -137,7 +136,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     if len(indices) > settings.samples:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
                        len(indices))  # fmt: skip
-    indices = spread(indices, settings.samples)
+    indices = some_of(source, indices, settings.samples)
     if not source.synthetic:
         phases = checkpoint.data.of_phases(checkpoint.phase)
         warn_of_seen(phases, content_of(source, indices).keys, same_split_as=data.held_out_of)

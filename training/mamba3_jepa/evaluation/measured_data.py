@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mamba3_jepa.data.sample import Source
 from mamba3_jepa.data.scenes import may_have_validated_on_test
+from mamba3_jepa.data.shard_cache import shard_cache
 from mamba3_jepa.data.sources import DataSplits, SceneSource, open_source, open_splits, usable
 from mamba3_jepa.data.splits import learned_in_phase3, split_by_hash
 from mamba3_jepa.errors import UserError
@@ -68,6 +69,8 @@ def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> Measure
         seed=seed,
         val_fraction=val_fraction,
         on_bad_sample=settings.on_bad_sample,
+        index_dir=settings.index_dir,
+        shard_cache=shard_cache(settings.shard_cache, settings.shard_cache_gb),
     )
     if splits.synthetic:
         raise UserError(f"`data_dir` {settings.data_dir} holds no data; leave it out to measure on synthetic scenes")

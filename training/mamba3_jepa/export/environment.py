@@ -17,9 +17,20 @@ from mamba3_jepa.models import kernels
 
 PACKAGES = (  # those that pyproject.toml asks for
     "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pillow", "pydantic", "tyro", "rich",
-    "torchmetrics", "sacrebleu", "matplotlib", "ijson",
+    "torchmetrics", "sacrebleu", "matplotlib", "ijson", "fsspec",
 )  # fmt: skip
-OPTIONAL = ("mamba-ssm", "triton", "tilelang", "easy-vqa", "pyarrow", "tensorboard", "wandb")
+OPTIONAL = (
+    "mamba-ssm",
+    "triton",
+    "tilelang",
+    "easy-vqa",
+    "pyarrow",
+    "tensorboard",
+    "wandb",
+    "s3fs",
+    "huggingface-hub",
+    "aiohttp",
+)
 _GIB = 2**30
 _PATIENCE = 10  # seconds for another program's answer
 

@@ -154,7 +154,7 @@ def alone_in(setting: str) -> Callable[[Callable[Concatenate[S, P], T]], Callabl
     def decorated(command: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
         @functools.wraps(command)
         def alone(settings: S, /, *arguments: P.args, **options: P.kwargs) -> T:
-            if not _is_first_process():
+            if not is_first_process():
                 return command(settings, *arguments, **options)
             lock = FolderLock(getattr(settings, setting))
             try:
@@ -187,7 +187,7 @@ def keep_lock(moved: Path, folder: Path) -> None:
         old.rename(new)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """As torchrun, accelerate and the usual kinds of MPI say it, before the processes know each other."""
     names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"

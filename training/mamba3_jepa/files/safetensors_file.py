@@ -7,9 +7,11 @@ enough to be written here (https://github.com/huggingface/safetensors#format). R
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from mamba3_jepa.files.path_text import utf8_name
 from mamba3_jepa.files.whole_file import whole_file
 
 _ALIGNMENT = 8
+_LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+_READ_AT_ONCE = 4096
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
@@ -41,6 +45,38 @@ def open_safetensors(path: str | Path) -> Iterator[Any]:
     """
     with utf8_name(path) as name, safe_open(name, framework="pt") as file:
         yield file
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the header of a file says. metadata: texts by name; of each tensor by name, shapes: its shape; starts: where
+    its bytes begin in the file."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+    starts: dict[str, int]
+
+
+def read_layout(path: str | Path) -> Layout:
+    """The header of a file, for those who read parts of its tensors by position: the library gives no positions.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, KeyError, TypeError, RecursionError: it is no such file, damaged, or cut short.
+    """
+    with open(path, "rb", buffering=0) as file:
+        start = file.read(_READ_AT_ONCE)
+        (length,) = struct.unpack("<Q", start[:8].ljust(8))
+        if length > _LONGEST_HEADER:
+            raise ValueError("no header")
+        text = start[8 : 8 + length] + file.read(max(0, 8 + length - len(start)))
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries.items()}
+        end = max((8 + length + entry["data_offsets"][1] for entry in entries.values()), default=8 + length)
+        if end != os.fstat(file.fileno()).st_size:
+            raise ValueError("cut short")
+        return Layout(metadata, {name: entry["shape"] for name, entry in entries.items()}, starts)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

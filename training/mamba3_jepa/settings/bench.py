@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
+
 from mamba3_jepa.config import MOST_LAYERS, PresetName
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.common import Device, Json
@@ -89,6 +91,19 @@ class DataBenchmarkSettings(Checked):
             raise UserError("`workers`: give at least one number")
         if self.n_images < self.batch_size:
             raise UserError(f"`n_images` {self.n_images} is less than one batch of {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexBenchmarkSettings(Checked):
+    """Open simulated shards from their kept index. 10,000 shards of 10,000 samples take 9 GB of disk meanwhile."""
+
+    shards: Count = 10_000
+    """Number of shards."""
+    samples: Annotated[int, Range(1, 100_000)] = 10_000
+    """Samples in each."""
+    folder: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Where the index is written for as long as it takes; default: the system's temporary folder."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -292,11 +292,18 @@ class EvaluateSettings(Checked):
 
     checkpoint: Path
     """A checkpoint of any phase."""
-    data_dir: _Path = None
-    """Data directory; without it, synthetic scenes (--scenes)."""
+    data_dir: Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Data directory, or shards elsewhere, as --data-dir of training; without it, synthetic scenes (--scenes)."""
     manifest: _Path = None
     """A manifest in --data-dir, such as test.jsonl, or elsewhere; its images lie in --data-dir. Default: the held-out
     validation split, by which training on this data chose its best checkpoint."""
+    index_dir: _Path = None
+    """Where the indexes of shards are kept, as --index-dir of training; default: none is kept, and of shards elsewhere
+    in --shard-cache."""
+    shard_cache: _Path = None
+    """Folder that shards from elsewhere are fetched into, as --shard-cache of training."""
+    shard_cache_gb: Positive = 100.0
+    """What --shard-cache may hold, in gigabytes (10^9 bytes)."""
     scenes: Literal["test", "val", "compositional"] = "test"
     """Without --data-dir: scenes that neither training nor the choice of the best checkpoint saw; those that chose it;
     or scenes with colour-shape pairs kept out of training."""
@@ -348,7 +355,7 @@ class EvaluateSettings(Checked):
 
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
-        demand_data_dir(self.manifest, self.data_dir)
+        demand_data_dir(self.manifest, self.data_dir, self.shard_cache)
         if self.skip_generation and self.answer_sheet is not None:
             raise UserError("`answer_sheet` shows generated answers; it cannot go with `skip_generation`")
         for name in ("foreign_questions", "recursion_plots"):

@@ -11,6 +11,7 @@ import tyro
 
 from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.addresses import is_address, shown_place
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
 from mamba3_jepa.settings.common import ConfusionKind
 from mamba3_jepa.settings.data import demand_data_dir
@@ -38,8 +39,10 @@ _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 _Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 _Count = Annotated[_Int, COUNT]
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+_Place = Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")]  # an address keeps its slashes only as a str
 _Preset = Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")]
 _Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
+SHARD_WINDOW = 4  # shards whose samples are mixed where each has to be fetched
 _Settings = TypeVar("_Settings", bound="TrainSettings")
 
 
@@ -51,10 +54,18 @@ class TrainSettings(Checked):
         UserError: a number is out of its range, or `manifest` stands without `data_dir`.
     """
 
-    data_dir: _Path = None
-    """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards. Without it: synthetic scenes."""
+    data_dir: _Place = None
+    """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards; or shards elsewhere: s3://bucket/folder,
+    hf://datasets/owner/name, https://host/{00000..01242}.tar. Without it: synthetic scenes."""
     manifest: _Path = None
     """Another manifest than the manifest.jsonl in --data-dir, there or elsewhere; its images lie in --data-dir."""
+    index_dir: _Path = None
+    """Keep the index of each shard in this folder, so that data of any size opens at once; default: none is kept, and
+    of shards elsewhere in --shard-cache."""
+    shard_cache: _Path = None
+    """Folder that shards from elsewhere are fetched into, each whole; those not used for longest make room."""
+    shard_cache_gb: Positive = 100.0
+    """What --shard-cache may hold, in gigabytes (10^9 bytes)."""
     output_dir: Path = Path("checkpoints")
     """Where checkpoints, metrics and plots go."""
     model: _Assignments = ()
@@ -113,7 +124,8 @@ class TrainSettings(Checked):
     # Settings that may differ between a run and its continuation.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset([
         "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
-        "max_steps", "cache_dir", "on_bad_sample", "checkpoint_activations",
+        "max_steps", "cache_dir", "index_dir", "shard_cache", "shard_cache_gb", "on_bad_sample",
+        "checkpoint_activations",
         # places: what lies there is compared itself, or stands in the checkpoint
         "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
         "init_y_encoder", "init_y_decoder",
@@ -134,7 +146,7 @@ class TrainSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        demand_data_dir(self.manifest, self.data_dir)
+        demand_data_dir(self.manifest, self.data_dir, self.shard_cache)
 
     def changed(self, config: ModelConfig) -> ModelConfig:
         """The configuration of an earlier phase's model with this phase's choices.
@@ -159,7 +171,7 @@ class TrainSettings(Checked):
         """JSON-ready values."""
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
-        }
+        } | {"data_dir": shown_place(self.data_dir)}
 
 
 # Settings of phase 1 that are also keys of the model.
@@ -198,6 +210,9 @@ class Phase1Settings(TrainSettings):
     image_shift: Annotated[int, FROM_ZERO] = 0
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
+    shard_window: _Count = None
+    """Read shard after shard and mix the samples of so many, instead of all: for shards that are far away; default: 4
+    for those that are fetched, else all."""
     hard_negatives: Annotated[int, FROM_ZERO] = 2
     """How many of a sample's wrong texts (a manifest's negatives; synthetic scenes have them) are further negatives of
     its batch, drawn anew in each epoch; 0: none."""
@@ -268,7 +283,10 @@ class Phase1Settings(TrainSettings):
         if self.image_shift >= image_size:
             raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
         pretrained = {} if self.init_y_encoder is None else {"y_encoder_lr_scale": PRETRAINED_LR_SCALE}
-        return dataclasses.replace(self.with_defaults(PHASE1_DEFAULTS[name] | pretrained), preset=name, tiny=False)
+        window = {"shard_window": SHARD_WINDOW} if is_address(self.data_dir) else {}
+        return dataclasses.replace(
+            self.with_defaults(PHASE1_DEFAULTS[name] | pretrained | window), preset=name, tiny=False
+        )
 
     def build_config(self) -> ModelConfig:
         """The model configuration with this run's choices; what files decide is settled when they are read: vision,

@@ -66,6 +66,11 @@ class Beginning:
         theirs = type(settings)().to_dict() | settings.BEFORE | self.settings  # an older run lacks newer settings
         self._demand_equal(theirs, settings, settings.to_dict().keys() - settings.FREE_ON_RESUME - {*_SHARING})
         self._demand_same_step(theirs, settings, processes)
+        if theirs.get("shard_window") is not None and self.processes != processes:
+            raise UserError(
+                f"cannot resume {self.path}: with `shard_window` each process reads shards of its own, and there were "
+                f"{self.processes} processes, not {processes}: use as many, or choose another `output_dir`"
+            )
         if not settings.ACCUMULATES:
             self._demand_equal(theirs, settings, {"grad_accum"})
 

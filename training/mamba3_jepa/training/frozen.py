@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mamba3_jepa.count_report import CountReport
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
@@ -45,7 +46,6 @@ from mamba3_jepa.training.frozen_key import cache_key
 from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, concatenate
 from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
 from mamba3_jepa.training.precision import autocast
-from mamba3_jepa.training.progress import CountReport
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.batch import Batch, target_keys
 from mamba3_jepa.data.images import normalize
 from mamba3_jepa.data.loader import BatchLoader, build_loader
+from mamba3_jepa.data.sample import some_of
 from mamba3_jepa.data.sources import DataSplits, Source, source_texts
-from mamba3_jepa.data.splits import spread, stable_hash
+from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.showcase import write_contact_sheet
@@ -151,7 +152,7 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
     n_images = max(_MIN_WHITENING_IMAGES, _TOKENS_PER_DIMENSION * vision.hidden_size // vision.n_tokens)
     loader = build_loader(
         data.train,
-        spread(data.train_indices, n_images),
+        some_of(data.train, data.train_indices, n_images),
         model.tokenizer,
         model.config,
         _WHITENING_BATCH,
@@ -242,7 +243,9 @@ class Phase1Task:
         self.micro_batches = settings.grad_accum * self._per_contrast
         self._demand_one_step()
         self.loader = self._loader(data.train, data.train_indices, training=True)
-        self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
+        self.val_loader = self._loader(
+            data.val, some_of(data.val, data.val_indices, settings.val_samples or 1), training=False
+        )
         self.batches_per_epoch = len(self.loader)
         self.collected: Collected | None = None
         self._gallery: TextGallery | None = None
@@ -292,6 +295,7 @@ class Phase1Task:
             workers=(settings.workers or 0) if training else 0,
             on_bad_sample=settings.on_bad_sample,
             twice=self._per_contrast if training and self._per_contrast > 1 else 0,
+            window=settings.shard_window if training else None,
         )
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.data.length_batches import length_batches
 from mamba3_jepa.data.question_type import asked_type
+from mamba3_jepa.data.sample import some_of
 from mamba3_jepa.data.sources import DataSplits, Source
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.data.tokenizer import TextTokenizer
@@ -98,7 +99,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
     is_new = run.resumed is None
     train = _outputs(model, data.train, data.train_indices, settings, is_new)
     in_float32 = dataclasses.replace(settings, precision="fp32")  # rounding must not decide which weights are the best
-    val = _outputs(model, data.val, spread(data.val_indices, settings.val_samples or 1), in_float32, is_new)
+    val = _outputs(model, data.val, some_of(data.val, data.val_indices, settings.val_samples or 1), in_float32, is_new)
     if run.is_main:
         say_model(model, trained="y_decoder")
         logger.info("data: %s, %d training and %d validation samples", data.train.name, len(train), len(val))

@@ -20,6 +20,7 @@ from torch import Tensor
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
 from mamba3_jepa.data.loader import BatchPlan
+from mamba3_jepa.data.sample import some_of
 from mamba3_jepa.data.sources import DataSplits
 from mamba3_jepa.data.splits import learned_in_phase3, spread
 from mamba3_jepa.evaluation.phase3_data import Phase3Data
@@ -153,7 +154,7 @@ def _confusion(
         )  # fmt: skip
         return source, np.arange(len(source))
     at_most = settings.val_samples or 1
-    chosen = spread(measured, at_most)
+    chosen = some_of(data.val, measured, at_most)
     source = ConfusionSource(
         data.val, chosen, settings.seed, settings.confusion_kinds, beside=[data.train], query_prompt=query_prompt
     )

@@ -19,11 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mamba3_jepa.count_report import LINE_EVERY_SECONDS, clock
 from mamba3_jepa.training.schedule import Position, Schedule
 
 logger = logging.getLogger(__name__)
-
-_LINE_EVERY_SECONDS = 10.0
 
 
 class ProgressReport:
@@ -94,7 +93,7 @@ class ProgressReport:
         status = f"loss {metrics['train/loss']:.3f}  {rate:.1f} steps/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=position.step, epoch=position.epoch + 1, status=status)
-        elif now - self._last_line >= _LINE_EVERY_SECONDS:
+        elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             total = self._schedule.total_steps
             eta = (total - position.step) / max(rate, 1e-9)
@@ -104,56 +103,5 @@ class ProgressReport:
                 total,
                 position.epoch + 1,
                 status,
-                _clock(eta),
+                clock(eta),
             )
-
-
-class CountReport:
-    """Counts towards a known total, with rate and ETA. Silent on all but the main process."""
-
-    def __init__(self, what: str, total: int, unit: str, is_main: bool) -> None:
-        self._what, self._total, self._unit, self._is_main = what, total, unit, is_main
-        self._done = 0
-        self._started = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        console = Console(stderr=True)
-        if is_main and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-                console=console,
-            )  # fmt: skip
-            self._task = self._bar.add_task(what, total=total, status="")
-
-    def __enter__(self) -> CountReport:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self, count: int) -> None:
-        """Show that `count` more are done."""
-        self._done += count
-        if not self._is_main:
-            return
-        now = time.monotonic()
-        rate = self._done / max(now - self._started, 1e-9)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, status=f"{rate:,.0f} {self._unit}/s")
-        elif now - self._last_line >= _LINE_EVERY_SECONDS:
-            self._last_line = now
-            logger.info(
-                "%s: %d/%d  %.0f %s/s  ETA %s",
-                self._what, self._done, self._total, rate, self._unit, _clock((self._total - self._done) / rate),
-            )  # fmt: skip
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

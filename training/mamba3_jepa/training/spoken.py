@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mamba3_jepa.count_report import CountReport
 from mamba3_jepa.evaluation.spoken import Spoken
 from mamba3_jepa.models.generation import N_DOUBTS
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, rank, world_size
 from mamba3_jepa.training.frozen import FrozenOutputs
 from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
-from mamba3_jepa.training.progress import CountReport
 
 _TOGETHER = 256  # answers spoken at once; they do not depend on it
 

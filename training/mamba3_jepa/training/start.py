@@ -18,6 +18,7 @@ from mamba3_jepa.data.content import first_difference, split_content
 from mamba3_jepa.data.sample import Kind
 from mamba3_jepa.data.scenes import SceneSplit
 from mamba3_jepa.data.seen import warn_of_seen
+from mamba3_jepa.data.shard_cache import shard_cache
 from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
@@ -69,6 +70,8 @@ def open_data(
             scenes=scenes,
             kind=kind,
             on_bad_sample=settings.on_bad_sample,
+            index_dir=settings.index_dir,
+            shard_cache=shard_cache(settings.shard_cache, settings.shard_cache_gb),
         )
     )
     if data.synthetic:
