@@ -99,6 +99,7 @@ def commands(root: Path) -> Iterator[tuple[str, list[str]]]:
     yield "prepare of published data sets", ["prepare", "tallyqa", *tally, "--output", str(root / "tally.jsonl")]
     yield "bench layer", ["bench", "layer", *BENCH_LAYER, "--threads", "1", "--scaling-lengths", "16"]
     yield "bench data", ["bench", "data", *BENCH_DATA]
+    yield "bench index", ["bench", "index", "--shards", "2", "--samples", "3", "--folder", str(root)]
     strings = ["--steps", "1", "--test-lengths", "4", "--test-strings", "4", "--threads", "1"]
     yield "bench parity", ["bench", "parity", *strings, "--output-dir", str(root / "parity")]
     yield "bench decode", ["bench", "decode", *BENCH, "--early", "4", "--late", "9", "--window", "2", "--rounds", "1"]

@@ -8,10 +8,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "mamba3_jepa"
 # From the ground up: a folder, or a file beside the folders, imports from itself and from what stands before it.
 FLOORS = [
-    "errors", "contract", "stop_signals", "config", "overrides", "device", "settings", "files", "data", "models",
-    "evaluation", "inference", "export", "training", "bench", "cli",
+    "errors", "addresses", "contract", "stop_signals", "config", "overrides", "device", "count_report", "settings",
+    "files", "data", "models", "evaluation", "inference", "export", "training", "bench", "cli",
 ]  # fmt: skip
-LIGHT = ("errors", "contract", "stop_signals", "config", "overrides", "settings")
+LIGHT = ("errors", "addresses", "contract", "stop_signals", "config", "overrides", "settings")
 HEAVY = ("torch", "numpy", "transformers", "tokenizers", "PIL", "matplotlib", "accelerate", "torchmetrics", "sacrebleu")
 
 

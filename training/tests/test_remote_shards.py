@@ -20,6 +20,7 @@ from shard_server import ShardServer, serving
 from test_continue import last, stop_after
 from test_shard_index import samples, write_shard
 
+from mamba3_jepa.addresses import expanded, is_address, shown
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import preset
 from mamba3_jepa.data import remote, shard_cache
@@ -33,7 +34,6 @@ from mamba3_jepa.data.sources import open_source, open_splits
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.data.windows import WindowPlan
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import expanded, is_address, shown
 
 needs_http = pytest.mark.skipif(importlib.util.find_spec("aiohttp") is None, reason="needs aiohttp")
 N_SHARDS = 6
@@ -400,7 +400,10 @@ def test_a_hub_is_listed_and_fetched_through_its_file_system(
     assert len(source) == len(ShardSource(here))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None, reason="s3")
+@pytest.mark.skipif(
+    importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None,
+    reason="needs s3fs and moto[server]",
+)
 def test_a_bucket_is_listed_and_fetched(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mamba3_jepa.addresses import expanded, has_range, scheme_of, shown
 from mamba3_jepa.data.survey import is_hidden
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import expanded, has_range, scheme_of, shown
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mamba3_jepa.addresses import shown
 from mamba3_jepa.count_report import CountReport
 from mamba3_jepa.data.ahead import Ahead
 from mamba3_jepa.data.remote import Listed, listed
@@ -28,7 +29,6 @@ from mamba3_jepa.data.shard_sample import Shard
 from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.windows import Window
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import shown
 from mamba3_jepa.files.folder_lock import is_first_process
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
+from mamba3_jepa.addresses import shown
 from mamba3_jepa.data.pulse import beat
 from mamba3_jepa.data.remote import FetchStoppedError, Listed, about, fetch
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import shown
 from mamba3_jepa.files.folder_lock import FolderInUseError, FolderLock
 
 fcntl: ModuleType | None

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -63,10 +64,10 @@ class IndexHead:
     sums: dict[str, int]
 
 
-def index_path(index_dir: Path, name: str) -> Path:
+def index_path(index_dir: str | Path, name: str) -> Path:
     """Where the index of the shard of this name, a whole path or address, is kept."""
     stem = os.path.basename(name).removesuffix(".tar")[:100]
-    return index_dir / f"{stem}.{blake2b(os.fsencode(name), digest_size=8).hexdigest()}{SUFFIX}"
+    return Path(index_dir, f"{stem}.{blake2b(os.fsencode(name), digest_size=8).hexdigest()}{SUFFIX}")
 
 
 def state_of(path: str | Path) -> str:
@@ -132,7 +133,7 @@ def write_index(
         "state": state,
         "digest": digest.hex(),
         "json": str(int((rows[:, 4] % 2).sum())),
-        "sums": json.dumps({column: zlib.crc32(values) for column, values in hashes.items()}),
+        "sums": " ".join(str(zlib.crc32(hashes[column])) for column in _HASHES),
         "found": json.dumps(asdict(found)),
     }
     try:
@@ -165,7 +166,7 @@ def read_head(index: Path, name: str, state: str | None) -> IndexHead | None:
             digest=bytes.fromhex(said["digest"]),
             found=_found(said["found"]),
             starts={column: _start(layout, column, n) for column in (*_HASHES, "rows", "keys")},
-            sums={column: int(value) for column, value in json.loads(said["sums"]).items()},
+            sums=dict(zip(_HASHES, map(int, said["sums"].split()), strict=True)),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -310,7 +311,9 @@ def _start(layout: Layout, column: str, n: int) -> int:
     return layout.starts[column]
 
 
+@lru_cache(maxsize=64)
 def _found(text: str) -> Found:
+    """Mostly the same for all shards, and only read."""
     said = json.loads(text)
     tallies = {name: Tally(**said.pop(name)) for name in ("texts_alone", "links")}
     return Found(**said | tallies | {"unread": Counter(said.pop("unread"))})

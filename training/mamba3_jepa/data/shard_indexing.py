@@ -31,30 +31,31 @@ logger = logging.getLogger(__name__)
 _ALONE = 4  # so few shards for each process are done sooner than it starts
 
 
-def kept_heads(shards: Sequence[str], index_dir: Path) -> list[IndexHead]:
-    """The kept indexes of these files; those that are not there, stale or damaged are made.
+def kept_heads(root: str, shards: Sequence[str], index_dir: Path) -> list[IndexHead]:
+    """The kept indexes of files below `root`, given by their paths there; what is missing, stale or damaged is made.
 
     Raises:
         UserError: an index cannot be written, or a shard not be read.
     """
-    names = [os.path.realpath(path) for path in shards]
+    whole = os.path.realpath(root)
+    names = [os.path.join(whole, path) for path in shards]
     heads = [read_head(index_path(index_dir, name), name, state_of(name)) for name in names]
     missing = [name for name, head in zip(names, heads, strict=True) if head is None]
     if not missing:
         return [head for head in heads if head is not None]
     _make(missing, index_dir)
-    return [_read_again(path, name, index_dir) if head is None else head
-            for path, name, head in zip(shards, names, heads, strict=True)]  # fmt: skip
+    return [_read_again(name, index_dir) if head is None else head
+            for name, head in zip(names, heads, strict=True)]  # fmt: skip
 
 
-def _read_again(path: str, name: str, index_dir: Path) -> IndexHead:
+def _read_again(name: str, index_dir: Path) -> IndexHead:
     head = read_head(index_path(index_dir, name), name, state_of(name))
     if head is not None:
         return head
-    scan = ShardScan.of(path)
+    scan = ShardScan.of(name)
     if not scan.is_given:
-        raise UserError(f"{path}: {scan.found.damage}")
-    raise UserError(f"{path}: the shard changes while its index is made; wait until it is complete")
+        raise UserError(f"{name}: {scan.found.damage}")
+    raise UserError(f"{name}: the shard changes while its index is made; wait until it is complete")
 
 
 def _make(names: list[str], index_dir: Path) -> None:

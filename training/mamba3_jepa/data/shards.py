@@ -66,7 +66,7 @@ class ShardSource:
         if index_dir is None:
             self._index = self._scanned()
         else:
-            heads = kept_heads(self._shards, Path(index_dir))
+            heads = kept_heads(self.name, names, Path(index_dir))
             for path, head in zip(self._shards, heads, strict=True):
                 self._note(path, head.found)
             self._index = KeptIndex(heads, Path(index_dir))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mamba3_jepa.addresses import is_address, shown
 from mamba3_jepa.data.content import SplitContent
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.images import BadSampleError
@@ -22,7 +23,6 @@ from mamba3_jepa.data.shards import ShardSource
 from mamba3_jepa.data.splits import split_by_hash
 from mamba3_jepa.data.survey import Survey, described, nameless_data
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import is_address, shown
 from mamba3_jepa.files.path_text import path_text
 
 logger = logging.getLogger(__name__)

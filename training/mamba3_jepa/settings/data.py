@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mamba3_jepa.addresses import is_address, shown_place
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import is_address, shown_place
 
 
 def demand_data_dir(manifest: Path | None, data_dir: str | Path | None, shard_cache: Path | None) -> None:

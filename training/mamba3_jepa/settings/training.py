@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 
+from mamba3_jepa.addresses import is_address, shown_place
 from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.addresses import is_address, shown_place
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
 from mamba3_jepa.settings.common import ConfusionKind
 from mamba3_jepa.settings.data import demand_data_dir
