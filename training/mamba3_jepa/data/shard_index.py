@@ -133,7 +133,7 @@ def write_index(
         "state": state,
         "digest": digest.hex(),
         "json": str(int((rows[:, 4] % 2).sum())),
-        "sums": " ".join(str(zlib.crc32(hashes[column])) for column in _HASHES),
+        "sums": " ".join(str(zlib.crc32(hashes[column].data)) for column in _HASHES),
         "found": json.dumps(asdict(found)),
     }
     try:
@@ -297,7 +297,7 @@ class KeptIndex:
         mask = np.isin(hashes, twice) if len(twice) else np.zeros(0, dtype=bool)
         packed = np.packbits(mask)
         with contextlib.suppress(UserError):  # it may be a folder to read only
-            write_safetensors(path, {"bits": torch.from_numpy(packed)}, {"sum": str(zlib.crc32(packed))})
+            write_safetensors(path, {"bits": torch.from_numpy(packed)}, {"sum": str(zlib.crc32(packed.data))})
         return np.flatnonzero(mask)
 
 
