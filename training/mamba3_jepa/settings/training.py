@@ -216,6 +216,12 @@ class Phase1Settings(TrainSettings):
     hard_negatives: Annotated[int, FROM_ZERO] = 2
     """How many of a sample's wrong texts (a manifest's negatives; synthetic scenes have them) are further negatives of
     its batch, drawn anew in each epoch; 0: none."""
+    contrast_batch: _Count = None
+    """Samples that are contrasted with each other, over all processes: a multiple of --batch-size times the processes.
+    More than that takes two passes, and the memory of one micro-batch; default: one micro-batch of each process."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each Mamba-3 layer for the backward pass and compute the rest again: less memory, more
+    time, the same numbers."""
     tokenizer: _Path = None
     """A tokenizer.json to use; default: that of --init-y-encoder, or a byte-level BPE trained on the data's texts."""
     init_y_encoder: Folder = None
@@ -235,15 +241,8 @@ class Phase1Settings(TrainSettings):
     angn_reset_threshold: Annotated[_Float, FRACTION] = None
     """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
 
-    contrast_batch: _Count = None
-    """Samples that are contrasted with each other, over all processes: a multiple of --batch-size times the processes.
-    More than that takes two passes, and the memory of one micro-batch; default: one micro-batch of each process."""
-    checkpoint_activations: bool = False
-    """Keep only the input of each Mamba-3 layer for the backward pass and compute the rest again: less memory, more
-    time, the same numbers."""
-
     BEFORE: ClassVar[dict[str, Any]] = {"hard_negatives": 0}
-    ACCUMULATES: ClassVar[bool] = False  # each micro-batch is a contrast of its own
+    ACCUMULATES: ClassVar[bool] = False  # each contrast is one by itself
 
     def resolved(self) -> Phase1Settings:
         """A copy in which the preset has filled every value the command line left open.
