@@ -174,6 +174,7 @@ def beginning(settings: TrainSettings, processes: int) -> Beginning:
 
 
 ONE = Phase1Settings(preset="tiny", batch_size=16)
+LARGE = Phase1Settings(preset="tiny", batch_size=16, contrast_batch=64)
 TWO = Phase2Settings(batch_size=16)
 
 
@@ -184,6 +185,8 @@ TWO = Phase2Settings(batch_size=16)
         (ONE, 2, {"batch_size": 16}, 1, "`batch_size` 32,"),
         (ONE, 1, {"batch_size": 8, "grad_accum": 2}, 1, "`batch_size` 16,"),  # two contrasts are not a larger one
         (ONE, 1, {"batch_size": 5}, 3, "to divide"),
+        (ONE, 1, {"batch_size": 8, "contrast_batch": 64}, 1, "`contrast_batch` 16,"),
+        (LARGE, 1, {"contrast_batch": None}, 1, "`contrast_batch` 64,"),
         (TWO, 1, {"batch_size": 16, "grad_accum": 2}, 2, "`batch_size` 4,"),
     ],
 )
@@ -200,6 +203,9 @@ def test_the_same_global_batch_is_not_refused() -> None:
     for settings, processes, other, others in (
         (ONE, 1, {"batch_size": 8}, 2),
         (ONE, 2, {"batch_size": 4}, 8),
+        (ONE, 1, {"batch_size": 4, "contrast_batch": 16}, 2),
+        (LARGE, 1, {"batch_size": 4}, 8),
+        (LARGE, 2, {"batch_size": 64, "contrast_batch": None}, 1),
         (TWO, 1, {"batch_size": 4, "grad_accum": 2}, 2),
         (TWO, 2, {"batch_size": 1, "grad_accum": 32}, 1),
     ):

@@ -17,7 +17,7 @@ from PIL import Image
 from mamba3_jepa.config import ModelConfig, preset
 from mamba3_jepa.data.batch import Batch
 from mamba3_jepa.data.files import ManifestSource
-from mamba3_jepa.data.loader import BatchLoader, build_loader
+from mamba3_jepa.data.loader import BatchLoader, BatchPlan, build_loader
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -107,6 +107,19 @@ def test_skipping_batches_continues_exactly_and_decodes_nothing(
     for a, b in zip(whole[skip:], rest, strict=True):
         _assert_equal(a, b)
     assert len(asked) == sum(len(b) for b in rest)
+
+
+@pytest.mark.parametrize("skip", [0, 4])
+def test_batches_of_a_contrast_come_twice(skip: int) -> None:
+    def plan(twice: int = 0) -> BatchPlan:
+        return BatchPlan(np.arange(40), 2, True, 7, rank=1, world_size=2, drop_last=True, twice=twice)
+
+    once, twice = plan(), plan(4)
+    twice.set_epoch(0, skip)
+    batches = list(once)
+    expected = [*batches[:4] * 2, *batches[4:8] * 2, *batches[8:] * 2]
+    assert list(twice) == expected[2 * skip :]
+    assert len(twice) == len(once) - skip == 10 - skip
 
 
 def test_workers_do_not_change_the_content(scenes: SceneSource, tokenizer: TextTokenizer) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from mamba3_jepa.config import BackboneConfig, Mamba3Config
+from mamba3_jepa.config import BackboneConfig, Mamba3Config, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.chunked import chunked_scan
 from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone, Mamba3State, RMSNorm
@@ -397,3 +397,24 @@ def test_backbone_continues_and_steps() -> None:
     for t in range(20):
         y_t, state = stack.step(x[:, t], state, gate=gate)
         torch.testing.assert_close(y_t, whole[:, t], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_checkpointed_activations_keep_less_and_change_no_bit(bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    backbone = Mamba3Backbone(preset("tiny").predictor, bidirectional)
+    x, scale = torch.randn(3, 40, 64), torch.rand(64, requires_grad=True)
+    mask = torch.arange(40) < torch.tensor([[40], [25], [1]])
+    results, kept = [], []
+    for each in (False, True):
+        backbone.checkpoint_activations = each
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
+            y = backbone(x, gate=lambda _, h: h * scale, mask=mask)
+        kept.append(sum(sizes))
+        backbone.zero_grad()
+        scale.grad = None
+        y.square().sum().backward()
+        results.append([y.detach(), scale.grad, *(parameter.grad for parameter in backbone.parameters())])
+    assert all(torch.equal(plain, again) for plain, again in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 5

@@ -43,6 +43,7 @@ def build_loader(
     image_shift: int = 0,
     draw_captions: bool = False,
     hard_negatives: int | None = 0,
+    twice: int = 0,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -60,6 +61,7 @@ def build_loader(
         image_shift: move each sample's image by up to so many pixels, see `augment.shift`.
         draw_captions: where one image has several captions, take another in each epoch instead of the first.
         hard_negatives: how many of each sample's negatives are in its batch, see `hard_negatives.drawn`; None: all.
+        twice: batches that are gone through together, and then once more before the next ones come; 0: none are.
 
     Raises:
         UserError: there is not one batch; while iterating, a sample that cannot be read, or workers that cannot go on.
@@ -74,8 +76,9 @@ def build_loader(
     if not len(indices):
         raise UserError(f"{source.name}: there are no samples to load")
     plan = BatchPlan(
-        np.asarray(indices, dtype=np.int64), batch_size, shuffle, seed, rank, world_size, drop_last=drop_last
-    )
+        np.asarray(indices, dtype=np.int64), batch_size, shuffle, seed, rank, world_size,
+        drop_last=drop_last, twice=twice,
+    )  # fmt: skip
     plan.set_epoch(epoch, skip_batches)
     maker = BatchMaker(
         source,
@@ -92,7 +95,7 @@ def build_loader(
 
 
 class BatchPlan(Sampler[list[int]]):
-    """Which samples make up each batch of one rank in one epoch."""
+    """Which samples make up each batch of one rank in one epoch; its length counts a batch that comes twice once."""
 
     def __init__(
         self,
@@ -104,12 +107,13 @@ class BatchPlan(Sampler[list[int]]):
         world_size: int,
         *,
         drop_last: bool,
+        twice: int = 0,
     ) -> None:
         self._indices = indices
         self._global_size = batch_size * world_size
         self._shuffle, self._seed = shuffle, seed
         self._rank, self._world_size = rank, world_size
-        self._drop_last = drop_last
+        self._drop_last, self._twice = drop_last, twice
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
@@ -123,9 +127,17 @@ class BatchPlan(Sampler[list[int]]):
         order = self._indices
         if self._shuffle:
             order = np.random.default_rng([self._seed % 2**64, self.epoch]).permutation(order)
-        for k in range(self._skip, self._skip + len(self)):
+        for k in self._numbers():
             block = order[k * self._global_size : (k + 1) * self._global_size]
             yield np.array_split(block, self._world_size)[self._rank].tolist()
+
+    def _numbers(self) -> Iterator[int]:
+        end = self._skip + len(self)
+        for first in range(self._skip, end, self._twice or 1):
+            together = range(first, min(first + (self._twice or 1), end))
+            yield from together
+            if self._twice:
+                yield from together
 
 
 class _InEpoch(Sampler[tuple[int, list[int]]]):

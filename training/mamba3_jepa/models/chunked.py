@@ -301,13 +301,9 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dtheta: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:
-        (
-            order,
-            y,
-            h,
-            *before,
-        ) = ctx.saved_tensors[: -len(_Sequence._fields)]
-        seq = _Sequence(*ctx.saved_tensors[-len(_Sequence._fields) :])
+        saved = ctx.saved_tensors  # asked for once: checkpointed activations are computed for it
+        order, y, h, *before = saved[: -len(_Sequence._fields)]
+        seq = _Sequence(*saved[-len(_Sequence._fields) :])
         R, L, S = seq.q.shape[2], seq.q.shape[1], seq.omega.shape[-1]
         grad = seq.map(torch.zeros_like)
         dbefore = dh.index_select(-1, order) if ctx.wants_state else None

@@ -18,6 +18,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mamba3_jepa.config import AActivation, BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
@@ -263,10 +264,14 @@ class Mamba3Backbone(nn.Module):
 
     With `bidirectional`, each layer has a second Mamba-3 that reads the same from the right, and both are added. Every
     state then knows the whole sequence, and nothing can go on from the last one.
+
+    Attributes:
+        checkpoint_activations: keep only what goes into each layer for the backward pass, and compute the rest again.
     """
 
     def __init__(self, config: BackboneConfig, bidirectional: bool = False) -> None:
         super().__init__()
+        self.checkpoint_activations = False
         arguments = dataclasses.asdict(config.layer)
         layers = [Mamba3(**arguments) for _ in range(config.n_layers)]
         n_mlps = config.n_layers if config.mlp_dim else 0
@@ -305,17 +310,27 @@ class Mamba3Backbone(nn.Module):
         self._demand_causal(state is not None or return_state)
         states: BackboneState = []
         for i, (norm, layer) in self._blocks():
-            x = x if gate is None else gate(i, x)
             if return_state:
+                x = x if gate is None else gate(i, x)
                 y, layer_state = layer(norm(x), None if state is None else state[i], return_state=True)
                 states.append(layer_state)
+                x = self.add_mlp(i, x + y)
+            elif self.checkpoint_activations and torch.is_grad_enabled():
+                before = None if state is None else state[i]
+                x = cast(Tensor, checkpoint(self._block, i, x, gate, before, mask, use_reentrant=False))
             else:
-                y = layer(norm(x), None if state is None else state[i])
-            if self.reverse_layers:
-                y = y + _reversed(self.reverse_layers[i], norm(x), mask)
-            x = self.add_mlp(i, x + y)
+                x = self._block(i, x, gate, None if state is None else state[i], mask)
         x = self.final_norm(x)
         return (x, states) if return_state else x
+
+    def _block(self, i: int, x: Tensor, gate: Gate | None, state: Mamba3State | None, mask: Tensor | None) -> Tensor:
+        """The residual stream (B, L, D) after layer i."""
+        norm, layer = cast(RMSNorm, self.norms[i]), cast(Mamba3, self.layers[i])
+        x = x if gate is None else gate(i, x)
+        y = layer(norm(x), state)
+        if self.reverse_layers:
+            y = y + _reversed(self.reverse_layers[i], norm(x), mask)
+        return self.add_mlp(i, x + y)
 
     def step(self, x_t: Tensor, state: BackboneState, gate: Gate | None = None) -> tuple[Tensor, BackboneState]:
         """One token: (B, D) -> (B, D) and the next states. `gate` sees (B, 1, D)."""

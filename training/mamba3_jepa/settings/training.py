@@ -69,7 +69,7 @@ class TrainSettings(Checked):
     batch_size: Annotated[_Int, BATCH] = None
     """Samples per process and micro-batch."""
     grad_accum: Count = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step; in phase 1 contrasts."""
     lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), POSITIVE] = None
     """Peak learning rate (linear warm-up, then cosine)."""
     warmup_steps: Annotated[_Int, FROM_ZERO] = None
@@ -113,7 +113,7 @@ class TrainSettings(Checked):
     # Settings that may differ between a run and its continuation.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset([
         "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
-        "max_steps", "cache_dir", "on_bad_sample",
+        "max_steps", "cache_dir", "on_bad_sample", "checkpoint_activations",
         # places: what lies there is compared itself, or stands in the checkpoint
         "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
         "init_y_encoder", "init_y_decoder",
@@ -201,6 +201,12 @@ class Phase1Settings(TrainSettings):
     hard_negatives: Annotated[int, FROM_ZERO] = 2
     """How many of a sample's wrong texts (a manifest's negatives; synthetic scenes have them) are further negatives of
     its batch, drawn anew in each epoch; 0: none."""
+    contrast_batch: _Count = None
+    """Samples that are contrasted with each other, over all processes: a multiple of --batch-size times the processes.
+    More than that takes two passes, and the memory of one micro-batch; default: one micro-batch of each process."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each Mamba-3 layer for the backward pass and compute the rest again: less memory, more
+    time, the same numbers."""
     tokenizer: _Path = None
     """A tokenizer.json to use; default: that of --init-y-encoder, or a byte-level BPE trained on the data's texts."""
     init_y_encoder: Folder = None
@@ -221,7 +227,7 @@ class Phase1Settings(TrainSettings):
     """In inference, mean gate activity under this value is reported as a context reset; default: 0.3."""
 
     BEFORE: ClassVar[dict[str, Any]] = {"hard_negatives": 0}
-    ACCUMULATES: ClassVar[bool] = False  # each micro-batch is a contrast of its own
+    ACCUMULATES: ClassVar[bool] = False  # each contrast is one by itself
 
     def resolved(self) -> Phase1Settings:
         """A copy in which the preset has filled every value the command line left open.

@@ -16,7 +16,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord
 from mamba3_jepa.settings.training import TrainSettings
 
-_SHARING = ("batch_size", "grad_accum")  # looked at together with the number of processes
+_SHARING = ("batch_size", "grad_accum", "contrast_batch")  # looked at together with the number of processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,16 @@ class Beginning:
 
     def _demand_same_step(self, theirs: dict[str, Any], settings: TrainSettings, processes: int) -> None:
         """The samples of a step may be shared by other processes and, where accumulation is the same as a larger batch,
-        by other micro-batches; how many there are may not change."""
-        before = _Step(theirs["batch_size"] or 1, theirs["grad_accum"], self.processes, settings.ACCUMULATES)
-        now = _Step(settings.batch_size or 1, settings.grad_accum, processes, settings.ACCUMULATES)
+        by other micro-batches, as may those of one contrast; how many there are may not change."""
+        before = _Step.of(theirs, self.processes, settings.ACCUMULATES)
+        now = _Step.of(settings.to_dict(), processes, settings.ACCUMULATES)
         if before.samples == now.samples:
             return
         batch_size, rest = divmod(before.samples, now.shares)
         shares = "processes x `grad_accum`" if settings.ACCUMULATES else "a number of processes"
         cure = f"choose {shares} to divide {before.samples}" if rest else f"give `batch_size` {batch_size}"
+        if before.contrast_batch or now.contrast_batch:
+            cure = f"give `contrast_batch` {before.samples}"
         raise UserError(
             f"cannot resume {self.path}: the global batch was {before.samples} samples ({before}) and would now be "
             f"{now.samples} ({now}): {cure}, or choose another `output_dir`"
@@ -105,6 +107,13 @@ class _Step:
     grad_accum: int
     processes: int
     accumulates: bool
+    contrast_batch: int | None
+
+    @staticmethod
+    def of(settings: dict[str, Any], processes: int, accumulates: bool) -> _Step:
+        return _Step(
+            settings["batch_size"] or 1, settings["grad_accum"], processes, accumulates, settings.get("contrast_batch")
+        )
 
     @property
     def shares(self) -> int:
@@ -112,9 +121,11 @@ class _Step:
 
     @property
     def samples(self) -> int:
-        return self.batch_size * self.shares
+        return self.contrast_batch or self.batch_size * self.shares
 
     def __str__(self) -> str:
+        if self.contrast_batch:
+            return f"`contrast_batch` {self.contrast_batch}"
         accumulated = f", `grad_accum` {self.grad_accum}," if self.accumulates and self.grad_accum > 1 else ""
         where = "1 process" if self.processes == 1 else f"each of {self.processes} processes"
         return f"`batch_size` {self.batch_size}{accumulated} on {where}"

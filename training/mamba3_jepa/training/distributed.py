@@ -1,6 +1,6 @@
 """The only module that knows about ranks. With one process every function here does nothing.
 
-Letters: B local batch, G global batch, E embedding width.
+Letters: B local batch, G global batch.
 """
 
 from __future__ import annotations
@@ -52,37 +52,21 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if local_world_size() > 1 else 0
 
 
-class _AllGather(torch.autograd.Function):
-    """Concatenate over ranks; the gradient of each slice is summed over the ranks that used it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = x.shape[0]
-        slices = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(slices, x.contiguous())
-        return torch.cat(slices)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous()
-        dist.all_reduce(grad)
-        start = rank() * ctx.rows
-        return grad[start : start + ctx.rows]
-
-
-def all_gather(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Rows of every rank, in rank order, differentiable: of each tensor (B, ...) -> (G, ...).
+def all_gather(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Rows of every rank, in rank order, of each tensor (B, ...) -> (G, ...), and at which of them the own ones begin;
+    without gradients.
 
     The ranks may have different numbers of rows (a skipped bad sample, hard negatives). Shorter ones are padded for the
     transfer and cut again afterwards.
     """
     if world_size() == 1:
-        return tensors
+        return tensors, (0,) * len(tensors)
     own = torch.tensor([len(x) for x in tensors], device=tensors[0].device)
     counts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(counts, own)
     rows = torch.stack(counts).T.tolist()  # of each tensor, of each rank
-    return tuple(_gathered(x, of_ranks) for x, of_ranks in zip(tensors, rows, strict=True))
+    gathered = tuple(_gathered(x.detach(), of_ranks) for x, of_ranks in zip(tensors, rows, strict=True))
+    return gathered, tuple(sum(of_ranks[: rank()]) for of_ranks in rows)
 
 
 def _gathered(x: Tensor, rows: list[int]) -> Tensor:
@@ -90,10 +74,12 @@ def _gathered(x: Tensor, rows: list[int]) -> Tensor:
     if longest == 0:
         return x
     padded = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]) if x.shape[0] < longest else x
-    gathered = _AllGather.apply(padded)
+    gathered = x.new_empty(longest * len(rows), *x.shape[1:])
+    slices = list(gathered.split(longest))
+    dist.all_gather(slices, padded.contiguous())
     if min(rows) == longest:
         return gathered
-    return torch.cat([gathered[i * longest : i * longest + n] for i, n in enumerate(rows)])
+    return torch.cat([part[:n] for part, n in zip(slices, rows, strict=True)])
 
 
 def all_gather_object(value: Any) -> list[Any]:

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +44,13 @@ from mamba3_jepa.training.distributed import (
 from mamba3_jepa.training.frozen_key import cache_key
 from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, concatenate
 from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
+from mamba3_jepa.training.precision import autocast
 from mamba3_jepa.training.progress import CountReport
 
 logger = logging.getLogger(__name__)
 
 PART_SIZE = 2048  # samples in one file
 _IN_MEMORY_BYTES = 1 << 30  # up to this size rows are read into memory; beyond it they stay memory-mapped
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Rows:
@@ -325,8 +323,7 @@ class _Pass:
         model = self.model
         device = model.device
         on_device = batch.to(device)
-        dtype = _AUTOCAST.get(self._precision)
-        with eval_mode(model), nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+        with eval_mode(model), autocast(device, self._precision):
             predicted = model(*on_device.inputs())
             labels, first = distinct(batch.targets)
             target = model.y_encoder(on_device.target_ids[first], on_device.target_mask[first])[labels]

@@ -1,5 +1,5 @@
-"""SIGTERM, Ctrl-C and what schedulers send before a time limit ask the loop to stop after the current step; a second
-Ctrl-C stops at once."""
+"""SIGTERM, Ctrl-C and what schedulers send before a time limit ask the loop to stop after the current micro-batch; a
+second Ctrl-C stops at once."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -34,6 +34,7 @@ from mamba3_jepa.training.distributed import (
 from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
 from mamba3_jepa.training.optim import build_optimizer
 from mamba3_jepa.training.progress import ProgressReport
+from mamba3_jepa.training.rng import rng_state, set_rng_state
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.schedule import Position, Schedule, learning_rate
 from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
@@ -62,18 +63,21 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
             run.begin(task)
             state.settle()
         while not state.finished:
-            micro_batches = state.fetch(progress)
-            state.obey(stop)
-            if len(micro_batches) < settings.grad_accum:
+            try:
+                metrics = state.step(partial(state.read, progress, stop))
+            except _OutOfDataError:
                 state.run_out()
                 continue
-            metrics = state.step(micro_batches)
             if not run.begun:  # a first step has shown that data, settings and device go together
                 run.begin(task)
             progress.advance(state.position, metrics, samples=state.n_samples)
             if state.finished or state.position.step % settings.log_every == 0:
                 run.log(state.position, metrics | state.counts() | progress.rates())
             state.settle()
+
+
+class _OutOfDataError(Exception):
+    """The data ended before the step had all its micro-batches."""
 
 
 class _State:
@@ -99,24 +103,34 @@ class _State:
         self._loader: Iterator[Any] | None = None
         self._failure: UserError | None = None
         self._saved_step = -1
+        self._before_step: dict[str, Tensor] | None = None  # of the random numbers, while a step is being done
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.position.step >= self.schedule.total_steps
 
-    def fetch(self, progress: ProgressReport) -> list[Any]:
-        """The next `grad_accum` micro-batches; fewer at the end of the epoch, or where `obey` will not return."""
+    def read(self, progress: ProgressReport, stop: StopSignal) -> Any:
+        """The next micro-batch of this process; all ranks read together.
+
+        Raises:
+            _OutOfDataError: there is none.
+            UserError, Interrupted: see `obey`.
+        """
         if self._loader is None:
             self._loader = iter(self.task.batches(self.position.epoch, skip=self.position.batch))
+        batch = None
         try:
             with StopSignal.heard_at_once(), progress.waiting():
-                return list(itertools.islice(self._loader, self.settings.grad_accum))
+                batch = next(self._loader, None)
         except StopRequested:
-            return []
+            pass  # `obey` will not return
         except UserError as error:
             self._failure = error
-            return []
+        self.obey(stop)
+        if batch is None:
+            raise _OutOfDataError
+        return batch
 
     def obey(self, stop: StopSignal) -> None:
         """Leave, all ranks together, if one of them cannot read on or was asked to stop.
@@ -136,6 +150,8 @@ class _State:
     def leave(self, number: int) -> NoReturn:
         """Save, unless nothing has been done, and end the run because of signal `number`."""
         self.task.say_left_out()
+        if self._before_step is not None:
+            set_rng_state(self._before_step, self.accelerator.device)
         if self.position.step == 0:
             raise Interrupted("stopped by request before the first step; nothing was saved", number)
         if self.run.begun and self._saved_step != self.position.step:
@@ -168,7 +184,7 @@ class _State:
         return due and step != self.position.validated
 
     def _epoch_ends(self) -> bool:
-        return self.position.batch >= self.schedule.steps_per_epoch * self.settings.grad_accum
+        return self.position.batch >= self.schedule.steps_per_epoch * self.task.micro_batches
 
     def run_out(self) -> None:
         """The data ended before the epoch's last step: fewer samples can be read than when the run was saved.
@@ -188,8 +204,12 @@ class _State:
         self.position.epoch, self.position.batch = self.position.epoch + 1, 0
         self._loader, self._epoch_samples = None, 0
 
-    def step(self, micro_batches: list[Any]) -> dict[str, float]:
-        """One optimizer step; the position moves on. Returns scalars for the log."""
+    def step(self, read: Callable[[], Any]) -> dict[str, float]:
+        """One optimizer step; the position moves on. Returns scalars for the log.
+
+        Args:
+            read: gives the next micro-batch.
+        """
         lr = learning_rate(
             self.position.step,
             peak=self.settings.lr or 0.0,
@@ -200,23 +220,28 @@ class _State:
             group["lr"] = lr * group.get("lr_scale", 1.0)  # runs from before there was one have none
         self.objective.train()
         self.optimizer.zero_grad()
+        self._before_step = rng_state(self.accelerator.device)
         logged: list[dict[str, Tensor]] = []
-        weights = self.task.weights(micro_batches)
-        for i, (batch, weight) in enumerate(zip(micro_batches, weights, strict=True)):
-            last = i == len(micro_batches) - 1
+        weights: list[float] = []
+        n_samples = 0
+        for batch, weight in self.task.step(read):
+            last = len(logged) == self.task.micro_batches - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 output = self.objective(batch.to(self.accelerator.device))
                 self._demand_finite("loss", output.loss)
                 self.accelerator.backward(output.loss * weight)
             logged.append({"loss": output.loss.detach(), **output.logged})
+            weights.append(weight)
+            n_samples += len(batch)
         grad_norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)
         if self.settings.precision != "fp16":  # the fp16 scaler skips such steps by itself
             self._demand_finite("gradient norm", grad_norm)
         self.optimizer.step()
         self.task.after_step()
+        self._before_step = None
         self.position.step += 1
-        self.position.batch += len(micro_batches)
-        metrics = self._over_ranks(logged, weights, sum(map(len, micro_batches)))
+        self.position.batch += len(logged)
+        metrics = self._over_ranks(logged, weights, n_samples)
         return metrics | {"train/grad_norm": float(grad_norm), "train/lr": lr}
 
     def _over_ranks(self, logged: list[dict[str, Tensor]], weights: list[float], n_samples: int) -> dict[str, float]:
@@ -278,7 +303,7 @@ class _State:
 
     def save(self) -> None:
         """Write the last checkpoint, with everything a continuation needs."""
-        rng = all_gather_object(_rng_state(self.accelerator.device))
+        rng = all_gather_object(rng_state(self.accelerator.device))
         if self.run.is_main:
             trainer = {
                 "position": dataclasses.asdict(self.position),
@@ -290,6 +315,7 @@ class _State:
                 "rng": rng,
                 "measure": self.task.measure,
                 "world_size": world_size(),
+                "micro_batches": self.task.micro_batches,
             }
             self.run.save_last(self._checkpoint_fields() | {"trainer": trainer})
         self._saved_step = self.position.step
@@ -313,14 +339,14 @@ class _State:
         self.position = Position(**{"validated": trainer["position"]["step"]} | trainer["position"])
         if best_score is not None:
             self.position.best_score = best_score
-        steps_of_epoch = self.position.batch // checkpoint.run.get("grad_accum", self.settings.grad_accum)
-        self.position.batch = steps_of_epoch * self.settings.grad_accum
+        theirs = trainer.get("micro_batches") or checkpoint.run.get("grad_accum", self.settings.grad_accum)
+        self.position.batch = self.position.batch // theirs * self.task.micro_batches
         self._epoch_samples = None if self.position.batch else 0
         self._saved_step = self.position.step
         self.metrics = checkpoint.metrics
         self.task.resume(checkpoint)
         if len(trainer["rng"]) == world_size():
-            _set_rng_state(trainer["rng"][rank()], self.accelerator.device)
+            set_rng_state(trainer["rng"][rank()], self.accelerator.device)
         self.run.forget_metrics_after(self.position.step)
         logger.info(
             "continuing from step %d (epoch %d, batch %d)",
@@ -348,16 +374,3 @@ class _State:
             "metrics": self.metrics,
             **self.task.checkpoint_fields(),
         }
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -27,7 +27,7 @@ def warn_without_negatives(
         if not hard_negatives or not _any_hard(data):
             logger.warning(
                 "a batch of 1 has no negatives: the contrast's loss is 0 and nothing is learned; give a larger "
-                "`batch_size` (`grad_accum` adds none), or samples with `negatives` of their own"
+                "`batch_size` or `contrast_batch` (`grad_accum` adds none), or samples with `negatives` of their own"
             )
         return
     text = _only_text(data, tokenizer, max_tokens)
@@ -81,7 +81,7 @@ class NegativesWatch:
         if self._in_a_row == _IN_A_ROW:
             logger.warning(
                 "the last %d batches had one text each, so no negatives: nothing was learned from them; give a larger "
-                "`batch_size`, or texts that tell the images apart",
+                "`batch_size` or `contrast_batch`, or texts that tell the images apart",
                 _IN_A_ROW,
             )
 

@@ -1,6 +1,6 @@
 """Phase 1: the predictor, the Y-Encoder and the gates learn by contrast; the X-Encoder stays frozen.
 
-Letters: B local batch, G global batch, E embedding width.
+What is contrasted, and how, stands in `phase1_objective.py`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.data.batch import Batch, target_keys
@@ -32,23 +30,30 @@ from mamba3_jepa.evaluation.text_gallery import TextGallery, validation_answers
 from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.folder_lock import alone_in
-from mamba3_jepa.models.losses import info_nce
+from mamba3_jepa.models.contrast import info_nce_in_pieces
 from mamba3_jepa.models.state_dict import first_changed
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase1Settings
-from mamba3_jepa.training.distributed import all_gather, all_gather_object, from_rank_0, on_every_rank, rank, world_size
+from mamba3_jepa.training.distributed import all_gather_object, from_rank_0, on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
+from mamba3_jepa.training.phase1_objective import Phase1Objective, in_two_passes
 from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training
-from mamba3_jepa.training.start import compile_layers, data_record, demand_same, open_data, say_model, workers
-from mamba3_jepa.training.task import LrScales, StepOutput, Validation, measure_on
+from mamba3_jepa.training.start import (
+    checkpoint_activations,
+    compile_layers,
+    data_record,
+    demand_same,
+    open_data,
+    say_model,
+    workers,
+)
+from mamba3_jepa.training.task import LrScales, Validation, measure_on
 
 logger = logging.getLogger(__name__)
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
 
 # Enough visual tokens for a stable covariance, from few images of a large X-Encoder, which are dear.
 _TOKENS_PER_DIMENSION, _MIN_WHITENING_IMAGES, _WHITENING_BATCH = 8, 32, 32
@@ -76,6 +81,7 @@ def train_phase1(
     _demand_vit(settings)
     accelerator = build_accelerator(settings)
     settings = dataclasses.replace(settings, workers=workers(settings))
+    demand_whole_batches(settings)
     config = settings.build_config()
     x_encoder = on_every_rank(lambda: _load_vit(settings))
     if x_encoder is not None:
@@ -101,18 +107,42 @@ def train_phase1(
         on_every_rank(lambda: _start_vision_proj(model, data, settings))
     if settings.compile:
         compile_layers(model)
+    if settings.checkpoint_activations:
+        checkpoint_activations(model)
     if run.is_main:
         say_model(model)
         logger.info(
             "data: %s, %d training and %d validation samples",
             data.train.name, len(data.train_indices), len(data.val_indices),
         )  # fmt: skip
-        size = (settings.batch_size or 1) * world_size()
+        size = contrast_size(settings)
         warn_without_negatives(data, tokenizer, config.max_answer_tokens, size, settings.hard_negatives)
     fit((task_type or Phase1Task)(model, data, settings), settings, run, accelerator)
     end_training(accelerator)
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
+
+
+def contrast_size(settings: Phase1Settings) -> int:
+    """How many samples of all ranks are contrasted with each other."""
+    return settings.contrast_batch or (settings.batch_size or 1) * world_size()
+
+
+def demand_whole_batches(settings: Phase1Settings) -> None:
+    """Refuse a contrast that is not made of whole micro-batches.
+
+    Raises:
+        UserError: names the sizes and the nearest that go.
+    """
+    size, micro = contrast_size(settings), (settings.batch_size or 1) * world_size()
+    below, rest = divmod(size, micro)
+    if rest:
+        near = " or ".join(str(n * micro) for n in (below, below + 1) if n)
+        ranks = f" on each of {world_size()} processes" if world_size() > 1 else ""
+        raise UserError(
+            f"`contrast_batch` {size}: must be a multiple of the {micro} samples of one micro-batch (`batch_size` "
+            f"{settings.batch_size}{ranks}), such as {near}"
+        )
 
 
 def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
@@ -196,69 +226,6 @@ def _new_tokenizer(
     return TextTokenizer.train(texts, config.vocab_size).to_json()
 
 
-class Phase1Objective(nn.Module):
-    """Symmetric InfoNCE between predicted and target embeddings over the batches of all ranks.
-
-    Every rank computes the loss of the whole global batch, with gradients through the gathered embeddings;
-    averaging the parameter gradients over ranks then gives the gradient of one process with the global batch.
-    """
-
-    def __init__(self, model: Mamba3Jepa, temperature: float = 0.07) -> None:
-        super().__init__()
-        self.model = model
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.negatives: list[Tensor] = []  # of each batch since the task last looked
-
-    def forward(self, batch: Batch) -> StepOutput:
-        """Loss of one batch, with the scalars worth logging."""
-        model = self.model
-        temperature = self.log_temperature.exp()
-        predicted, target, hard = self._embeddings(batch)
-        predicted, target, keys, hard, hard_keys = all_gather(
-            predicted, target, batch.target_hash, hard, batch.negative_hash
-        )
-        contrast = info_nce(predicted, target, keys, temperature, hard, hard_keys)
-        loss = contrast.loss
-        if len(keys):
-            self.negatives.append(contrast.negatives)
-        logged = {
-            "info_nce": contrast.loss.detach(),
-            "accuracy": contrast.accuracy,
-            "negatives": contrast.negatives,
-            "hard_negatives": torch.tensor(len(hard) / max(1, len(keys))),
-            "temperature": temperature.detach(),
-            "skipped_samples": torch.tensor(len(batch.bad)),
-            "truncated_texts": torch.tensor(batch.n_truncated),
-        }
-        if model.angn is not None:
-            penalty = model.angn.sparsity_penalty()
-            loss = loss + model.config.angn.sparsity_weight * penalty
-            logged["gate_sparsity"] = penalty.detach()
-            activity = model.angn.activity()
-            logged |= {f"gate_activity_{layer}": value for layer, value in enumerate(activity)}
-        return StepOutput(loss, logged)
-
-    def _embeddings(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, E) predicted and (B, E) target embeddings, and (M, E) of the hard negatives."""
-        if not len(batch):
-            return (self._no_embeddings(),) * 3
-        predicted = self.model(*batch.inputs()).embedding
-        texts = self.model.y_encoder.forward_distinct(*batch.texts())
-        return predicted, texts[: len(batch)], texts[len(batch) :]
-
-    def _no_embeddings(self) -> Tensor:
-        """(0, E), for a batch of which every sample was bad: they depend on every weight that trains, with gradients of
-        0, since the other ranks wait for a gradient of each."""
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        nothing = torch.stack([weight.flatten()[:0].sum() for weight in weights]).sum()
-        return nothing.expand(0, self.model.config.embed_dim)
-
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the temperature within [0.01, 1]."""
-        self.log_temperature.clamp_(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-
-
 class Phase1Task:
     """Phase 1 as the loop sees it (see `training.task.Task`)."""
 
@@ -271,6 +238,9 @@ class Phase1Task:
         self.objective = self.objective_type(model, settings.temperature)
         share = settings.y_encoder_lr_scale
         self.lr_scales: LrScales = [] if share in (None, 1) else [(model.y_encoder, share)]
+        self._per_contrast = contrast_size(settings) // ((settings.batch_size or 1) * world_size())
+        self.micro_batches = settings.grad_accum * self._per_contrast
+        self._demand_one_step()
         self.loader = self._loader(data.train, data.train_indices, training=True)
         self.val_loader = self._loader(data.val, spread(data.val_indices, settings.val_samples or 1), training=False)
         self.batches_per_epoch = len(self.loader)
@@ -283,6 +253,25 @@ class Phase1Task:
         self._example = ""
         self._record = data_record(data)
         self.measure = measure_on("share right, known answers beside", self._record)
+
+    def _demand_one_step(self) -> None:
+        settings, n_samples = self.settings, len(self.data.train_indices)
+        if settings.contrast_batch is None:
+            return
+        per_step = settings.contrast_batch * settings.grad_accum
+        if n_samples < per_step:
+            accumulated = f" and `grad_accum` {settings.grad_accum}" if settings.grad_accum > 1 else ""
+            raise UserError(
+                f"{self.data.train.name}: `contrast_batch` {settings.contrast_batch}{accumulated}: a step of "
+                f"{per_step} is larger than the {n_samples} samples there are; lower it, or give more data"
+            )
+        if rank() == 0:
+            logger.info(
+                "a contrast of %d samples: %d micro-batches of %d on each of %d process(es); %d of %d samples are "
+                "left over in each epoch, others in each",
+                settings.contrast_batch, self._per_contrast, settings.batch_size, world_size(),
+                n_samples % per_step, n_samples,
+            )  # fmt: skip
 
     def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
         settings = self.settings
@@ -302,16 +291,19 @@ class Phase1Task:
             hard_negatives=settings.hard_negatives if training else None,
             workers=(settings.workers or 0) if training else 0,
             on_bad_sample=settings.on_bad_sample,
+            twice=self._per_contrast if training and self._per_contrast > 1 else 0,
         )
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """This process's batches of `epoch`, without the first `skip`."""
+        """This process's batches of `epoch`, without the first `skip`; those of a contrast of several come twice, in
+        the same order."""
         self.loader.set_epoch(epoch, skip)
         self._epoch = epoch
         try:
-            for batch in self.loader:
-                self._bad += batch.bad
-                self._n_truncated += batch.n_truncated
+            for number, batch in enumerate(self.loader):
+                if self._per_contrast == 1 or number // self._per_contrast % 2 == 0:
+                    self._bad += batch.bad
+                    self._n_truncated += batch.n_truncated
                 yield batch
         finally:
             self._watch.end_epoch(epoch)
@@ -335,9 +327,14 @@ class Phase1Task:
         if before is not None:
             self._record = dataclasses.replace(self._record, train_samples=before)
 
-    def weights(self, batches: Sequence[Batch]) -> list[float]:
-        """Micro-batches count alike: each is a contrast of its own."""
-        return [1 / len(batches)] * len(batches)
+    def step(self, read: Callable[[], Batch]) -> Iterator[tuple[Batch, float]]:
+        """Micro-batches count alike, as do the contrasts that they are or belong to."""
+        for _ in range(self.settings.grad_accum):
+            if self._per_contrast == 1:
+                yield read(), 1 / self.micro_batches
+                continue
+            for batch in in_two_passes(self.objective, read, self._per_contrast, self.settings.precision):
+                yield batch, 1 / self.micro_batches
 
     def after_step(self) -> None:
         """Clamp the temperature, and look whether the batches had negatives."""
@@ -369,12 +366,12 @@ class Phase1Task:
 
     def _loss(self, collected: Collected) -> float:
         """InfoNCE over the held-out samples, in batches as large as those of training."""
-        size = (self.settings.batch_size or 1) * world_size()
+        size = contrast_size(self.settings)
         tokenizer = self.model.tokenizer
         keys = torch.tensor(target_keys(tokenizer, tokenizer.encode(collected.texts, self.config.max_answer_tokens)))
         temperature = self.objective.log_temperature.detach().exp().cpu()
         chunks = zip(collected.predicted.split(size), collected.target.split(size), keys.split(size), strict=True)
-        total = sum(float(info_nce(p, t, k, temperature).loss) * len(k) for p, t, k in chunks)
+        total = sum(float(info_nce_in_pieces(p, t, k, temperature).loss) * len(k) for p, t, k in chunks)
         return total / len(keys)
 
     def illustrate(self, folder: Path) -> None:

@@ -190,7 +190,7 @@ class Phase2Task(KeptOutputs):
         self.model, self.config, self.decoder = model, model.config, model.y_decoder
         self.train, self.val, self.data, self.settings = train, val, data, settings
         self.objective = Phase2Objective(self.decoder)
-        super().__init__("exact match and token accuracy", record, train.bad, temperature)
+        super().__init__(settings, "exact match and token accuracy", record, train.bad, temperature)
         self._targets = EpochTargets(
             train, data.train, model.tokenizer, max_tokens=model.config.max_answer_tokens, seed=settings.seed
         )

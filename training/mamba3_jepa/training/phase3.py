@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +239,7 @@ class Phase3Task(KeptOutputs):
         injector = self.recursion.injector
         scaled = injector.projection if injector.sees_state else injector
         self.lr_scales: LrScales = [] if scale == 1 else [(scaled, scale)]
-        super().__init__("confusion and injection", record, train.frozen.bad, temperature)
+        super().__init__(settings, "confusion and injection", record, train.frozen.bad, temperature)
         demand_one_batch(train.source.name, len(train), settings, train.frozen.bad)
         size = settings.batch_size or 1
         self._plan = BatchPlan(np.arange(len(train)), size, True, settings.seed, rank(), world_size(), drop_last=True)
@@ -288,10 +288,6 @@ class Phase3Task(KeptOutputs):
             is_other=others >= 0,
             tool=data.tool[rows],
         )
-
-    def weights(self, batches: Sequence[Phase3Batch]) -> list[float]:
-        """All batches have the same size, and so the same weight."""
-        return [1 / len(batches)] * len(batches)
 
     def validate(self, device: torch.device) -> Validation:
         """Confusion by kind, with threshold and temperature chosen anew and stored, and what injection does; the

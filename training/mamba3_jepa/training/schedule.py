@@ -33,10 +33,10 @@ class Schedule:
 
     @staticmethod
     def of(task: Task, settings: TrainSettings) -> Schedule:
-        steps_per_epoch = task.batches_per_epoch // settings.grad_accum
+        steps_per_epoch = task.batches_per_epoch // task.micro_batches
         if steps_per_epoch == 0:
             raise UserError(
-                f"one optimizer step needs {settings.grad_accum} batches of {settings.batch_size} "
+                f"one optimizer step needs {task.micro_batches} batches of {settings.batch_size} "
                 f"on each of {world_size()} process(es), but an epoch has only {task.batches_per_epoch}: "
                 "lower `batch_size` or `grad_accum`, or give more data"
             )

@@ -21,7 +21,7 @@ from mamba3_jepa.data.seen import warn_of_seen
 from mamba3_jepa.data.sources import DataSplits, open_splits
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint, DataRecord, load_checkpoint
-from mamba3_jepa.models.mamba3 import Mamba3
+from mamba3_jepa.models.mamba3 import Mamba3, Mamba3Backbone
 from mamba3_jepa.models.state_dict import first_changed
 from mamba3_jepa.models.vljepa import Mamba3Jepa, parameter_counts
 from mamba3_jepa.overrides import values_by_key
@@ -272,6 +272,13 @@ def compile_layers(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (Mamba3, VJEPA2Layer)):
             module.compile()
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Keep less of each layer for the backward pass, and compute it again there."""
+    for module in model.modules():
+        if isinstance(module, Mamba3Backbone):
+            module.checkpoint_activations = True
 
 
 def say_model(model: Mamba3Jepa, trained: str | None = None) -> None:

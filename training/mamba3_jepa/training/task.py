@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -47,6 +47,8 @@ class Task(Protocol):
     config: ModelConfig
     batches_per_epoch: int
     """Micro-batches each process sees in one epoch."""
+    micro_batches: int
+    """Those of them that make one optimizer step."""
     counts: Sequence[str]
     """Names of what the objective logs that are counts, to be added up; the others are means."""
     lr_scales: LrScales
@@ -63,10 +65,16 @@ class Task(Protocol):
         """What a checkpoint stores."""
 
     def batches(self, epoch: int, skip: int) -> Iterable[Any]:
-        """This process's micro-batches of `epoch`, without the first `skip`; the same for every call."""
+        """This process's micro-batches of `epoch`, without the first `skip`; the same for every call. One may come more
+        than once, if that is how `step` reads them."""
 
-    def weights(self, batches: Sequence[Any]) -> list[float]:
-        """The factor of each micro-batch's loss in the step's loss."""
+    def step(self, read: Callable[[], Any]) -> Iterable[tuple[Any, float]]:
+        """The `micro_batches` of one optimizer step, and the factor of each one's loss in the step's loss. Each goes
+        through the objective before the next is asked for.
+
+        Args:
+            read: gives the next of `batches`, called equally often on every rank.
+        """
 
     def say_left_out(self) -> str:
         """Say what was left out of training since the last time, on all ranks; called on every rank.
@@ -106,11 +114,28 @@ class KeptOutputs:
     counts: Sequence[str] = ()
     lr_scales: LrScales = ()
 
-    def __init__(self, measure: str, record: DataRecord, bad: Sequence[str], temperature: float | None) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        measure: str,
+        record: DataRecord,
+        bad: Sequence[str],
+        temperature: float | None,
+    ) -> None:
         """`measure`: name of what the score is; `record`: what the checkpoint says about the data; `bad`: what was
         wrong with samples left out of it; `temperature`: what phase 1 has learned, to be handed on."""
+        self.micro_batches = settings.grad_accum
         self._record, self._bad, self._temperature = record, bad, temperature
         self.measure = measure_on(measure, record)
+
+    def step(self, read: Callable[[], Any]) -> Iterable[tuple[Any, float]]:
+        """They are small: all of a step are there at once, so that each may know the others' tokens."""
+        batches = [read() for _ in range(self.micro_batches)]
+        return zip(batches, self.weights(batches), strict=True)
+
+    def weights(self, batches: Sequence[Any]) -> list[float]:
+        """The factor of each micro-batch's loss in the step's loss: all count alike."""
+        return [1 / len(batches)] * len(batches)
 
     def say_left_out(self) -> str:
         """It was said when the outputs were computed."""
