@@ -577,7 +577,10 @@ fn agent_calls_tools_and_writes_the_trace() {
         let call = |step: usize| (&trace[step]["tool"], &trace[step]["result"], &trace[step]["error"]);
         assert_eq!(call(1), (&json!("oracle"), &Value::Null, &json!("it ended with 2: no such thing")));
         assert_eq!(call(2), (&json!("memory"), &json!("the circle is red"), &Value::Null));
-        assert_eq!(call(4), (&json!("abacus"), &json!(format!("{} red.png", question.split(' ').next().unwrap())), &Value::Null));
+        assert_eq!(
+            call(4),
+            (&json!("abacus"), &json!(format!("{} red.png", question.split(' ').next().unwrap())), &Value::Null)
+        );
         assert_eq!((&trace[5]["knowledge"], &trace[5]["kept"]), (&trace[4]["result"], &json!(false)));
         close(&trace[5]["answers"], 1.0 / (1.0 + 3_f64.exp()));
     }
