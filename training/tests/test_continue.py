@@ -6,7 +6,6 @@ import dataclasses
 import json
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, TrainS
 from mamba3_jepa.training import loop, phase1, phase2
 from mamba3_jepa.training.beginning import Beginning
 from mamba3_jepa.training.interrupt import Interrupted
-from mamba3_jepa.training.phase1 import train_phase1
+from mamba3_jepa.training.phase1 import Phase1Task, train_phase1
 from mamba3_jepa.training.run import Run
 
 COMMANDS = {1: "train-jepa", 2: "train-decoder", 3: "train-agent"}
@@ -289,8 +288,7 @@ def test_a_validation_without_a_sample_is_an_error(tmp_path: Path, capfd: pytest
 def test_data_that_runs_out_is_no_endless_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    fetch: Callable[..., list[Any]] = loop._State.fetch
-    monkeypatch.setattr(loop._State, "fetch", lambda self, progress: fetch(self, progress)[:0])
+    monkeypatch.setattr(Phase1Task, "batches", lambda self, epoch, skip: iter(()))
     assert main(command(1, {}, tmp_path / "run", "--synthetic-scenes", "8")) == 2
     assert "epoch 1: the data gave fewer batches than one step needs" in capfd.readouterr().err
 
