@@ -29,7 +29,8 @@ class Row(NamedTuple):
 class Shard(Protocol):
     """A shard whose bytes can be read. name: for messages."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def open(self) -> BinaryIO:
         """Raises OSError, or UserError where it says more."""
