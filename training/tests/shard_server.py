@@ -71,7 +71,11 @@ def serving() -> Iterator[ShardServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Of a client that went away, nothing is said."""
+
+    web = Quiet(("127.0.0.1", 0), Handler)
     web.daemon_threads = True
     threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     server.address = f"http://127.0.0.1:{web.server_address[1]}"

@@ -211,7 +211,7 @@ def test_the_cache_keeps_to_its_limit_and_what_is_in_use(server: ShardServer, tm
     assert other.exists()
     too_small = ShardCache(tmp_path / "small", 1000)
     with pytest.raises(
-        UserError, match=r"/00000\.tar has 0\.\d+ GB, more than the 1e-06 of `shard_cache_gb`: raise it"
+        UserError, match=r"/00000\.tar has 0\.\d+ GB at least, more than the 1e-06 of `shard_cache_gb`: raise it"
     ):
         too_small.get(shards[0])
 

@@ -26,9 +26,10 @@ _IMAGE, _TEXT = 30_000, 80  # bytes of a sample
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """One opening, with the split. cpu_seconds: what of its time it computed; bytes_per_sample: of memory that stays
-    taken; peak_bytes_per_sample: at most."""
+    """One opening, with the split. opening: first or later; cpu_seconds: what of its time it computed;
+    bytes_per_sample: of memory that stays taken; peak_bytes_per_sample: at most."""
 
+    opening: str
     seconds: float
     cpu_seconds: float
     bytes_per_sample: float
@@ -42,8 +43,7 @@ class IndexBenchmark:
     settings: IndexBenchmarkSettings
     samples: int
     index_bytes: int
-    first: Opening
-    later: Opening
+    openings: tuple[Opening, ...]
 
 
 def run_index_benchmark(settings: IndexBenchmarkSettings) -> IndexBenchmark:
@@ -51,10 +51,10 @@ def run_index_benchmark(settings: IndexBenchmarkSettings) -> IndexBenchmark:
     with tempfile.TemporaryDirectory(prefix="mamba3-jepa-bench-", dir=settings.folder) as folder:
         data, index = Path(folder) / "data", Path(folder) / "index"
         write_simulated(data, index, settings.shards, settings.samples)
-        first, later = _opened(data, index), _opened(data, index)
+        openings = tuple(_opened(data, index, opening) for opening in ("first", "later"))
         size = sum(entry.stat().st_size for entry in os.scandir(index))
     n = settings.shards * settings.samples
-    return IndexBenchmark(settings=settings, samples=n, index_bytes=size, first=first, later=later)
+    return IndexBenchmark(settings=settings, samples=n, index_bytes=size, openings=openings)
 
 
 def write_simulated(data: Path, index: Path, shards: int, samples: int) -> None:
@@ -83,12 +83,12 @@ def write_simulated(data: Path, index: Path, shards: int, samples: int) -> None:
         write_index(index_path(index, name), name, state_of(name), rows, keys, hashes, Found())
 
 
-def _opened(data: Path, index: Path) -> Opening:
+def _opened(data: Path, index: Path, opening: str) -> Opening:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_open, data, index).result()
+        return pool.submit(_open, data, index, opening).result()
 
 
-def _open(data: Path, index: Path) -> Opening:
+def _open(data: Path, index: Path, opening: str) -> Opening:
     import psutil
 
     from mamba3_jepa.data.sources import open_splits
@@ -100,4 +100,10 @@ def _open(data: Path, index: Path) -> Opening:
     n = len(splits.train_indices) + len(splits.val_indices)
     held = psutil.Process().memory_info().rss - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - before
-    return Opening(seconds=seconds, cpu_seconds=cpu_seconds, bytes_per_sample=held / n, peak_bytes_per_sample=peak / n)
+    return Opening(
+        opening=opening,
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        bytes_per_sample=held / n,
+        peak_bytes_per_sample=peak / n,
+    )

@@ -67,13 +67,13 @@ def bench_index(settings: Annotated[IndexBenchmarkSettings, tyro.conf.arg(name="
     say(f"{settings.shards:,} shards of {settings.samples:,} samples; their index takes {size}")
     rows = [
         (
-            name,
+            each.opening,
             f"{each.seconds:.2f} s",
             f"{each.cpu_seconds:.2f} s",
             f"{each.bytes_per_sample:.1f}",
             f"{each.peak_bytes_per_sample:.1f}",
         )
-        for name, each in (("first", result.first), ("later", result.later))
+        for each in result.openings
     ]
     show(table(("opening", "time", "of it computing", "bytes of memory a sample", "at most meanwhile"), rows))
 

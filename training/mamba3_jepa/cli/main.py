@@ -273,7 +273,7 @@ def _set_up_logging() -> None:
     handler.addFilter(FlagFilter())
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if main_process else logging.ERROR, handlers=[handler])
-    for noisy in ("httpx", "torch.distributed", "matplotlib", "PIL"):
+    for noisy in ("httpx", "torch.distributed", "matplotlib", "PIL", "aiobotocore", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -30,6 +30,7 @@ class Ahead:
         self._cache, self._shards, self._windows = cache, shards, iter(windows)
         self._stop = threading.Event()
         self._reached = -1  # the last batch that is done
+        self._moved = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shards ahead", daemon=True)
 
     def __enter__(self) -> Ahead:
@@ -40,11 +41,13 @@ class Ahead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        self._moved.set()
         self._thread.join(timeout=30)
 
     def reached(self, batch: int) -> None:
         """Batch `batch` of the epoch is done: windows that end with it or before are no longer needed."""
         self._reached = batch
+        self._moved.set()
 
     def _run(self) -> None:
         held: list[tuple[Window, contextlib.ExitStack]] = []
@@ -53,6 +56,8 @@ class Ahead:
                 for window in self._windows:
                     if not self._until(held, at_most=1):
                         return
+                    if window.batches[1] <= self._reached:  # whoever read it was faster
+                        continue
                     held.append((window, contextlib.ExitStack()))
                     for pin in [pool.submit(self._pin, shard) for shard in window.shards]:
                         self._keep(pin, held[-1][1])
@@ -64,11 +69,12 @@ class Ahead:
     def _until(self, held: list[tuple[Window, contextlib.ExitStack]], at_most: int) -> bool:
         """Let go of the windows that are done with, until there are few enough; False if it is to stop before."""
         while not self._stop.is_set():
+            self._moved.clear()
             while held and held[0][0].batches[1] <= self._reached:
                 held.pop(0)[1].close()
             if len(held) <= at_most:
                 return True
-            self._stop.wait(_LOOK_SECONDS)
+            self._moved.wait(_LOOK_SECONDS)
         return False
 
     def _pin(self, shard: int) -> contextlib.ExitStack:

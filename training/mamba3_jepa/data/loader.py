@@ -93,7 +93,7 @@ def build_loader(
     else:
         plan = BatchPlan(indices, batch_size, shuffle, seed, rank, world_size, drop_last=drop_last, twice=twice)
     if isinstance(source, Fetched):
-        source.demand_room(window if isinstance(plan, WindowPlan) and window else 1)
+        source.demand_room(window if isinstance(plan, WindowPlan) else None)
     plan.set_epoch(epoch, skip_batches)
     maker = BatchMaker(
         source,

@@ -87,10 +87,10 @@ class RemoteShards(ShardSource):
             digest.update(f"{self._shards[shard]} {self._fetched[shard].state}\n".encode())
         return digest.hexdigest()
 
-    def demand_room(self, window: int) -> None:
+    def demand_room(self, window: int | None) -> None:
         """See `sample.Fetched`. At once are there two windows, and of what is validated on two shards."""
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        together = 2 * window + (2 if window > 1 else 0)
+        together = 2 if window is None else 2 * window + 2
         largest = sorted((shard.size or 0 for shard in self._fetched), reverse=True)[: together * processes]
         of = f" of each of {processes} processes" if processes > 1 else ""
         self._cache.demand_room(sum(largest), f"{min(together, len(self._fetched))} shards{of}")

@@ -184,8 +184,8 @@ class Fetched(Protocol):
     @property
     def shard_ends(self) -> NDArray[np.int64]: ...
 
-    def demand_room(self, window: int) -> None:
-        """Refuse, with a `UserError`, to read so many shards together if there is no room for them."""
+    def demand_room(self, window: int | None) -> None:
+        """Refuse, with a `UserError`, to mix so many shards, or to read one after the other, if there is no room."""
         ...
 
     def ahead(self, windows: Iterator[Window]) -> Ahead:

@@ -138,7 +138,7 @@ class ShardCache:
                 if not wanted():
                     raise FetchStoppedError
                 if so_far > (room.stat().st_size if room.exists() else 0):
-                    self._reserve(room, so_far + _GROWS_BY, shard, wanted)
+                    self._reserve(room, max(so_far, min(so_far + _GROWS_BY, self.limit)), shard, wanted)
 
             came = fetch(shard.address, part, go_on)
             if shard.state is not None and came.state != shard.state:
@@ -157,10 +157,10 @@ class ShardCache:
 
     def _reserve(self, room: Path, size: int, shard: Listed, wanted: Callable[[], bool]) -> None:
         """Make room for `size` bytes, and hold it with the file `room`."""
-        if size > self.limit and shard.size is not None:
+        if size > self.limit:
             raise UserError(
-                f"{shown(shard.address)} has {size / GIGABYTE:.3f} GB, more than the {self.limit / GIGABYTE:g} of "
-                "`shard_cache_gb`: raise it"
+                f"{shown(shard.address)} has {size / GIGABYTE:.3f} GB at least, more than the "
+                f"{self.limit / GIGABYTE:g} of `shard_cache_gb`: raise it"
             )
         deadline = time.monotonic() + ROOM_SECONDS
         while True:

@@ -133,7 +133,7 @@ def write_index(
         "state": state,
         "digest": digest.hex(),
         "json": str(int((rows[:, 4] % 2).sum())),
-        "sums": " ".join(str(zlib.crc32(hashes[column].data)) for column in _HASHES),
+        "sums": " ".join(str(zlib.crc32(hashes[column].tobytes())) for column in _HASHES),
         "found": json.dumps(asdict(found)),
     }
     try:
@@ -296,8 +296,9 @@ class KeptIndex:
         del ordered
         mask = np.isin(hashes, twice) if len(twice) else np.zeros(0, dtype=bool)
         packed = np.packbits(mask)
+        sum_of_bits = zlib.crc32(packed.tobytes())
         with contextlib.suppress(UserError):  # it may be a folder to read only
-            write_safetensors(path, {"bits": torch.from_numpy(packed)}, {"sum": str(zlib.crc32(packed.data))})
+            write_safetensors(path, {"bits": torch.from_numpy(packed)}, {"sum": str(sum_of_bits)})
         return np.flatnonzero(mask)
 
 

@@ -39,7 +39,8 @@ _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 _Int = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 _Count = Annotated[_Int, COUNT]
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
-_Place = Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")]  # an address keeps its slashes only as a str
+# an address keeps its slashes only as a str
+_PathOrAddress = Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")]
 _Preset = Annotated[PresetName | None, tyro.conf.arg(metavar="{small,mini,tiny}")]
 _Assignments = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 SHARD_WINDOW = 4  # shards whose samples are mixed where each has to be fetched
@@ -54,7 +55,7 @@ class TrainSettings(Checked):
         UserError: a number is out of its range, or `manifest` stands without `data_dir`.
     """
 
-    data_dir: _Place = None
+    data_dir: _PathOrAddress = None
     """Folder with manifest.jsonl, image+text pairs, or WebDataset tar shards; or shards elsewhere: s3://bucket/folder,
     hf://datasets/owner/name, https://host/{00000..01242}.tar. Without it: synthetic scenes."""
     manifest: _Path = None
