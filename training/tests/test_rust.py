@@ -72,7 +72,7 @@ INPUTS = {
     "y_encoder": r"ids|mask",
     "angn": r"gates\.\d+\.input",
     "y_decoder": r"embedding|ids",
-    "recursion": r"pooled|doubt|knowledge|previous_score|question_embedding|text_embedding",
+    "recursion": (r"pooled|doubt|knowledge|previous_score|question_embedding|text_embedding|visual_tokens|has_image"),
     "images": r"image\..*\.file",
     "tokens": r"",
 }
