@@ -23,7 +23,7 @@ from mamba3_jepa.addresses import shown
 from mamba3_jepa.data.pulse import beat
 from mamba3_jepa.data.remote import FetchStoppedError, Listed, about, fetch
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.files.folder_lock import FolderInUseError, FolderLock
+from mamba3_jepa.files.folder_lock import FolderInUseError, FolderLock, is_at
 
 fcntl: ModuleType | None
 try:
@@ -100,7 +100,7 @@ class ShardCache:
                 if fcntl is not None:
                     with contextlib.suppress(OSError):  # a file system without locks
                         fcntl.flock(file, fcntl.LOCK_SH)
-                if _is_current(file, path):
+                if is_at(path, file.fileno()):
                     yield path, known
                     return
 
@@ -217,19 +217,11 @@ class ShardCache:
     def _alone(self) -> Iterator[None]:
         """For the moment that it takes to count and to remove."""
         lock = FolderLock(self.folder, name=".counting.lock")
-        deadline = time.monotonic() + ROOM_SECONDS
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write into `shard_cache` {self.folder}: {error.strerror}") from error
-        while True:
-            try:
-                lock.take()
-                break
-            except FolderInUseError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        lock.take(ROOM_SECONDS)
         with lock:
             yield
 
@@ -287,10 +279,3 @@ def _removed(path: Path) -> bool:
         logger.warning("%s: cannot be removed: %s", path, error.strerror)
         return False
     return True
-
-
-def _is_current(file: BinaryIO, path: Path) -> bool:
-    """Whether the file that is open is the one that is there."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from mamba3_jepa.files.folder_lock import FolderInUseError, FolderLock
 from mamba3_jepa.files.whole_file import followed
 
 PATIENCE = 10.0  # seconds; a change takes far less
-_PAUSE = 0.02
 
 
 @contextmanager
@@ -26,14 +24,9 @@ def alone_with(path: Path, patience: float = PATIENCE) -> Iterator[None]:
     """
     target = followed(path)
     lock = FolderLock(target.parent, name=f".{target.name}.lock")
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            lock.take()
-            break
-        except FolderInUseError:
-            if time.monotonic() >= deadline:
-                raise UserError(f"{path}: another command has been changing it for {patience:g} s; try again") from None
-            time.sleep(_PAUSE)
+    try:
+        lock.take(patience)
+    except FolderInUseError:
+        raise UserError(f"{path}: another command has been changing it for {patience:g} s; try again") from None
     with lock:
         yield

@@ -29,6 +29,7 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
+_PAUSE = 0.02  # seconds between two looks at a folder that is held
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -72,19 +73,32 @@ class FolderLock:
     def __del__(self) -> None:
         self.release()
 
-    def take(self) -> None:
+    def take(self, patience: float = 0.0) -> None:
         """Hold the folder from now on.
+
+        Args:
+            patience: seconds in which another process may let go of it.
 
         Raises:
             FolderInUseError: names the folder, and who holds it.
         """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._take()
+            except FolderInUseError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE)
+
+    def _take(self) -> None:
         while fcntl is not None and self._descriptor is None:
             try:
                 descriptor = self._opened()
             except OSError:  # who writes there will say why it cannot be done
                 return
             is_locked = self._is_locked(descriptor)
-            if is_locked and not self._is_current(descriptor):
+            if is_locked and not is_at(self.folder / self._name, descriptor):
                 os.close(descriptor)  # its holder removed it in between
                 continue
             self._descriptor, self.is_certain = descriptor, is_locked
@@ -95,7 +109,7 @@ class FolderLock:
         if descriptor is not None and fcntl is not None:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unless others share it
-                if self._is_current(descriptor):
+                if is_at(self.folder / self._name, descriptor):
                     (self.folder / self._name).unlink()
             os.close(descriptor)
         while self._made:
@@ -138,11 +152,12 @@ class FolderLock:
             os.pwrite(descriptor, b"" if self._shared else f"{holder}\n".encode(), 0)
         return True
 
-    def _is_current(self, descriptor: int) -> bool:
-        """Whether the file that is open is the one in the folder."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(descriptor), os.stat(self.folder / self._name))
-        return False
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file that is open is the one that is there."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
 
 
 def alone_in(setting: str) -> Callable[[Callable[Concatenate[S, P], T]], Callable[Concatenate[S, P], T]]:
