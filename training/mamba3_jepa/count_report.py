@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,24 +15,25 @@ logger = logging.getLogger(__name__)
 LINE_EVERY_SECONDS = 10.0
 
 
-class CountReport:
-    """Counts towards a known total, with rate and ETA. Silent on all but the main process."""
+B = TypeVar("B", bound="TerminalBar")
 
-    def __init__(self, what: str, total: int, unit: str, is_main: bool) -> None:
-        self._what, self._total, self._unit, self._is_main = what, total, unit, is_main
-        self._done = 0
-        self._started = self._last_line = time.monotonic()
+
+class TerminalBar:
+    """Context manager of reports: a bar with time and ETA, on a terminal, of the main process alone."""
+
+    def __init__(self, first: str, is_main: bool) -> None:
+        """`first`: template of the column before the bar; a task has the field `status`."""
+        self._is_main = is_main
         self._bar: Progress | None = None
         console = Console(stderr=True)
         if is_main and console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn(first), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
                 console=console,
             )  # fmt: skip
-            self._task = self._bar.add_task(what, total=total, status="")
 
-    def __enter__(self) -> CountReport:
+    def __enter__(self: B) -> B:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -41,6 +43,18 @@ class CountReport:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class CountReport(TerminalBar):
+    """Counts towards a known total, with rate and ETA. Silent on all but the main process."""
+
+    def __init__(self, what: str, total: int, unit: str, is_main: bool) -> None:
+        super().__init__("{task.description}", is_main)
+        self._what, self._total, self._unit = what, total, unit
+        self._done = 0
+        self._started = self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._task = self._bar.add_task(what, total=total, status="")
 
     def advance(self, count: int) -> None:
         """Show that `count` more are done."""

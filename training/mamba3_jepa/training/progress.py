@@ -6,44 +6,25 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
-from mamba3_jepa.count_report import LINE_EVERY_SECONDS, clock
+from mamba3_jepa.count_report import LINE_EVERY_SECONDS, TerminalBar, clock
 from mamba3_jepa.training.schedule import Position, Schedule
 
 logger = logging.getLogger(__name__)
 
 
-class ProgressReport:
+class ProgressReport(TerminalBar):
     """Counts samples and waiting time, and shows them. Silent on all but the main process."""
 
     def __init__(self, schedule: Schedule, position: Position, is_main: bool) -> None:
-        self._schedule, self._is_main = schedule, is_main
+        super().__init__("epoch {task.fields[epoch]}", is_main)
+        self._schedule = schedule
         self._start_step = position.step
         self._started = self._last_line = self._window_start = time.monotonic()
         self._samples = 0
         self._waited = 0.0
         self._rates = {"train/samples_per_second": 0.0, "train/data_wait": 0.0}
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        console = Console(stderr=True)
-        if is_main and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-                console=console,
-            )  # fmt: skip
+        if self._bar is not None:
             self._task = self._bar.add_task(
                 "train",
                 total=schedule.total_steps,
@@ -51,17 +32,6 @@ class ProgressReport:
                 epoch=position.epoch + 1,
                 status="",
             )
-
-    def __enter__(self) -> ProgressReport:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -91,7 +61,7 @@ class ProgressReport:
         now = time.monotonic()
         rate = (position.step - self._start_step) / max(now - self._started, 1e-9)
         status = f"loss {metrics['train/loss']:.3f}  {rate:.1f} steps/s"
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             self._bar.update(self._task, completed=position.step, epoch=position.epoch + 1, status=status)
         elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
