@@ -156,11 +156,16 @@ class EpisodeTrial:
         def seen(rows: Tensor) -> Tensor:
             if model.config.recursion.episode_key == "state":
                 return data.frozen.pooled[rows]
+            samples = [source.sample(i) for i in data.frozen.index[rows].tolist()]
+            names = [id(sample) if sample.picture is None else sample.picture for sample in samples]
+            different = dict(zip(names, samples, strict=True))  # a picture asked several questions is looked at once
+            place = {name: at for at, name in enumerate(different)}
+            loads = [sample.image for sample in different.values()]
             keys = [torch.empty(0, model.config.episode_dim)]
-            for some in data.frozen.index[rows].split(_TOGETHER):
-                images = [source.sample(i).image for i in some.tolist()]
-                keys.append(model.picture_keys([None if load is None else load() for load in images]).cpu())
-            return torch.cat(keys)
+            for start in range(0, len(loads), _TOGETHER):
+                images = [None if load is None else load() for load in loads[start : start + _TOGETHER]]
+                keys.append(model.picture_keys(images).cpu())
+            return torch.cat(keys)[[place[name] for name in names]]
 
         self._seen, self._keys = seen(self._lookups), seen(self._episodes)
         self._said = cosines(asked(self._lookups), asked(self._episodes))
