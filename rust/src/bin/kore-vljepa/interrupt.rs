@@ -27,6 +27,7 @@ pub(crate) fn leave_nothing_behind() -> io::Result<()> {
 mod tests {
     use std::ffi::OsString;
     use std::fs;
+    use std::path::Path;
     use std::process::Command;
     use std::time::{Duration, Instant};
 
@@ -36,6 +37,9 @@ mod tests {
     use super::*;
 
     const OUTPUT: &str = "KORE_VLJEPA_INTERRUPTED_OUTPUT";
+
+    /// Each with the status that it ends the program with.
+    const SIGNALS: [(&str, i32); 2] = [("INT", 130), ("TERM", 143)];
 
     /// A program that writes half a file, for ever.
     fn write_half(path: OsString) {
@@ -49,27 +53,34 @@ mod tests {
         unreachable!("{written:?}");
     }
 
+    /// Runs the test `name` of this module in a program of its own, whose environment has `value` as `key`; once it is
+    /// `ready` sends it the signal, and demands that it ends as that signal says.
+    fn interrupt(name: &str, key: &str, value: &Path, ready: impl Fn() -> bool, (signal, status): (&str, i32)) {
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        let itself = format!("interrupt::tests::{name}");
+        let mut running = program.args(["--exact", &itself]).env(key, value).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !ready() {
+            assert!(Instant::now() < deadline && running.try_wait().unwrap().is_none(), "it does not get there");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let sent = Command::new("kill").args([format!("-{signal}"), running.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(running.wait().unwrap().code(), Some(status));
+    }
+
     #[test]
     fn a_signal_takes_the_half_written_file_along() {
         if let Some(path) = std::env::var_os(OUTPUT) {
             return write_half(path);
         }
-        let itself = "interrupt::tests::a_signal_takes_the_half_written_file_along";
-        for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        for signal in SIGNALS {
             let folder = tempfile::tempdir().unwrap();
             let output = folder.path().join("output.npy");
             fs::write(&output, "as it was").unwrap();
-            let mut program = Command::new(std::env::current_exe().unwrap());
-            let mut running = program.args(["--exact", itself]).env(OUTPUT, &output).spawn().unwrap();
-            let deadline = Instant::now() + Duration::from_secs(60);
             let sizes = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
-            while sizes().max() < Some(1 << 16) {
-                assert!(Instant::now() < deadline && running.try_wait().unwrap().is_none(), "it does not write");
-                thread::sleep(Duration::from_millis(5));
-            }
-            let sent = Command::new("kill").args([format!("-{signal}"), running.id().to_string()]).status().unwrap();
-            assert!(sent.success());
-            assert_eq!(running.wait().unwrap().code(), Some(status));
+            let writes = || sizes().max() >= Some(1 << 16);
+            interrupt("a_signal_takes_the_half_written_file_along", OUTPUT, &output, writes, signal);
             assert_eq!(sizes().count(), 1, "something is left beside the output");
             assert_eq!(fs::read(&output).unwrap(), b"as it was");
         }
@@ -93,20 +104,11 @@ mod tests {
         if let Some(folder) = std::env::var_os(FOLDER) {
             return call_tool(folder);
         }
-        let itself = "interrupt::tests::a_signal_takes_running_tools_along";
-        for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        for signal in SIGNALS {
             let folder = tempfile::tempdir().unwrap();
-            let mut program = Command::new(std::env::current_exe().unwrap());
-            let mut running = program.args(["--exact", itself]).env(FOLDER, folder.path()).spawn().unwrap();
-            let deadline = Instant::now() + Duration::from_secs(60);
             let written = || ["a", "b"].map(|name| fs::metadata(folder.path().join(name)).map_or(0, |file| file.len()));
-            while written().contains(&0) {
-                assert!(Instant::now() < deadline && running.try_wait().unwrap().is_none(), "it calls no tool");
-                thread::sleep(Duration::from_millis(5));
-            }
-            let sent = Command::new("kill").args([format!("-{signal}"), running.id().to_string()]).status().unwrap();
-            assert!(sent.success());
-            assert_eq!(running.wait().unwrap().code(), Some(status));
+            let calls = || !written().contains(&0);
+            interrupt("a_signal_takes_running_tools_along", FOLDER, folder.path(), calls, signal);
             thread::sleep(Duration::from_millis(200)); // what is killed may be writing its last
             let before = written();
             thread::sleep(Duration::from_millis(300));
