@@ -12,8 +12,6 @@ from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import Fetched, Source, some_of
 
 MAX_SAMPLES_READ = 100_000  # of more, so many are looked at, spread evenly: what is frequent shows in them
-
-
 MAX_FETCHED = 20_000  # of shards that have to be fetched, which is two of the usual size
 
 

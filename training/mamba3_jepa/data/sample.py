@@ -178,11 +178,8 @@ class Sharded(Protocol):
 
 
 @runtime_checkable
-class Fetched(Protocol):
+class Fetched(Sharded, Protocol):
     """A source in shards that are fetched when they are needed."""
-
-    @property
-    def shard_ends(self) -> NDArray[np.int64]: ...
 
     def demand_room(self, window: int | None) -> None:
         """Refuse, with a `UserError`, to mix so many shards, or to read one after the other, if there is no room."""
