@@ -17,6 +17,7 @@ from mamba3_jepa.errors import UserError
 PresetName = Literal["small", "mini", "tiny"]
 VisionKind = Literal["vjepa2", "vjepa2.1"]
 AActivation = Literal["heavy_tail", "softplus"]
+KernelUse = Literal["auto", "off", "require"]  # of the fused kernels, see `models.fused`
 Order = Literal["visual_question", "question_visual", "question_visual_question"]
 Part = Literal["visual", "question"]
 Pooling = Literal["all", "attention", "question", "last"]

@@ -8,6 +8,7 @@ from test_mamba3 import assert_same_state, layer_of, relative, scan_inputs, stat
 from torch import Tensor
 
 from mamba3_jepa.models import kernels, mamba3
+from mamba3_jepa.models.fused import Fused
 from mamba3_jepa.models.scan import Mamba3State, ScanInputs, sequential_scan
 
 BFLOAT16_ERROR = 3e-2
@@ -171,7 +172,9 @@ def test_the_layer_is_the_same_with_the_kernel(kind: str, monkeypatch: pytest.Mo
         expected, after = layer(u, return_state=True)
         monkeypatch.setattr(kernels, "siso_kernel", lambda: fake_siso)
         monkeypatch.setattr(kernels, "mimo_kernel", lambda: fake_mimo)
-        monkeypatch.setattr(mamba3, "_fused_takes", lambda inputs, state, return_state: True)
+        choice = Fused(unfit=lambda *_: None, device_type="cpu")
+        monkeypatch.setattr(choice, "may_take", lambda inputs: True)  # in float32, too
+        monkeypatch.setattr(mamba3, "fused", choice)
         y, state = layer(u, return_state=True)
     assert relative(y, expected) < BFLOAT16_ERROR
     assert relative(state.h, after.h) < BFLOAT16_ERROR
@@ -183,16 +186,20 @@ def test_the_layer_is_the_same_with_the_kernel(kind: str, monkeypatch: pytest.Mo
 
 def test_kernels_stay_away_where_they_do_not_fit() -> None:
     inputs = scan_inputs(layer_of("siso", torch.float32, d_state=16), 5)
-    assert not kernels.usable(inputs, None, False)  # on the CPU
-    assert not kernels.siso_fits(inputs)  # heads of 6
+    assert not Fused().may_take(inputs._replace(v=inputs.v.bfloat16()))  # on the CPU
+    assert not Fused(device_type="cpu").may_take(inputs)  # in float32
+    assert Fused(device_type="cpu").may_take(inputs._replace(v=inputs.v.bfloat16()))
+    assert "headdim 6 must be" in kernels.siso_unfit(inputs)
     wide = scan_inputs(layer_of("siso", torch.float32, d_state=16, headdim=16), 5)
-    assert kernels.siso_fits(wide)
+    assert kernels.siso_unfit(wide) is None
+    many = wide._replace(v=wide.v[:1, :1].expand(2**15, 2**12, -1, -1))
+    assert "a batch of 32768 x 4096 tokens is too large" in kernels.siso_unfit(many)
     mimo = scan_inputs(layer_of("mimo", d_model=32, d_state=32, headdim=32, mimo_rank=4), 5)
-    assert not kernels.mimo_fits(mimo, None, return_state=True)  # its final state has no gradient
-    assert kernels.mimo_fits(mimo, None, return_state=False)
+    assert "gives none that has a gradient" in kernels.mimo_unfit(mimo, None, return_state=True)
+    assert kernels.mimo_unfit(mimo, None, return_state=False) is None
     with torch.no_grad():
-        assert kernels.mimo_fits(mimo, None, return_state=True)
-        assert not kernels.mimo_fits(mimo, state_of(layer_of("mimo"), 2), return_state=False)
+        assert kernels.mimo_unfit(mimo, None, return_state=True) is None
+        assert "takes no state" in kernels.mimo_unfit(mimo, state_of(layer_of("mimo"), 2), return_state=False)
 
 
 def test_an_older_kernel_is_not_called() -> None:

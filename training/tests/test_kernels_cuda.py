@@ -9,7 +9,8 @@ import torch
 from test_mamba3 import layer_of, relative, scan_inputs
 from torch import Tensor
 
-from mamba3_jepa.models import kernels
+from mamba3_jepa.models import kernel_check, kernel_tuning, kernels, mamba3
+from mamba3_jepa.models.fused import Fused
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.scan import Mamba3State, ScanInputs, sequential_scan
 
@@ -49,7 +50,7 @@ def gradients(y: Tensor, inputs: ScanInputs) -> dict[str, Tensor]:
 
 def run(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> tuple[Tensor, Mamba3State | None]:
     narrow = inputs._replace(v=inputs.v.bfloat16())
-    assert kernels.usable(narrow, state, return_state)
+    assert kernels.unfit(narrow, state, return_state) is None
     return kernels.fused_scan(narrow, state, None, return_state)
 
 
@@ -100,13 +101,47 @@ def test_the_layer_under_autocast(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     expected = exact(u)
     (expected * weight).sum().backward()
 
-    calls = []
-    original = kernels.fused_scan
-    monkeypatch.setattr(kernels, "fused_scan", lambda *arguments: calls.append(1) or original(*arguments))
+    choice = Fused("require")
+    monkeypatch.setattr(mamba3, "fused", choice)
     with torch.autocast("cuda", torch.bfloat16):
         found = layer(u)
     (found.float() * weight).sum().backward()
-    assert calls
+    assert list(choice.wrong.values()) == [None]
+    assert choice.kept()["wrong"] == []
     assert relative(found.float(), expected) < VALUE_ERROR
     for (name, parameter), reference in zip(layer.named_parameters(), exact.parameters(), strict=True):
         assert relative(parameter.grad, reference.grad) < GRADIENT_ERROR, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [3, 48, 64, 65, 325])
+def test_the_check_at_first_use_has_room_to_spare(kind: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are right are not switched off: half of what is allowed is enough, with many sequences and heads."""
+    for name in ("VALUE_ERROR", "GRADIENT_ERROR"):
+        monkeypatch.setattr(kernel_check, name, getattr(kernel_check, name) / 2)
+    choice = Fused("require")
+    monkeypatch.setattr(mamba3, "fused", choice)
+    sizes = {"is_mimo": True, "mimo_rank": 4} if kind == "mimo" else {}
+    layer = Mamba3(512, d_state=128, headdim=64, ngroups=2 if kind == "groups" else 1, **sizes).cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        layer(torch.randn(16, length, 512, device="cuda")).sum().backward()
+    assert list(choice.wrong.values()) == [None]
+
+
+@SISO
+def test_tuning_is_kept_and_the_same_bits_come_of_it() -> None:
+    layer, choice = layer_on_gpu("siso"), Fused()
+    inputs = on_gpu(layer, 129)
+    narrow = inputs._replace(v=inputs.v.bfloat16())
+    assert choice.takes(narrow, None, None, False)
+    kept = choice.kept()
+    assert kept["tuned"]
+    before = gradients(choice.scan(narrow, None, None, False)[0], inputs)
+    for tuner in kernel_tuning._tuners("mamba_ssm.").values():
+        tuner.cache.clear()
+    again = Fused()
+    again.begin("auto", kept)
+    assert again.takes(narrow, None, None, False)
+    assert again.kept() == kept
+    after = gradients(again.scan(narrow, None, None, False)[0], inputs)
+    assert all(torch.equal(after[name], before[name]) for name in before)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mamba3_jepa.bench.hardware import hardware, synchronizer
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.models import mamba3
+from mamba3_jepa.models.fused import demand_possible, fused
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.scan import sequential_scan
 from mamba3_jepa.settings.bench import LayerBenchmarkSettings
@@ -74,6 +75,8 @@ def run_layer_benchmark(settings: LayerBenchmarkSettings) -> LayerBenchmark:
     settings = dataclasses.replace(settings, device=str(device))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
+    demand_possible(settings.kernels, device, settings.bfloat16)
+    fused.begin(settings.kernels)
     candidates = dict(_candidates(settings))
     synchronize = synchronizer(device)
     for run in candidates.values():
@@ -196,7 +199,7 @@ def _with_sequential_scan(run: Candidate) -> Candidate:
         return (y if z is None else y * nn.functional.silu(z).unsqueeze(2)), state
 
     def run_sequential() -> None:
-        with mock.patch.object(mamba3, "chunked_scan", scan):
+        with mock.patch.object(mamba3, "chunked_scan", scan), mock.patch.object(fused, "use", "off"):
             run()
 
     return run_sequential
@@ -243,6 +246,7 @@ def _measure_scaling(settings: LayerBenchmarkSettings) -> list[Scaling]:
 
 def _measure_length(settings: LayerBenchmarkSettings) -> Scaling:
     torch.set_num_threads(settings.threads)
+    fused.begin(settings.kernels)
     torch.manual_seed(0)
     layer = _layer(settings)
     short = torch.randn(1, settings.chunk_size, settings.d_model, device=settings.device)

@@ -1,4 +1,5 @@
-"""mamba-ssm's fused CUDA kernels in place of the chunked scan, where they are installed and fit.
+"""mamba-ssm's fused CUDA kernels: which there are, what they take, and how they are called. `fused.py` decides where
+they take the place of the chunked scan.
 
 Contract, from mamba-ssm's `mamba3_siso_combined` (Triton) and `mamba3_mimo` (TileLang): they take the raw
 angles and the raw trapezoid logits (tanh, pi and sigmoid are applied inside), heads before tokens for ADT, DT
@@ -55,33 +56,49 @@ def _takes(kernel: Kernel | None, *names: str) -> bool:
     return kernel is not None and set(names) <= inspect.signature(kernel).parameters.keys()
 
 
-def usable(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> bool:
-    """Whether `fused_scan` can take these inputs."""
-    if not inputs.v.is_cuda or inputs.v.dtype != torch.bfloat16 or inputs.v.numel() == 0:
-        return False
+def unfit(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> str | None:
+    """Why `fused_scan` cannot take these inputs, in a few words; None if it can, as far as sizes tell."""
     if inputs.v_spread is None:
-        return siso_fits(inputs) and siso_kernel() is not None
-    return mimo_fits(inputs, state, return_state) and mimo_kernel() is not None
+        reason = siso_unfit(inputs)
+        return reason or (None if siso_kernel() else missing("SISO"))
+    reason = mimo_unfit(inputs, state, return_state)
+    return reason or (None if mimo_kernel() else missing("MIMO"))
 
 
-def siso_fits(inputs: ScanInputs) -> bool:
-    """Sizes: powers of two of at least 16, an even number of angles."""
+def missing(kind: str) -> str:
+    """Why there is no kernel of a kind, "SISO" or "MIMO"."""
+    return f"mamba-ssm is not installed, or has no {kind} kernel that fits"
+
+
+def siso_unfit(inputs: ScanInputs) -> str | None:
+    """Sizes: powers of two of at least 16, an even number of angles; offsets that fit 32 bits."""
     N, P, S = inputs.q.shape[-1], inputs.v.shape[-1], inputs.angle.shape[-1]
-    return all(size >= 16 and size & (size - 1) == 0 for size in (N, P)) and S % 2 == 0
+    if not all(size >= 16 and size & (size - 1) == 0 for size in (N, P)) or S % 2:
+        return f"d_state {N} and headdim {P} must be powers of two from 16 on, and the angles ({S}) even"
+    return _too_large(inputs)
 
 
-def mimo_fits(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> bool:
+def mimo_unfit(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> str | None:
     """Sizes the kernel was tested with; no state in, and none out while its gradient may be wanted."""
     R, N, P = inputs.q.shape[2], inputs.q.shape[-1], inputs.v.shape[-1]
-    sizes = N in MIMO_STATES and P in MIMO_HEADS and R in MIMO_RANKS and (N, P) not in MIMO_BROKEN
-    return sizes and state is None and not (return_state and torch.is_grad_enabled())
+    if N not in MIMO_STATES or P not in MIMO_HEADS or R not in MIMO_RANKS or (N, P) in MIMO_BROKEN:
+        return f"the MIMO kernel was not made for d_state {N}, headdim {P} and {R} ranks"
+    if state is not None or (return_state and torch.is_grad_enabled()):
+        return "the MIMO kernel takes no state, and gives none that has a gradient"
+    return _too_large(inputs)
 
 
-@torch.compiler.disable
+def _too_large(inputs: ScanInputs) -> str | None:
+    """Beyond 2^31 elements of one tensor the kernels' offsets may overflow."""
+    B, L, H, P = inputs.v.shape
+    states = B * H * P * inputs.q.shape[-1] * -(-L // SISO_CHUNK)
+    return f"a batch of {B} x {L} tokens is too large for it" if max(inputs.v.numel(), states) >= 2**31 else None
+
+
 def fused_scan(
     inputs: ScanInputs, state: Mamba3State | None, z: Tensor | None, return_state: bool
 ) -> tuple[Tensor, Mamba3State | None]:
-    """As `chunked_scan`, by the fused kernel; call it only when `usable` says so."""
+    """As `chunked_scan`, by the fused kernel; call it only when `unfit` has nothing to say."""
     if inputs.v_spread is None:
         kernel = siso_kernel()
         run = run_siso
@@ -89,7 +106,7 @@ def fused_scan(
         kernel = mimo_kernel()
         run = run_mimo
     if kernel is None:
-        raise RuntimeError("fused_scan was called without its kernel; ask usable() first")
+        raise RuntimeError("fused_scan was called without its kernel; ask unfit() first")
     y, h = run(kernel, inputs, state, z, return_state)
     return y, _final_state(inputs, state, h) if h is not None else None
 

@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mamba3_jepa.config import AActivation, BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models import kernels
 from mamba3_jepa.models.chunked import chunked_scan
+from mamba3_jepa.models.fused import fused
 from mamba3_jepa.models.gated_mlp import GatedMLP
-from mamba3_jepa.models.scan import Mamba3State, ScanInputs, scan_step
+from mamba3_jepa.models.scan import Mamba3State, ScanInputs, scan_step, widened
 
 __all__ = ["Mamba3", "Mamba3Backbone", "Mamba3State", "RMSNorm"]
 
@@ -152,10 +152,10 @@ class Mamba3(nn.Module):
         gated_in_scan = not (self.is_mimo or self.is_outproj_norm)
         with torch.autocast(u.device.type, enabled=False):
             z_in_scan = z if gated_in_scan else None
-            if _fused_takes(inputs, state, return_state):
-                y, state = kernels.fused_scan(inputs, state, z_in_scan, return_state)
+            if fused.may_take(inputs) and fused.takes(inputs, state, z_in_scan, return_state):
+                y, state = fused.scan(inputs, state, z_in_scan, return_state)
             else:
-                y, state = chunked_scan(_widened(inputs), state, self.chunk_size, z_in_scan, return_state)
+                y, state = chunked_scan(widened(inputs), state, self.chunk_size, z_in_scan, return_state)
             y = self._joined(y) if gated_in_scan else self._gate(y, z)
         out = self.out_proj(y)
         return (out, state) if state is not None and return_state else out
@@ -169,7 +169,7 @@ class Mamba3(nn.Module):
         self._check_input(u_t, 2, state)
         z, inputs = self._project(u_t.unsqueeze(1))
         with torch.autocast(u_t.device.type, enabled=False):
-            y, state = scan_step(_widened(inputs), state)
+            y, state = scan_step(widened(inputs), state)
             y = self._gate(y, z)
         return self.out_proj(y).squeeze(1), state
 
@@ -236,17 +236,6 @@ class Mamba3(nn.Module):
     def _joined(self, y: Tensor) -> Tensor:
         """(B, L, 1, H, P) -> (B, L, H P)."""
         return y.squeeze(2).flatten(-2).to(self.out_proj.weight.dtype)
-
-
-def _fused_takes(inputs: ScanInputs, state: Mamba3State | None, return_state: bool) -> bool:
-    return inputs.v.is_cuda and kernels.usable(inputs, state, return_state)
-
-
-def _widened(inputs: ScanInputs) -> ScanInputs:
-    """With v in the type of everything else."""
-    q, k, v, q_bias, k_bias, log_alpha, dt, trap, angle, skip, v_spread, interleaved = inputs
-    # not _replace, which torch.compile cannot trace in every version
-    return ScanInputs(q, k, v.to(dt.dtype), q_bias, k_bias, log_alpha, dt, trap, angle, skip, v_spread, interleaved)
 
 
 def _initial_dt_bias(

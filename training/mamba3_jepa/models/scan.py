@@ -83,6 +83,13 @@ class ScanInputs(NamedTuple):
         return math.pi * self.angle.tanh()
 
 
+def widened(inputs: ScanInputs) -> ScanInputs:
+    """With v in the type of everything else."""
+    q, k, v, q_bias, k_bias, log_alpha, dt, trap, angle, skip, v_spread, interleaved = inputs
+    # not _replace, which torch.compile cannot trace in every version
+    return ScanInputs(q, k, v.to(dt.dtype), q_bias, k_bias, log_alpha, dt, trap, angle, skip, v_spread, interleaved)
+
+
 def zero_state(inputs: ScanInputs) -> Mamba3State:
     """The state before the first token."""
     B, _, R, _, N = inputs.q.shape

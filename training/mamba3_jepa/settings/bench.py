@@ -10,7 +10,7 @@ import tyro
 
 from mamba3_jepa.config import MOST_LAYERS, PresetName
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.settings.common import Device, Json
+from mamba3_jepa.settings.common import Device, Json, Kernels
 from mamba3_jepa.settings.limits import (
     BATCH,
     FROM_ZERO,
@@ -53,6 +53,7 @@ class LayerBenchmarkSettings(Checked):
     device: Device = "auto"
     bfloat16: bool = False
     """Run under bfloat16 autocast, which on CUDA lets mamba-ssm's fused kernels in; float32 otherwise."""
+    kernels: Kernels = "auto"
     compiled: bool = True
     """Also time the layer under torch.compile."""
     sequential: bool = True

@@ -6,12 +6,23 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mamba3_jepa.config import KernelUse
+
 # `mamba3_jepa.device` makes a device of it
 Device = Annotated[
     str,
     tyro.conf.arg(
         metavar="{auto,cpu,cuda,cuda:N,mps}",
         help="Where to compute; auto: on a CUDA GPU if there is one, else on Apple's (mps), else on the CPU.",
+    ),
+]
+
+# `mamba3_jepa.models.fused` has what they are
+Kernels = Annotated[
+    KernelUse,
+    tyro.conf.arg(
+        help="mamba-ssm's fused kernels, on a CUDA GPU in bfloat16: auto takes those that fit and are right, checked "
+        "at first use; off takes none; require stops where one cannot be taken.",
     ),
 ]
 

@@ -13,7 +13,7 @@ from mamba3_jepa.addresses import is_address, shown_place
 from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
-from mamba3_jepa.settings.common import ConfusionKind
+from mamba3_jepa.settings.common import ConfusionKind, Kernels
 from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.init_text import PRETRAINED_LR_SCALE, Activation, Folder, demand_consistent
 from mamba3_jepa.settings.limits import (
@@ -94,6 +94,7 @@ class TrainSettings(Checked):
     """Arithmetic of the forward and backward pass; weights stay in float32."""
     compile: bool = False
     """Compile the layers of X-Encoder and Mamba-3 (needs a C++ compiler on CPU). Slower to start, faster to run."""
+    kernels: Kernels = "auto"
     cpu: bool = False
     """Stay on the CPU even where there is a GPU."""
     seed: Seed = 0
@@ -127,6 +128,7 @@ class TrainSettings(Checked):
         "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
         "max_steps", "cache_dir", "index_dir", "shard_cache", "shard_cache_gb", "on_bad_sample",
         "checkpoint_activations",
+        "kernels",  # so that a run goes on whose kernel has failed
         # places: what lies there is compared itself, or stands in the checkpoint
         "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
         "init_y_encoder", "init_y_decoder",

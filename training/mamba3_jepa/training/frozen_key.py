@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mamba3_jepa
 from mamba3_jepa.data.sample import OnBadSample, Source, file_state
+from mamba3_jepa.models.fused import fused
 from mamba3_jepa.models.kernels import mimo_kernel, siso_kernel
 from mamba3_jepa.models.mamba3 import Mamba3
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -77,7 +78,7 @@ def made_by() -> dict[str, str]:
 
 def device_and_kernels(model: Mamba3Jepa) -> dict[str, Any]:
     """What decides how the same code rounds: the kind of device and what is used in place of plain PyTorch."""
-    kernels = {"siso": siso_kernel, "mimo": mimo_kernel} if model.device.type == "cuda" else {}
+    kernels = {"siso": siso_kernel, "mimo": mimo_kernel} if model.device.type == "cuda" and fused.use != "off" else {}
     return {
         "device": model.device.type,
         "kernels": [f"{name} of mamba-ssm {_version('mamba-ssm')}" for name, kernel in kernels.items() if kernel()],

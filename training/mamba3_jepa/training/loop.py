@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import load_checkpoint
+from mamba3_jepa.models.fused import fused
 from mamba3_jepa.models.state_dict import load_state
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.distributed import (
@@ -304,6 +305,7 @@ class _State:
     def save(self) -> None:
         """Write the last checkpoint, with everything a continuation needs."""
         rng = all_gather_object(rng_state(self.accelerator.device))
+        kernels = all_gather_object(fused.kept())
         if self.run.is_main:
             trainer = {
                 "position": dataclasses.asdict(self.position),
@@ -313,6 +315,7 @@ class _State:
                     name: parameter.detach() for name, parameter in self.task.objective.named_parameters(recurse=False)
                 },
                 "rng": rng,
+                "kernels": kernels,
                 "measure": self.task.measure,
                 "world_size": world_size(),
                 "micro_batches": self.task.micro_batches,

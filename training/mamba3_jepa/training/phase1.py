@@ -42,7 +42,7 @@ from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negative
 from mamba3_jepa.training.phase1_objective import Phase1Objective, in_two_passes
 from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator, end_training
+from mamba3_jepa.training.session import build_accelerator, end_training, use_kernels
 from mamba3_jepa.training.start import (
     checkpoint_activations,
     compile_layers,
@@ -92,6 +92,7 @@ def train_phase1(
         config = config.replace(y_encoder=pretrained.backbone)
     data = open_data(settings, config) if data is None else data
     run = Run(settings, phase=1, accelerator=accelerator)
+    use_kernels(settings, accelerator, run.resumed)
     if run.resumed is not None and settings.init_y_encoder is not None:  # whatever has become of the folder
         config = config.replace(y_encoder=run.resumed.config.y_encoder)
         demand_activation(settings, config.y_encoder)

@@ -39,7 +39,7 @@ from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.pretrained_text import demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator, end_training
+from mamba3_jepa.training.session import build_accelerator, end_training, use_kernels
 from mamba3_jepa.training.start import (
     compile_layers,
     data_record,
@@ -82,6 +82,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
         start = dataclasses.replace(start, config=start.config.replace(y_decoder=pretrained.backbone))
     data = open_data(settings, start.config)
     run = Run(settings, phase=2, accelerator=accelerator)
+    use_kernels(settings, accelerator, run.resumed)
     demand_same(run, start.config, data)
     if run.resumed is not None:
         demand_activation(settings, start.config.y_decoder)

@@ -35,7 +35,7 @@ from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.phase3_data import phase3_data
 from mamba3_jepa.training.phase3_objective import Phase3Batch, Phase3Objective, confusion_logits
 from mamba3_jepa.training.run import Run
-from mamba3_jepa.training.session import build_accelerator, end_training
+from mamba3_jepa.training.session import build_accelerator, end_training, use_kernels
 from mamba3_jepa.training.start import (
     compile_layers,
     data_record,
@@ -86,6 +86,7 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     val, val_rows = _confusion(data, "val", settings, config.query_prompt)
     config = _with_tools(config, train.tools)
     run = Run(settings, phase=3, accelerator=accelerator)
+    use_kernels(settings, accelerator, run.resumed)
     demand_same(run, config, data)
     model = model_type.from_loaded(dataclasses.replace(start, config=config), str(start_path), accelerator.device)
     warn_of_seen_samples(start, data, settings, phase=3)

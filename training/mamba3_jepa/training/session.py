@@ -9,8 +9,10 @@ from accelerate import Accelerator
 
 from mamba3_jepa.device import TRAINING, best_device
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.checkpoint import Checkpoint
+from mamba3_jepa.models.fused import demand_possible, fused
 from mamba3_jepa.settings.training import Precision, TrainSettings
-from mamba3_jepa.training.distributed import keep_group, local_world_size
+from mamba3_jepa.training.distributed import keep_group, local_world_size, rank
 
 _MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -34,6 +36,18 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
         log_with=trackers or None,
         project_dir=settings.output_dir,
     )
+
+
+def use_kernels(settings: TrainSettings, accelerator: Accelerator, resumed: Checkpoint | None) -> None:
+    """Before a layer computes: which fused kernels it may take; of a run that goes on those it took before, in the same
+    variants, each rank's its own.
+
+    Raises:
+        UserError: they are required, and the device or the precision has none.
+    """
+    demand_possible(settings.kernels, accelerator.device, settings.precision == "bf16")
+    of_ranks = (resumed.trainer or {}).get("kernels") if resumed is not None else None  # older runs kept none
+    fused.begin(settings.kernels, of_ranks[rank() % len(of_ranks)] if of_ranks else None)
 
 
 def end_training(accelerator: Accelerator) -> None:
