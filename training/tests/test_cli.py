@@ -196,7 +196,7 @@ def test_every_flag_the_readmes_name_exists() -> None:
                     ["train-decoder"], ["train-agent"], ["export"], ["ask"], ["agent"], ["embed"],
                     ["memory", "add"], ["memory", "remove"],
                     ["search"], ["classify"], ["inspect"], ["bench", "cache"], ["bench", "decode"], ["bench", "index"],
-                    ["bench", "rust"], ["cache", "list"], ["cache", "clean"]):  # fmt: skip
+                    ["bench", "rust"], ["bench", "step"], ["cache", "list"], ["cache", "clean"]):  # fmt: skip
         program = [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--help"]
         helps += subprocess.run(program, capture_output=True, text=True, check=True).stdout
     root = Path(__file__).parents[2]

@@ -98,6 +98,8 @@ def commands(root: Path) -> Iterator[tuple[str, list[str]]]:
     tally = ["--questions", str(root / "tally.json"), "--data-dir", str(root / "images")]
     yield "prepare of published data sets", ["prepare", "tallyqa", *tally, "--output", str(root / "tally.jsonl")]
     yield "bench layer", ["bench", "layer", *BENCH_LAYER, "--threads", "1", "--scaling-lengths", "16"]
+    step = ["--steps", "1", "--warm-up", "0", "--batch-size", "4", "--workers", "0"]
+    yield "bench step", ["bench", "step", *BENCH, *step]
     yield "bench data", ["bench", "data", *BENCH_DATA]
     yield "bench index", ["bench", "index", "--shards", "2", "--samples", "3", "--folder", str(root)]
     strings = ["--steps", "1", "--test-lengths", "4", "--test-strings", "4", "--threads", "1"]

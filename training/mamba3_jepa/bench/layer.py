@@ -14,16 +14,14 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from mamba3_jepa.bench.hardware import hardware, synchronizer
+from mamba3_jepa.bench.hardware import hardware, peak_memory, synchronizer, watch_memory
 from mamba3_jepa.device import checked_device
 from mamba3_jepa.models import mamba3
 from mamba3_jepa.models.fused import demand_possible, fused
@@ -253,36 +251,10 @@ def _measure_length(settings: LayerBenchmarkSettings) -> Scaling:
     _gradients_of(layer, short, torch.randn_like(short), settings)()
     u = torch.randn(1, settings.length, settings.d_model, device=settings.device)
     run = _gradients_of(layer, u, torch.randn_like(u), settings)
-    cuda = settings.device.startswith("cuda")
-    with _peak_memory(cuda) as peak:
-        run()
-    synchronize = synchronizer(torch.device(settings.device))
-    seconds = statistics.median(_timed(run, synchronize) for _ in range(3))
-    return Scaling(length=settings.length, seconds=seconds, peak_bytes=peak[0] if peak else None)
-
-
-@contextmanager
-def _peak_memory(cuda: bool) -> Iterator[list[int]]:
-    """A list that holds, afterwards, the bytes the block had at most above those before it; empty if
-    unknown."""
-    peak: list[int] = []
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield peak
-        peak.append(torch.cuda.max_memory_allocated() - before)
-        return
-    status = Path("/proc/self/status")
-    if not status.exists():
-        yield peak
-        return
-    with suppress(OSError):  # forgets the highest value so far, where that is allowed
-        Path("/proc/self/clear_refs").write_text("5")
-    resident = _resident_kib(status, "VmRSS")
-    yield peak
-    peak.append((_resident_kib(status, "VmHWM") - resident) * 1024)
-
-
-def _resident_kib(status: Path, field: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
+    device = torch.device(settings.device)
+    idle = watch_memory(device)
+    run()
+    peak = peak_memory(device)
+    seconds = statistics.median(_timed(run, synchronizer(device)) for _ in range(3))
+    above = None if peak is None or idle is None else peak - idle
+    return Scaling(length=settings.length, seconds=seconds, peak_bytes=above)

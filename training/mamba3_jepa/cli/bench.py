@@ -17,6 +17,7 @@ from mamba3_jepa.settings.bench import (
     LayerBenchmarkSettings,
     ParitySettings,
     RustBenchmarkSettings,
+    StepBenchmarkSettings,
 )
 
 bench = Commands()
@@ -39,6 +40,27 @@ def bench_layer(settings: Annotated[LayerBenchmarkSettings, tyro.conf.arg(name="
     show(table(("implementation", "ratio to the floor", "time"), report_rows(result)))
     if result.scaling:
         show(table(("length", "time", "peak memory"), scaling_rows(result)))
+
+
+@bench.command(name="step")
+def bench_step(settings: Annotated[StepBenchmarkSettings, tyro.conf.arg(name="")]) -> None:
+    """A whole training step: samples per second, share of peak arithmetic, memory, and where the time goes."""
+    from mamba3_jepa.bench.step import report_rows, run_step_benchmark
+
+    result = run_step_benchmark(settings)
+    if settings.json:
+        write_out(result)
+        return
+    measured = result.settings
+    say(result.hardware)
+    say(
+        f"{measured.preset}, batch {measured.batch_size}, {measured.precision}, {measured.workers} workers, mean of "
+        f"{measured.steps} steps; compiled: {'yes' if measured.compile else 'no'}; kernels: {result.kernels}",
+    )
+    show(table(("", "time", "share", "10^9 operations", "of the peak"), report_rows(result)))
+    memory = "" if result.peak_bytes is None else f", {result.peak_bytes / 2**20:,.0f} MiB of memory at most"
+    say(f"{result.samples_per_second:,.1f} samples/s{memory}")
+    say(f"peak: {result.peak / 1e12:,.3g} x 10^12 operations a second ({result.peak_from})")
 
 
 @bench.command(name="data")

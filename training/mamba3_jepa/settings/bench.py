@@ -11,6 +11,7 @@ import tyro
 from mamba3_jepa.config import MOST_LAYERS, PresetName
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.common import Device, Json, Kernels
+from mamba3_jepa.settings.data import demand_data_dir
 from mamba3_jepa.settings.limits import (
     BATCH,
     FROM_ZERO,
@@ -92,6 +93,42 @@ class DataBenchmarkSettings(Checked):
             raise UserError("`workers`: give at least one number")
         if self.n_images < self.batch_size:
             raise UserError(f"`n_images` {self.n_images} is less than one batch of {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBenchmarkSettings(Checked):
+    """Time whole steps of phase 1: samples per second, share of the device's arithmetic, memory, and where the time
+    goes."""
+
+    preset: PresetName = "mini"
+    """Model size; the weights are random, which changes nothing about the time."""
+    batch_size: Annotated[int | None, BATCH] = None
+    """Samples per step; default: that of phase 1 for this preset."""
+    steps: Count = 20
+    """Steps to time."""
+    warm_up: Annotated[int, FROM_ZERO] = 3
+    """Steps before them, in which layers are compiled and kernels are checked and tuned."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass, as in training."""
+    compile: bool = False
+    """Compile the layers of X-Encoder and Mamba-3, as in training."""
+    kernels: Kernels = "auto"
+    kept_tokens: bool = False
+    """Take the X-Encoder's outputs from memory, computed beforehand: what a step is like that has them from a cache."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Data as in training; default: synthetic scenes."""
+    manifest: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Another manifest than the manifest.jsonl in --data-dir, as in training."""
+    workers: Annotated[int | None, PROCESSES] = None
+    """Data-loading processes; default: the CPU cores beyond two, at most 8."""
+    threads: Threads = 2
+    """CPU threads of torch."""
+    device: Device = "auto"
+    json: Json = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        demand_data_dir(self.manifest, self.data_dir, shard_cache=None)
 
 
 @dataclass(frozen=True, kw_only=True)
