@@ -4,6 +4,10 @@ step."""
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +21,15 @@ from mamba3_jepa.bench import step as step_module
 from mamba3_jepa.bench.operations import counted, of_images, of_predictor, of_texts
 from mamba3_jepa.bench.peak import Peak, arithmetic, listed
 from mamba3_jepa.bench.step import SECTIONS, report_rows, run_step_benchmark
+from mamba3_jepa.cli.flags import as_flag
 from mamba3_jepa.config import preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models import mamba3
 from mamba3_jepa.models.network import Network
 from mamba3_jepa.models.scan import Mamba3State, ScanInputs
-from mamba3_jepa.settings.bench import StepBenchmarkSettings
+from mamba3_jepa.settings.bench import LayerBenchmarkSettings, StepBenchmarkSettings
+from mamba3_jepa.settings.export import InspectSettings
+from mamba3_jepa.settings.training import Phase1Settings
 from mamba3_jepa.training.phase1_objective import Phase1Objective
 
 SETTINGS = StepBenchmarkSettings(preset="tiny", batch_size=8, steps=2, warm_up=1, threads=1, device="cpu", workers=0)
@@ -180,3 +187,21 @@ def test_impossible_settings(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             run_step_benchmark(dataclasses.replace(SETTINGS, **changes))
+
+
+def test_the_check_of_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "examples" / "gpu_check.sh"
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    run = subprocess.run(["sh", script, tmp_path], env=hidden, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "gpu_check: torch finds no CUDA GPU on this machine: nothing was checked\n"
+
+
+def test_the_check_of_a_gpu_calls_what_there_is() -> None:
+    text = (Path(__file__).parents[2] / "examples" / "gpu_check.sh").read_text(encoding="utf-8")
+    for name in re.findall(r"tests/test_\w+\.py", text):
+        assert (Path(__file__).parents[1] / name).is_file()
+    flags = set(re.findall(r" (--[a-z0-9-]+)", text)) - {"--device"}
+    settings = (StepBenchmarkSettings, LayerBenchmarkSettings, Phase1Settings, InspectSettings)
+    known = {as_flag(field.name) for each in settings for field in dataclasses.fields(each)}
+    assert {flag.replace("--no-", "--") for flag in flags} <= known

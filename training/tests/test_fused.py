@@ -334,10 +334,14 @@ def test_tuning_is_kept_and_taken_up(tuned: types.ModuleType, use: Callable, cap
     assert not tuner.cache
     assert not other.wrong
     assert other.kept() is None
-    tuner.configs = tuner.configs[:4]
+    kernel_tuning.restrict(num_warps=8, most_stages=2)
+    assert len(tuner.configs) == 8  # none is such
+    kernel_tuning.restrict(num_warps=2, most_stages=2)
+    assert {(each.num_warps, each.num_stages) for each in tuner.configs} == {(2, 1), (2, 2)}
+    assert len(tuner.configs) == 4
     with caplog.at_level(logging.WARNING, "mamba3_jepa.models.kernel_tuning"):
         other.begin("auto", kept)
-    assert list(tuner.cache) == [(128, None, "torch.bfloat16")]
+    assert list(tuner.cache) == [(64, True, "torch.bfloat16")]
     assert "no longer has the variant" in caplog.text
     assert kernel_tuning.chosen("mamba_ssm.ops.other.") == {}
 

@@ -40,6 +40,18 @@ def choose(given: Mapping[str, Any], modules: str = _MODULES) -> None:
                 tuners[name].cache[tuple(key)] = config
 
 
+def restrict(num_warps: int, most_stages: int, modules: str = _MODULES) -> None:
+    """Let kernels try only variants of so many warps, at most so many stages and any registers: to begin sooner, a
+    little slower. One that has no such variant keeps them all."""
+    for tuner in _tuners(modules).values():
+        few = [
+            each
+            for each in tuner.configs
+            if each.num_warps == num_warps and each.num_stages <= most_stages and each.maxnreg is None
+        ]
+        tuner.configs = few or tuner.configs
+
+
 def _tuners(modules: str) -> dict[str, Any]:
     """Triton's autotuners in the modules that are loaded, by module and name."""
     triton = sys.modules.get("triton.runtime.autotuner")
