@@ -181,7 +181,8 @@ class Fused:
         if kept["made_by"] != made_by():
             logger.info("kernels were tuned with %s, this is %s: they are tuned anew", kept["made_by"], made_by())
             return
-        kernels.siso_kernel(), kernels.mimo_kernel()  # its modules have the tuners
+        kernels.siso_kernel()  # the module that it comes from has the tuners
+        kernels.mimo_kernel()
         kernel_tuning.choose(kept["tuned"])
         for shape, said in kept["wrong"]:
             logger.warning("as before, %s: the chunked scan takes its place", said)
