@@ -30,11 +30,59 @@ pub fn distinct<T: Clone + Eq + Hash>(items: impl IntoIterator<Item = T>) -> Vec
     items.into_iter().filter(|item| seen.insert(item.clone())).collect()
 }
 
-/// The different lines of a UTF-8 file, stripped, without empty ones, in their order; `what` is what a line is, for
+/// The text of a file of another program: UTF-8, or UTF-16 and UTF-32 by their byte-order mark, as PowerShell's `>` and
+/// Windows' editors write them, which is no part of it. JSON in UTF-16 is known without a mark.
+///
+/// # Errors
+/// What it was read as, and the byte at which it is none.
+pub(crate) fn decoded(bytes: &[u8]) -> Result<String, String> {
+    let wide = |mark: usize, size: usize, little: bool| {
+        let encoding = format!("UTF-{}-{}", 8 * size, if little { "LE" } else { "BE" });
+        from_wide(&bytes[mark..], size, little).map_err(|at| format!("not {encoding} text (at byte {at})"))
+    };
+    match bytes {
+        [0xff, 0xfe, 0, 0, ..] => wide(4, 4, true), // before UTF-16, whose mark this begins with
+        [0, 0, 0xfe, 0xff, ..] => wide(4, 4, false),
+        [0xff, 0xfe, ..] => wide(2, 2, true),
+        [0xfe, 0xff, ..] => wide(2, 2, false),
+        [b'{' | b'[', 0, ..] => wide(0, 2, true),
+        [0, b'{' | b'[', ..] => wide(0, 2, false),
+        _ => {
+            let text = std::str::from_utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
+            text.map(String::from).map_err(|error| format!("not UTF-8 text (at byte {})", error.valid_up_to()))
+        }
+    }
+}
+
+/// The text of units of `size` bytes, or the byte at which it is none.
+fn from_wide(bytes: &[u8], size: usize, little: bool) -> Result<String, usize> {
+    let unit = |bytes: &[u8]| {
+        let add = |sum: u32, byte: &u8| sum << 8 | u32::from(*byte);
+        if little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) }
+    };
+    let units = bytes.chunks_exact(size);
+    let is_whole = units.remainder().is_empty();
+    let mut text = String::with_capacity(bytes.len());
+    if size == 4 {
+        for (index, unit) in units.map(unit).enumerate() {
+            text.push(char::from_u32(unit).ok_or(size * index)?);
+        }
+    } else {
+        let mut at = 0;
+        for character in char::decode_utf16(units.map(|bytes| unit(bytes) as u16)) {
+            let character = character.map_err(|_| at)?;
+            at += size * character.len_utf16();
+            text.push(character);
+        }
+    }
+    if is_whole { Ok(text) } else { Err(bytes.len() / size * size) }
+}
+
+/// The different lines of a file in UTF-8, or in UTF-16 with its mark, stripped, without empty ones, in their order; `what` is what a line is, for
 /// messages, such as "answer".
 ///
 /// # Errors
-/// [`Error::File`]: the file is missing, not UTF-8, or has no line with text.
+/// [`Error::File`]: the file is missing, not such text, or has no line with text.
 pub fn read_lines(path: impl AsRef<Path>, what: &str) -> Result<Vec<String>, Error> {
     let path = path.as_ref();
     let failed = |reason: String| Error::File { path: path.to_path_buf(), reason };
@@ -46,10 +94,7 @@ pub fn read_lines(path: impl AsRef<Path>, what: &str) -> Result<Vec<String>, Err
     if bytes.len() as u64 > MAX_FILE {
         return Err(failed(format!("more bytes than a list of texts may have ({MAX_FILE})")));
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        failed(format!("not UTF-8 text (at byte {at}); expected one {what} a line"))
-    })?;
+    let text = decoded(&bytes).map_err(|reason| failed(format!("{reason}; expected one {what} a line")))?;
     let lines = lines(&text);
     if lines.is_empty() {
         return Err(failed(format!("the file has no text; expected one {what} a line")));
@@ -59,7 +104,6 @@ pub fn read_lines(path: impl AsRef<Path>, what: &str) -> Result<Vec<String>, Err
 
 /// What [`read_lines`] makes of a file's text.
 fn lines(text: &str) -> Vec<String> {
-    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
     let lines = text.split(is_line_end).map(strip).filter(|line| !line.is_empty());
     distinct(lines).into_iter().map(String::from).collect()
 }
@@ -165,7 +209,7 @@ mod tests {
 
     #[test]
     fn cuts_lines_where_python_does_and_keeps_the_first_of_equal_ones() {
-        let text = "\u{feff}red\r\n  blue \u{0b}red\u{0c}a\u{1c}b\u{1d}c\u{1e}d\u{85}e\u{2028}f\u{2029}g\u{1f}h\n\n";
+        let text = "red\r\n  blue \u{0b}red\u{0c}a\u{1c}b\u{1d}c\u{1e}d\u{85}e\u{2028}f\u{2029}g\u{1f}h\n\n";
         assert_eq!(lines(text), ["red", "blue", "a", "b", "c", "d", "e", "f", "g\u{1f}h"]);
     }
 
@@ -181,6 +225,29 @@ mod tests {
         assert!(message(&path).ends_with("not UTF-8 text (at byte 4); expected one answer a line"));
         fs::write(&path, "\u{feff}red\nblue\nred").expect("written");
         assert_eq!(read_lines(&path, "answer").expect("a list"), ["red", "blue"]);
+    }
+
+    /// Values from Python: `text.encode("utf-16")` and so on.
+    #[test]
+    fn text_of_other_programs_is_read_by_its_mark() {
+        let utf16_le = b"\xff\xfea\0\xe9\0=\xd8\0\xde";
+        let utf16_be = b"\xfe\xff\0a\0\xe9\xd8=\xde\0";
+        let utf32_le = b"\xff\xfe\0\0a\0\0\0\xe9\0\0\0\0\xf6\x01\0";
+        let utf32_be = b"\0\0\xfe\xff\0\0\0a\0\0\0\xe9\0\x01\xf6\0";
+        for bytes in [&utf16_le[..], utf16_be, utf32_le, utf32_be, "\u{feff}aé😀".as_bytes(), "aé😀".as_bytes()] {
+            assert_eq!(decoded(bytes).as_deref(), Ok("aé😀"), "{bytes:?}");
+        }
+        assert_eq!(decoded(b"{\0}\0").as_deref(), Ok("{}"));
+        assert_eq!(decoded(b"\0[\0]").as_deref(), Ok("[]"));
+        assert_eq!(decoded(b"").as_deref(), Ok(""));
+        for (bytes, reason) in [
+            (&b"a\xff"[..], "not UTF-8 text (at byte 1)"),
+            (b"\xff\xfea\0b", "not UTF-16-LE text (at byte 2)"), // half a unit
+            (b"\xff\xfea\0\0\xdc", "not UTF-16-LE text (at byte 2)"), // half a pair
+            (b"\xff\xfe\0\0a\0\0\0\0\0\x11\0", "not UTF-32-LE text (at byte 4)"), // beyond Unicode
+        ] {
+            assert_eq!(decoded(bytes).unwrap_err(), reason, "{bytes:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::{CommandTool, ToolRegistry};
 use crate::error::Error;
 use crate::files::system_text;
+use crate::texts::decoded;
 
 /// Bytes that are read at most; a longer file does not end as JSON does.
 const MAX_FILE: u64 = 1 << 24;
@@ -46,8 +47,8 @@ pub fn read_tools(path: impl AsRef<Path>) -> Result<ToolRegistry, Error> {
     let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
     let folder = read.and_then(|_| Ok(fs::canonicalize(path)?.parent().map(PathBuf::from).unwrap_or_default()));
     let folder = folder.map_err(|error| failed(format!("cannot read the tools: {}", system_text(&error))))?;
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let value = serde_json::from_slice(bytes).map_err(|error| failed(format!("not JSON: {error}")))?;
+    let text = decoded(&bytes).map_err(&failed)?;
+    let value = serde_json::from_str(&text).map_err(|error| failed(format!("not JSON: {error}")))?;
     let entries =
         entries(&value).map_err(|reason| failed(format!("{reason}; see examples/tools/tools.json for an example")))?;
     let mut registry = ToolRegistry::new();

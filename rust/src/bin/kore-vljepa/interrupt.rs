@@ -1,18 +1,22 @@
-//! Ctrl-C and SIGTERM: the program ends at once, and neither a half-written file nor a running tool stays.
+//! Ctrl-C, SIGTERM, and on Linux SIGHUP, which comes when a terminal is closed: the program ends at once, and neither a half-written file nor a running tool stays.
 
+use std::fs;
 use std::io;
 use std::process::exit;
 use std::thread;
 
 use kore_vljepa::agent::stop_tools;
 use kore_vljepa::files::abandon_writes;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// From now on either signal ends running tools, removes unfinished files and ends the program with 128 + its number, as
+/// From now on each of these signals ends running tools, removes unfinished files and ends the program with 128 + its number, as
 /// shells count it.
 pub(crate) fn leave_nothing_behind() -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    if hears_hangup() {
+        signals.add_signal(SIGHUP)?;
+    }
     thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
             stop_tools();
@@ -23,10 +27,17 @@ pub(crate) fn leave_nothing_behind() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether SIGHUP would end the program: not under `nohup`, which has it ignored. Known on Linux only.
+fn hears_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (SIGHUP - 1) & 1 == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
-    use std::fs;
     use std::path::Path;
     use std::process::Command;
     use std::time::{Duration, Instant};
@@ -39,6 +50,9 @@ mod tests {
     const OUTPUT: &str = "KORE_VLJEPA_INTERRUPTED_OUTPUT";
 
     /// Each with the status that it ends the program with.
+    #[cfg(target_os = "linux")]
+    const SIGNALS: [(&str, i32); 3] = [("INT", 130), ("TERM", 143), ("HUP", 129)];
+    #[cfg(not(target_os = "linux"))]
     const SIGNALS: [(&str, i32); 2] = [("INT", 130), ("TERM", 143)];
 
     /// A program that writes half a file, for ever.
