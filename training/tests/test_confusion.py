@@ -35,11 +35,12 @@ def test_scenes_give_as_many_clear_as_confused_and_each_kind_alike(scenes: Scene
     shares = Counter(kinds_of(source))
     assert shares.pop("clear") == 150
     assert shares.keys() == set(MADE_KINDS)
-    assert set(shares.values()) == {21, 22}
+    assert shares.pop("degraded") == 15 + 17  # captions, and as many questions as of every kind
+    assert set(shares.values()) == {16, 17}
     for i, kind in enumerate(kinds_of(source)):
         sample = source.sample(i)
         assert sample.meta["kind"] == kind
-        assert sample.confused == bool(source.confused[i]) == (kind not in ("clear", "degraded"))
+        assert sample.confused == bool(source.confused[i]) == (kind not in ("clear", "degraded", "shuffled"))
         assert (sample.target is None) == (kind in ("unanswerable", "foreign"))
         assert (sample.image is None) == (kind == "imageless") or kind == "tool"
         remembered = kind in ("mismatched", "unanswerable", "imageless")
@@ -60,6 +61,19 @@ def test_a_spoilt_sample_keeps_its_answer_but_not_its_picture(scenes: SceneSourc
     for i in np.flatnonzero(source.kinds == CONFUSION_KINDS.index(kind)):
         sample = source.sample(int(i))
         assert (sample.question, sample.target, sample.meta["scene"]) in originals
+
+
+def test_a_shuffled_question_keeps_its_words_picture_and_answer(scenes: SceneSource) -> None:
+    source = ConfusionSource(scenes, range(len(scenes)))
+    originals = {(s.meta["scene"], s.target): set() for s in (scenes.sample(i) for i in range(len(scenes)))}
+    for sample in map(scenes.sample, range(len(scenes))):
+        originals[sample.meta["scene"], sample.target].add(" ".join(sorted((sample.question or "").split())))
+    rows = np.flatnonzero(source.kinds == CONFUSION_KINDS.index("shuffled")).tolist()
+    changed = 0
+    for sample in map(source.sample, rows):
+        assert " ".join(sorted(sample.question.split())) in originals[sample.meta["scene"], sample.target]
+        changed += sample.question not in {scenes.sample(i).question for i in range(len(scenes))}
+    assert changed > 0.8 * len(rows) > 0
 
 
 def test_everything_follows_from_seed_and_index(scenes: SceneSource) -> None:
@@ -103,8 +117,8 @@ def test_a_manifest_gives_every_kind(manifest: ManifestSource) -> None:
         by_kind[kind].append(source.sample(i))
     # 20 questions and one labelled as not confused are made confusing; 5 of 10 captions are spoilt
     assert {kind: len(samples) for kind, samples in by_kind.items()} == {
-        "clear": 25, "given": 4, "mismatched": 6, "unanswerable": 0, "corrupted": 5, "imageless": 5, "foreign": 5,
-        "degraded": 5, "tool": 0,
+        "clear": 25, "given": 4, "mismatched": 4, "unanswerable": 0, "corrupted": 4, "imageless": 4, "foreign": 4,
+        "degraded": 6, "shuffled": 4, "tool": 0,
     }  # fmt: skip
     given = {sample.question: (sample.confused, sample.target) for sample in by_kind["given"]}
     assert given == {
@@ -127,7 +141,7 @@ def test_a_manifest_gives_every_kind(manifest: ManifestSource) -> None:
         assert sample.target is None
     certain = ("mismatched", "corrupted", "imageless", "foreign")
     assert all(sample.confused for kind in certain for sample in by_kind[kind])
-    assert not any(sample.confused for kind in ("clear", "degraded") for sample in by_kind[kind])
+    assert not any(sample.confused for kind in ("clear", "degraded", "shuffled") for sample in by_kind[kind])
 
 
 def test_indices_by_kind_agree_with_the_samples(manifest: ManifestSource) -> None:

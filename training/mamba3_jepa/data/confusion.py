@@ -22,7 +22,7 @@ from mamba3_jepa.config import QUERY_PROMPT
 from mamba3_jepa.contract import MEMORY_TOOL
 from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
-from mamba3_jepa.data.foreign import foreign_question
+from mamba3_jepa.data.foreign import foreign_question, shuffled
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.plain_text import plain_text
@@ -32,10 +32,11 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-MadeKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded", "tool"]
+MadeKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded", "shuffled", "tool"]
 MADE_KINDS: tuple[MadeKind, ...] = get_args(MadeKind)
 CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
-_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED, _TOOL = range(9)
+_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED, _SHUFFLED, _TOOL = range(10)
+_ANSWERED = (_CLEAR, _DEGRADED, _SHUFFLED)
 _REMEMBERED = (_MISMATCHED, _UNANSWERABLE, _IMAGELESS)  # what a memory of the scenes could know
 
 _SOME = 64  # samples that show which tools a kind needs
@@ -54,17 +55,18 @@ class ConfusionSource:
     - "imageless": a question asked without its image, unless the data answers it without one;
     - "foreign": a question of another topic, in another language, or garbled, in the place of its own;
     - "degraded": its image spoilt to some degree, from hardly to wholly;
+    - "shuffled": a question with its words in disorder, which may still be understood;
     - "tool": of scenes, a question that a tool answers, such as a sum, with what the tool says.
 
-    All but the first two and "degraded" are confused; of "clear" and "degraded" samples whoever has a model sees if
-    it answers rightly. Their target is the right answer all the same, which only somebody who knows more could give:
-    the answer the question had where it came from, or the caption. A scene's unanswerable question has none, nor has
+    Of "clear", "degraded" and "shuffled" samples whoever has a model sees if it answers rightly; all others but "given"
+    are confused. Their target is the right answer all the same, which only somebody who knows more could give: the
+    answer the question had where it came from, or the caption. A scene's unanswerable question has none, nor has
     a foreign one. Samples labelled as confused are only "given". Samples with neither target nor label are left out.
 
     Attributes:
         kinds: (len(self),) uint8, positions in `CONFUSION_KINDS`.
         confused: (len(self),) bool.
-        answered: (len(self),) bool, the samples "clear" and "degraded".
+        answered: (len(self),) bool, the samples "clear", "degraded" and "shuffled".
     """
 
     def __init__(
@@ -95,12 +97,12 @@ class ConfusionSource:
             raise UserError(f'{source.name}: no sample has a question with an answer, a caption, or a "confused" label')
         rows, kinds, donors = _plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
         self._base, self._donor, self.kinds = base.index[rows], donors, kinds
-        self.answered = np.isin(kinds, (_CLEAR, _DEGRADED))
-        self.confused = np.where(kinds == _GIVEN, base.confused[rows], (kinds > _GIVEN) & (kinds != _DEGRADED))
+        self.answered = np.isin(kinds, _ANSWERED)
+        self.confused = np.where(kinds == _GIVEN, base.confused[rows], (kinds > _GIVEN) & ~self.answered)
         content = blake2b(digest_size=16)
         for array in (self._base, self._donor, self.kinds):
             content.update(np.ascontiguousarray(array).tobytes())
-        self.fingerprint = f"confusion-4/{source.fingerprint}/{seed}/{content.hexdigest()}"
+        self.fingerprint = f"confusion-5/{source.fingerprint}/{seed}/{content.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self._base)
@@ -150,6 +152,8 @@ class ConfusionSource:
             question = foreign_question(sample.question, dice, things)
             meta = {name: value for name, value in sample.meta.items() if name != "asked"}
             return dataclasses.replace(sample, question=question, target=None, answers=(), knowledge=None, meta=meta)
+        if kind == _SHUFFLED and sample.question is not None:
+            return dataclasses.replace(sample, question=shuffled(sample.question, dice))
         if kind in (_CORRUPTED, _DEGRADED) and sample.image is not None:
             name, level = list(CORRUPTIONS)[dice % len(CORRUPTIONS)], (dice >> 32) / 2**32
             if kind == _CORRUPTED:
@@ -344,7 +348,8 @@ def _plan(
     """Which sample becomes what: rows of `base`, their kinds, and the source indices whose image they get, else -1.
 
     Half of the captions are spoilt in equal shares of the ways there are, instead of clear. The questions are dealt to
-    the kinds so that, with those captions, each occurs equally often, as far as that goes.
+    the kinds so that, with those captions, each occurs equally often, as far as that goes; of "degraded" samples the
+    captions are not counted: what a model errs in is to be learned of questions as well.
     """
     of_images = [kind for kind in (_CORRUPTED, _DEGRADED) if CONFUSION_KINDS[kind] in made]
     captions = dice.permutation(np.flatnonzero(base.caption))
@@ -361,7 +366,7 @@ def _plan(
         takes[kind][:] = base.makes_own
     if _IMAGELESS in takes:
         takes[_IMAGELESS] = ~np.isin(base.question_hash, base.asked.without_image)[questions] | base.makes_own
-    have = {kind: len(spoilt[number :: len(of_images)]) for number, kind in enumerate(of_images)}
+    have = {kind: len(spoilt[i :: len(of_images)]) for i, kind in enumerate(of_images) if kind != _DEGRADED}
     altered = _dealt(takes, have, len(questions))
     as_it_is = np.flatnonzero((base.question | base.caption) & ~base.labelled)
     parts = [

@@ -1,4 +1,4 @@
-"""Questions that have nothing to do with the data: of other topics, in other languages, garbled.
+"""Questions that have nothing to do with the data: of other topics, in other languages, garbled; and shuffled ones.
 
 Made from the word lists below and by shuffling; nothing is fetched.
 """
@@ -44,14 +44,14 @@ def foreign_question(question: str, seed: int, things: Collection[str] = ()) -> 
     """A question that nobody could answer from a picture; `seed`, not negative, decides everything random.
 
     In equal shares, as far as `question` allows: words of one of the languages, letters that are no words, `question`
-    with its words in disorder, with the letters of each word in disorder, with letters replaced, and, where one of its
-    words is one of `things`, about something else than those: "what color is the guitar?".
+    with the letters of each word in disorder, with letters replaced, and, where one of its words is one of `things`,
+    about something else than those: "what color is the guitar?".
 
     Args:
         things: all words for what the pictures show, if they are known: what they do not show can then be named.
     """
     dice = np.random.default_rng(seed)
-    way = int(dice.integers(6 if things else 5))
+    way = int(dice.integers(5 if things else 4))
     if way == _OTHER_THINGS:
         other = _other_things(question, dice, things)
         if other != question:
@@ -62,6 +62,11 @@ def foreign_question(question: str, seed: int, things: Collection[str] = ()) -> 
         if plain_text(garbled) != plain_text(question):
             return garbled
     return _words(dice) if way % 2 == 0 else _letters(dice)
+
+
+def shuffled(question: str, seed: int) -> str:
+    """`question` with its words in disorder. It may still be understood: "the square what color is?"."""
+    return " ".join(np.random.default_rng(seed).permutation(question.split()))
 
 
 def _words(dice: np.random.Generator) -> str:
@@ -81,10 +86,6 @@ def _other_things(question: str, dice: np.random.Generator, things: Collection[s
     return re.sub(r"\w+", replaced, question)
 
 
-def _words_in_disorder(question: str, dice: np.random.Generator) -> str:
-    return " ".join(dice.permutation(question.split()))
-
-
 def _letters_in_disorder(question: str, dice: np.random.Generator) -> str:
     return " ".join("".join(dice.permutation(list(word))) for word in question.split())
 
@@ -95,5 +96,5 @@ def _letters_replaced(question: str, dice: np.random.Generator) -> str:
     )
 
 
-_GARBLED = (_words_in_disorder, _letters_in_disorder, _letters_replaced)
-_FIRST_GARBLED, _OTHER_THINGS = 2, 5
+_GARBLED = (_letters_in_disorder, _letters_replaced)
+_FIRST_GARBLED, _OTHER_THINGS = 2, 4

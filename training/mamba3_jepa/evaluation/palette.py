@@ -32,6 +32,7 @@ _CONFUSION = {
     "imageless": "#f39c12",
     "foreign": "#2e4a9e",
     "degraded": "#9fd5c5",
+    "shuffled": "#c39bd3",
     "tool": "#6c8e23",
     "wrong_answer": "#a93226",
     "given": "#6b5200",

@@ -27,7 +27,9 @@ Kernels = Annotated[
 ]
 
 # kinds of confusion that can be made of any data, see `mamba3_jepa.data.confusion`
-ConfusionKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded", "tool"]
+ConfusionKind = Literal[
+    "mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded", "shuffled", "tool"
+]
 
 # `mamba3_jepa.cli.output.write_out` prints it
 Json = Annotated[bool, tyro.conf.arg(help="Print the results as JSON, for other programs to read.")]
