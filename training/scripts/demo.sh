@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole story on a laptop CPU: three phases on synthetic scenes, questions about pictures, export, verification, and the
-# same answers in Rust.
+# The whole story on a laptop CPU: three phases on synthetic scenes, questions about pictures, an agent with tools, export,
+# verification, and the same answers in Rust.
 set -e
 out=${DEMO_OUTPUT:-../demo}
 preset=${DEMO_PRESET:-mini}
@@ -24,6 +24,11 @@ mamba3-jepa prepare scenes --output "$out/scenes" --scenes 25
 mamba3-jepa ask --checkpoint "$out/phase3/phase3_best.pt" --image "$out/scenes/images/0000.png" \
     "how many objects are there?" "what shape is at the top left?" "what color is the star?"
 
+echo "== An agent: where it is confused it calls a tool, and looks again"
+tools=../examples/tools/tools.json
+mamba3-jepa agent --checkpoint "$out/phase3/phase3_best.pt" --image "$out/scenes/images/0000.png" --tools "$tools" \
+    --trace "$out/trace.json" "how many objects are there?" "How much is 8 - 6?"
+
 echo "== Export, verified"
 mamba3-jepa export --checkpoint "$out/phase3/phase3_best.pt" --output "$out/weights" --phase 3 --x-encoder --verify --golden
 
@@ -34,4 +39,8 @@ rust=${KORE_VLJEPA:-../rust/target/release/kore-vljepa}
     "how many objects are there?" "what shape is at the top left?" "what color is the star?"
 python scripts/side_by_side.py --checkpoint "$out/phase3/phase3_best.pt" --weights "$out/weights" --data-dir "$out/scenes"
 
-echo "Look at $out/answers.png, $out/answers_by_type.png, $out/phase*/plots/ and $out/weights/."
+echo "== Two agents, step by step"
+python scripts/side_by_side.py --checkpoint "$out/phase3/phase3_best.pt" --weights "$out/weights" --data-dir "$out/scenes" \
+    --manifest demonstrations.jsonl --tools "$tools"
+
+echo "Look at $out/answers.png, $out/answers_by_type.png, $out/phase*/plots/, $out/trace.json and $out/weights/."

@@ -44,8 +44,10 @@ class Settings:
     """Its export, with the X-Encoder, which Rust answers from."""
     data_dir: Path
     """A data directory with pictures and questions, as `mamba3-jepa prepare scenes` writes it."""
-    questions: int = 50
-    """How many questions; a picture without one is asked to be described."""
+    manifest: str = "manifest.jsonl"
+    """Which of its files names the questions; `demonstrations.jsonl` has those that need a tool."""
+    questions: int | None = None
+    """How many questions, the first ones; all unless given."""
     memory: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A text file with one text a line, which both may look up when they are confused."""
     tools: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -72,14 +74,14 @@ def side_by_side(settings: Settings) -> list[Pair]:
     """
     pairs = []
     for image, questions in _questions(settings).items():
-        arguments = ["--image", str(settings.data_dir / image), "--json"]
+        arguments = ["--json"] if image is None else ["--json", "--image", str(settings.data_dir / image)]
         for flag, path in (("--memory", settings.memory), ("--tools", settings.tools)):
             arguments += [] if path is None else [flag, str(path)]
         command = "ask" if settings.tools is None else "agent"
         model = ["--checkpoint", str(settings.checkpoint), "--device", "cpu"]  # where Rust computes, too
         by_python = _ask_python([command, *model, *arguments, *questions])
         by_rust = _ask_rust([command, "--weights", str(settings.weights), *arguments, *questions])
-        pairs += [Pair(image, p, r, list(differences(p, r))) for p, r in zip(by_python, by_rust, strict=True)]
+        pairs += [Pair(image or "", p, r, list(differences(p, r))) for p, r in zip(by_python, by_rust, strict=True)]
     return pairs
 
 
@@ -98,17 +100,19 @@ def differences(python: Any, rust: Any, place: str = "") -> Iterator[str]:
         yield from differences(here, there, f"{place}.{name}" if place else str(name))
 
 
-def _questions(settings: Settings) -> dict[str, list[str]]:
-    """The first questions of the manifest, by picture; none for a picture that is to be described."""
-    found: dict[str, list[str]] = {}
-    left = settings.questions
-    for line in (settings.data_dir / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if left and record.get("image") and record.get("question"):
-            found.setdefault(record["image"], []).append(record["question"])
-            left -= 1
-    if left:
-        raise UserError(f"{settings.data_dir}: {settings.questions - left} questions, {settings.questions} were wanted")
+def _questions(settings: Settings) -> dict[str | None, list[str]]:
+    """The first questions of the manifest, by picture; under None those without one."""
+    found: dict[str | None, list[str]] = {}
+    path, left = settings.data_dir / settings.manifest, settings.questions
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}; `mamba3-jepa prepare scenes` writes one") from error
+    asked = [record for record in records if record.get("question")]
+    if not asked or len(asked) < (left or 0):
+        raise UserError(f"{path}: {len(asked)} questions, {left or 'some'} were wanted")
+    for record in asked[:left]:
+        found.setdefault(record.get("image"), []).append(record["question"])
     return found
 
 

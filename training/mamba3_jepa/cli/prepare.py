@@ -53,7 +53,8 @@ def prepare_scenes(settings: Annotated[SceneFilesSettings, tyro.conf.arg(name=""
     if settings.json:
         write_out({"output_dir": settings.output, "scenes": settings.scenes, "lines": lines})
         return
-    say(f"{settings.output}: {settings.scenes:,} scenes, {lines:,} lines in manifest.jsonl")
+    n = settings.scenes
+    say(f"{settings.output}: {n:,} scenes, {lines:,} lines in manifest.jsonl, {n:,} in demonstrations.jsonl")
 
 
 @prepare.command(name="vqav2")

@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mamba3_jepa.data.sample import Sample
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.files.json_file import json_line
 from mamba3_jepa.files.whole_file import whole_folder
 
 
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
-    """Writes `images/N.png` and `manifest.jsonl` with a caption and two questions of each scene, each with wrong texts.
+    """Writes `images/N.png`, `manifest.jsonl` with a caption and two questions of each scene, each with wrong texts,
+    and `demonstrations.jsonl` with one question for each scene that a tool answers, and what it says.
 
     The scenes are those of the "test" split, which no training run on scenes sees, nor chooses its best checkpoint by.
     All of it appears at once: written beside `output_dir`, then renamed.
 
     Returns:
-        The number of manifest lines.
+        The number of lines of `manifest.jsonl`.
 
     Raises:
         UserError: `output_dir` holds something already, or cannot be written.
@@ -28,7 +30,7 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
         records = []
         for i in source.indices("target").tolist():
             sample = source.sample(i)
-            relative = f"images/{sample.meta['scene']:04d}.png"
+            relative = _name(sample)
             if sample.image is not None and not (build / relative).exists():
                 sample.image().save(build / relative)
             record: dict[str, Any] = {"image": relative, "question": sample.question, "answer": sample.target}
@@ -37,4 +39,21 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
             record["negatives"] = {each.kind: [each.text] for each in sample.negatives}
             records.append(record)
         (build / "manifest.jsonl").write_bytes(b"".join(map(json_line, records)))
+        demonstrations = (_demonstration(source.demonstration(i)) for i in source.indices("caption").tolist())
+        (build / "demonstrations.jsonl").write_bytes(b"".join(map(json_line, demonstrations)))
     return len(records)
+
+
+def _demonstration(sample: Sample) -> dict[str, Any]:
+    return {
+        "image": None if sample.image is None else _name(sample),
+        "question": sample.question,
+        "answer": sample.target,
+        "confused": True,
+        "tool_used": sample.tool_used,
+        "knowledge": sample.knowledge,
+    }
+
+
+def _name(sample: Sample) -> str:
+    return f"images/{sample.meta['scene']:04d}.png"
