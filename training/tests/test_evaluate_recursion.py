@@ -47,6 +47,7 @@ def test_a_manifest_by_hand(tmp_path: Path) -> None:
     assert kinds["given"]["auroc"] == pytest.approx(sum((a > b) + 0.5 * (a == b) for a, b in pairs) / 4)
     assert (found["wrong_answers"]["answers"], found["wrong_answers"]["accuracy"]) == (2, 0.5)
     assert found["wrong_answers"]["scores"]["chance"]["aurc"] == 0.5
+    assert found["wrong_answers"].pop("as_it_is") == found["wrong_answers"]  # nothing was made
     assert found["confusion"]["threshold"] == float(torch.tensor(sorted(scores)[2] + 1e-6))
 
 

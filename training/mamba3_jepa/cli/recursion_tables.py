@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mamba3_jepa.evaluation.episode_recall import MEMORY_EPISODES, EpisodeFloor
 from mamba3_jepa.evaluation.injection import SteadinessReport
 from mamba3_jepa.evaluation.memory_trial import MemoryReport
-from mamba3_jepa.evaluation.recursion import RecursionReport
+from mamba3_jepa.evaluation.recursion import RecursionReport, scores
+from mamba3_jepa.evaluation.selective import SelectiveReport
 from mamba3_jepa.evaluation.tool_choice import ToolReport
 
 _EPISODE_SHARES = ("found", "recalled", "recalled_without")
@@ -19,7 +20,9 @@ def recursion_tables(report: RecursionReport) -> Iterator[Table]:
     """Columns and rows of each table: what there is nothing to say about has none."""
     yield _kinds(report)
     if report.trials.selective:
-        yield _wrong_answers(report)
+        yield _wrong_answers(report.trials.selective, "wrong among {:,} answers")
+    if report.trials.as_it_is:
+        yield _wrong_answers(report.trials.as_it_is, "wrong among {:,} of what is not spoilt")
     if report.trials.injection is not None:
         yield _forms(report)
     if report.trials.steadiness is not None:
@@ -42,10 +45,9 @@ def _kinds(report: RecursionReport) -> Table:
     return ["confusion", "samples", f"judged confused (over {threshold:.4f})", "AUROC", "AUROC alike"], rows
 
 
-def _wrong_answers(report: RecursionReport) -> Table:
-    n = len(report.trials.selective[""].risk)
-    rows = [[name, *(_share(value) for value in values.values())] for name, values in report.selective().items()]
-    return [f"wrong among {n:,} answers", "AUROC", "AURC", "accuracy at 80 %", "accuracy at 95 %"], rows
+def _wrong_answers(selective: Mapping[str, SelectiveReport], title: str) -> Table:
+    rows = [[name, *(_share(value) for value in values.values())] for name, values in scores(selective).items()]
+    return [title.format(len(selective[""].risk)), "AUROC", "AURC", "accuracy at 80 %", "accuracy at 95 %"], rows
 
 
 def _forms(report: RecursionReport) -> Table:

@@ -176,14 +176,18 @@ def fit_temperature(logits: Tensor, confused: Tensor) -> float:
 def choose_threshold(scores: Tensor, confused: Tensor) -> float:
     """The threshold with the greatest balanced accuracy of `scores > threshold` (Youden's J), midway between scores.
 
-    Of equally good ones that nearest to 0.5. `confused` (N,) must have both values.
+    Of those that the samples cannot tell from the best, within one standard error (Breiman et al. 1984), that nearest
+    to 0.5, where being wrong is as likely as being right. `confused` (N,) must have both values.
     """
     ordered, order = scores.double().sort()
     labels = confused[order].double()
     n_confused = labels.sum()
     # after the k lowest scores: so many confused ones are missed, so many others are right
     missed, right = labels.cumsum(0), (1 - labels).cumsum(0)
-    accuracy = ((n_confused - missed) / n_confused + right / (len(labels) - n_confused)) / 2
+    n_others = len(labels) - n_confused
+    noticed, passed = (n_confused - missed) / n_confused, right / n_others
+    accuracy = (noticed + passed) / 2
+    error = (noticed * (1 - noticed) / n_confused + passed * (1 - passed) / n_others).sqrt() / 2
     is_cut = torch.ones(len(ordered), dtype=torch.bool)
     is_cut[:-1] = ordered[1:] > ordered[:-1]
     is_cut[-1] = False  # a threshold above everything notices nothing
@@ -191,9 +195,9 @@ def choose_threshold(scores: Tensor, confused: Tensor) -> float:
         return DEFAULT_THRESHOLD
     middles = (ordered[:-1] + ordered[1:]) / 2
     candidates = is_cut[:-1].nonzero().squeeze(1)
-    best = accuracy[candidates].max()
-    ties = candidates[accuracy[candidates] >= best - 1e-12]
-    return float(middles[ties[(middles[ties] - DEFAULT_THRESHOLD).abs().argmin()]])
+    best = candidates[accuracy[candidates].argmax()]
+    as_good = candidates[accuracy[candidates] >= accuracy[best] - error[best] - 1e-12]
+    return float(middles[as_good[(middles[as_good] - DEFAULT_THRESHOLD).abs().argmin()]])
 
 
 def balanced_accuracy(noticed: Tensor, confused: Tensor) -> float | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mamba3_jepa.config import SHUT
+from mamba3_jepa.data.confusion import CONFUSION_KINDS
 from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, auroc, evaluate_confusion
@@ -51,13 +52,15 @@ _TOGETHER = 4096  # lessons judged at once
 class Phase3Report:
     """The numbers of one evaluation.
 
-    selective: of the monitor ("") and of the plain confidence ("_confidence"); empty without answers. injection,
-    steadiness: None where there is nothing to try. episode_floor: None where the model has no episodes. tools: None
-    where no tool is needed or none is known. knowledge: AUROC of whether what is told answers.
+    selective: of the monitor ("") and of the plain confidence ("_confidence"); empty without answers. as_it_is: the
+    same of samples about which nothing was spoilt. injection, steadiness: None where there is nothing to try.
+    episode_floor: None where the model has no episodes. tools: None where no tool is needed or none is known.
+    knowledge: AUROC of whether what is told answers.
     """
 
     confusion: ConfusionReport
     selective: dict[str, SelectiveReport]
+    as_it_is: dict[str, SelectiveReport]
     injection: InjectionReport | None
     steadiness: SteadinessReport | None
     memory_floor: MemoryFloor
@@ -143,6 +146,7 @@ class Phase3Trials:
         if model.recursion is None:
             raise ValueError("the model has no recursion to measure")
         data, answered, probe = self._data, self._data.answered, model.recursion.confusion_probe
+        is_clear = torch.from_numpy(data.source.kinds[data.frozen.index.numpy()] == CONFUSION_KINDS.index("clear"))
         beside = beside or Beside(torch.empty(0), [], [])
         report = evaluate_confusion(
             torch.cat([logits, beside.logits]),
@@ -161,10 +165,8 @@ class Phase3Trials:
             steadiness = self._steadiness.run(model, device, notices[self._steady_rows])
         return Phase3Report(
             confusion=report,
-            selective=selective_reports(
-                {"": logits[answered], "_confidence": -mean_log_probability(data.spoken.doubt[answered])},
-                data.confused[answered],
-            ),
+            selective=_selective(data, logits, answered),
+            as_it_is=_selective(data, logits, answered & is_clear),
             injection=injection,
             steadiness=steadiness,
             memory_floor=floor,
@@ -174,6 +176,11 @@ class Phase3Trials:
             tools=_tools(data, model.recursion, device),
             knowledge=_knowledge(data, model.recursion, device),
         )
+
+
+def _selective(data: Phase3Data, logits: Tensor, rows: Tensor) -> dict[str, SelectiveReport]:
+    scores = {"": logits[rows], "_confidence": -mean_log_probability(data.spoken.doubt[rows])}
+    return selective_reports(scores, data.confused[rows])
 
 
 def _injection_trial(data: Phase3Data, questions: list[str | None], kinds: list[str]) -> InjectionTrial | None:

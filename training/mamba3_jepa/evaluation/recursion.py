@@ -6,7 +6,7 @@ Letters: N samples, M of them that are tried, E embedding width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,16 +98,6 @@ class RecursionReport:
             return {}
         return {"all": report.retrieved if report.generated is None else report.generated} | report.by_form
 
-    def selective(self) -> dict[str, dict[str, float | None]]:
-        """Each score of how sure an answer is, chance among them: `auroc`, `aurc`, `accuracy_at_{80,95}`."""
-        names = {"": "confusion", "_confidence": "plain confidence"}
-        rows = {names[name]: _measures(report) for name, report in self.trials.selective.items()}
-        if self.trials.selective:
-            accuracy = self.trials.selective[""].accuracy
-            chance: dict[str, float | None] = {"auroc": 0.5, "aurc": 1 - accuracy}
-            rows["chance"] = chance | {f"accuracy_at_{coverage}": accuracy for coverage in COVERAGES}
-        return rows
-
     def _confusion(self) -> dict[str, Any]:
         report = self.trials.confusion
         return {
@@ -120,10 +110,8 @@ class RecursionReport:
         }
 
     def _wrong_answers(self) -> dict[str, Any] | None:
-        if not self.trials.selective:
-            return None
-        report = self.trials.selective[""]
-        return {"answers": len(report.risk), "accuracy": report.accuracy, "scores": self.selective()}
+        all_answers, as_it_is = _answers(self.trials.selective), _answers(self.trials.as_it_is)
+        return None if all_answers is None else {**all_answers, "as_it_is": as_it_is}
 
 
 def measure_recursion(
@@ -225,6 +213,25 @@ def _memory(model: Mamba3Jepa, data: Phase3Data, logits: Tensor) -> MemoryReport
             answers=lambda some, drawn: findable.answering(rows[some], drawn),
         ),
     )
+
+
+def scores(selective: Mapping[str, SelectiveReport]) -> dict[str, dict[str, float | None]]:
+    """Each score of how sure an answer is, chance among them: `auroc`, `aurc`, `accuracy_at_{80,95}`; empty without
+    answers."""
+    names = {"": "confusion", "_confidence": "plain confidence"}
+    rows = {names[name]: _measures(report) for name, report in selective.items()}
+    if selective:
+        accuracy = selective[""].accuracy
+        chance: dict[str, float | None] = {"auroc": 0.5, "aurc": 1 - accuracy}
+        rows["chance"] = chance | {f"accuracy_at_{coverage}": accuracy for coverage in COVERAGES}
+    return rows
+
+
+def _answers(selective: Mapping[str, SelectiveReport]) -> dict[str, Any] | None:
+    if not selective:
+        return None
+    report = selective[""]
+    return {"answers": len(report.risk), "accuracy": report.accuracy, "scores": scores(selective)}
 
 
 def _measures(report: SelectiveReport) -> dict[str, float | None]:
