@@ -9,7 +9,8 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 CARGO ?= cargo
 CRATE := --manifest-path rust/Cargo.toml --locked
-export KORE_VLJEPA := $(or $(CARGO_TARGET_DIR),$(abspath rust/target))/release/kore-vljepa
+TARGET := $(or $(CARGO_TARGET_DIR),$(abspath rust/target))
+export KORE_VLJEPA := $(TARGET)/release/kore-vljepa
 
 .PHONY: demo test test-python test-rust test-lowest lint lint-python lint-rust licences setup rust fuzz clean
 
@@ -41,13 +42,14 @@ lint-rust:
 
 test: lint test-rust test-python
 
-test-rust: rust
+test-rust:
 	$(CARGO) test $(CRATE) --all-features
 
 # One thread for each of the two test processes: more would wait for each other. The tests of both halves together need
-# the Rust command; without it they are skipped, which `make` never does.
-test-python: setup rust
-	$(CARGO) build $(CRATE) --release --examples
+# the Rust command, as `test-rust` has built it; without it they are skipped, which `make` never does.
+test-python: export KORE_VLJEPA := $(TARGET)/debug/kore-vljepa
+test-python: setup
+	$(CARGO) build $(CRATE) --all-features --bins --examples
 	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # In a virtual environment of its own; the oldest Python too: PYTHON=python3.10. The Rust half is not built for it.
