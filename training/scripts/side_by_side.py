@@ -45,7 +45,7 @@ class Settings:
     data_dir: Path
     """A data directory with pictures and questions, as `mamba3-jepa prepare scenes` writes it."""
     manifest: str = "manifest.jsonl"
-    """Which of its files names the questions; `demonstrations.jsonl` has those that need a tool."""
+    """Which of its files names the questions; `demonstrations.jsonl` has some that need a tool."""
     questions: int | None = None
     """How many questions, the first ones; all unless given."""
     memory: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None

@@ -54,7 +54,7 @@ def prepare_scenes(settings: Annotated[SceneFilesSettings, tyro.conf.arg(name=""
         write_out({"output_dir": settings.output, "scenes": settings.scenes, "lines": lines})
         return
     n = settings.scenes
-    say(f"{settings.output}: {n:,} scenes, {lines:,} lines in manifest.jsonl, {n:,} in demonstrations.jsonl")
+    say(f"{settings.output}: {n:,} scenes, {lines:,} lines in manifest.jsonl, {2 * n:,} in demonstrations.jsonl")
 
 
 @prepare.command(name="vqav2")

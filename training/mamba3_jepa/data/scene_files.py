@@ -13,7 +13,8 @@ from mamba3_jepa.files.whole_file import whole_folder
 
 def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: int) -> int:
     """Writes `images/N.png`, `manifest.jsonl` with a caption and two questions of each scene, each with wrong texts,
-    and `demonstrations.jsonl` with one question for each scene that a tool answers, and what it says.
+    and `demonstrations.jsonl` with two questions for each scene, one that the picture answers, and one that a tool
+    does, with what it says.
 
     The scenes are those of the "test" split, which no training run on scenes sees, nor chooses its best checkpoint by.
     All of it appears at once: written beside `output_dir`, then renamed.
@@ -39,8 +40,9 @@ def write_scenes(output_dir: str | Path, n_scenes: int, image_size: int, seed: i
             record["negatives"] = {each.kind: [each.text] for each in sample.negatives}
             records.append(record)
         (build / "manifest.jsonl").write_bytes(b"".join(map(json_line, records)))
-        demonstrations = (_demonstration(source.demonstration(i)) for i in source.indices("caption").tolist())
-        (build / "demonstrations.jsonl").write_bytes(b"".join(map(json_line, demonstrations)))
+        asked = source.indices("question").tolist()[::2]
+        demonstrations = [made for i in asked for made in (source.sample(i), source.demonstration(i))]
+        (build / "demonstrations.jsonl").write_bytes(b"".join(map(json_line, map(_demonstration, demonstrations))))
     return len(records)
 
 
@@ -49,7 +51,7 @@ def _demonstration(sample: Sample) -> dict[str, Any]:
         "image": None if sample.image is None else _name(sample),
         "question": sample.question,
         "answer": sample.target,
-        "confused": True,
+        "confused": sample.confused,
         "tool_used": sample.tool_used,
         "knowledge": sample.knowledge,
     }
