@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mamba3_jepa.config import BackboneConfig, Mamba3Config
 from mamba3_jepa.errors import UserError
-from mamba3_jepa.models.generation import Generated, _Beam, _score, generate, sample_tokens
+from mamba3_jepa.models.generation import Generated, _Beam, _score, generate, log_probabilities, sample_tokens
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
@@ -344,3 +344,11 @@ def test_wrong_shapes(decoder: YDecoder, embedding: Tensor) -> None:
         speak(decoder, embedding[:, :4])
     with pytest.raises(ValueError, match="2 row numbers for 24"):
         speak(decoder, embedding, rows=[0, 1])
+
+
+def test_log_probabilities_of_what_is_almost_certain_have_all_their_digits() -> None:
+    logits = torch.tensor([[18.0, 3.0, 0.0], [0.0, 0.0, -math.inf], [-1.0, 25.0, 2.0]])
+    found = log_probabilities(logits)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), logits.double().log_softmax(-1), rtol=1e-6, atol=0)
+    assert float(logits.log_softmax(-1)[0, 0]) != pytest.approx(float(found[0, 0]), rel=1e-3)  # why it is here

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Generated, Request, Speaker, demand_finite, id, log_sum_exp};
+use super::{Generated, Request, Speaker, demand_finite, id, log_prob, log_sum_exp};
 use crate::error::Error;
 
 /// One way to go on: the token at `slot`'s next place.
@@ -145,7 +145,7 @@ fn best(logits: &[f32], totals: &[f32], n: usize) -> Vec<Candidate> {
     for (slot, (logits, &before)) in logits.chunks_exact(vocab.max(1)).zip(totals).enumerate() {
         let normalizer = log_sum_exp(logits);
         for (token, &logit) in logits.iter().enumerate() {
-            let log_prob = logit - normalizer;
+            let log_prob = log_prob(logit, normalizer);
             let total = before + log_prob;
             let is_worse = |other: &Candidate| other.total.total_cmp(&total) != Ordering::Less;
             if found.len() >= n && found.last().is_some_and(is_worse) {

@@ -148,7 +148,7 @@ fn one_each<S: Speaker>(
         for (row, (&sample, logits)) in live.iter().zip(logits.chunks_exact(speaker.vocab_size())).enumerate() {
             let token = if is_drawn { sample::draw(logits, streams[sample].uniform(), config) } else { argmax(logits) };
             let answer = &mut answers[sample];
-            answer.log_probs.push(logits[token] - log_sum_exp(logits));
+            answer.log_probs.push(log_prob(logits[token], log_sum_exp(logits)));
             ids[row] = id(token);
             answer.finished = ids[row] == request.eos_id;
             if !answer.finished {
@@ -185,11 +185,16 @@ pub(crate) fn argmax(logits: &[f32]) -> usize {
 }
 
 /// ln Σ e^x, without overflow.
-fn log_sum_exp(logits: &[f32]) -> f32 {
+fn log_sum_exp(logits: &[f32]) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&logit| f64::from((logit - largest).exp())).sum();
-    // narrowed on purpose: log-probabilities are f32, as PyTorch has them
-    largest + total.ln() as f32
+    f64::from(largest) + total.ln()
+}
+
+/// The log-probability of a token with this logit. Of a token that is almost certain all digits count: doubt is measured
+/// by them.
+fn log_prob(logit: f32, log_sum_exp: f64) -> f32 {
+    (f64::from(logit) - log_sum_exp) as f32
 }
 
 fn demand_finite(logits: &[f32]) -> Result<(), Error> {

@@ -40,7 +40,7 @@ impl Toy {
             .map(|&token| {
                 let logits = self.logits(embedding, &said);
                 said.push(token);
-                logits[token as usize] - log_sum_exp(&logits)
+                log_prob(logits[token as usize], log_sum_exp(&logits))
             })
             .collect()
     }
@@ -215,4 +215,14 @@ fn confidence_is_the_geometric_mean() {
     let answer = Generated { log_probs: vec![0.5_f32.ln(), 0.125_f32.ln()], ..Default::default() };
     assert!((answer.confidence() - 0.25).abs() < 1e-7);
     assert!(run(&Toy::new(0.0), &[], &GenerationConfig::default(), 3).is_empty());
+}
+
+#[test]
+fn log_probabilities_of_what_is_almost_certain_have_all_their_digits() {
+    // -ln(1 + e^-15 + e^-18), and what is left of the others
+    let logits = [18.0, 3.0, 0.0];
+    let found = logits.map(|logit| log_prob(logit, log_sum_exp(&logits)));
+    for (found, expected) in found.into_iter().zip([-3.211_322_5e-7_f32, -15.0, -18.0]) {
+        assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
+    }
 }

@@ -24,7 +24,10 @@ from mamba3_jepa.models.scan import Mamba3State
 from mamba3_jepa.models.y_decoder import YDecoder
 from mamba3_jepa.settings.inference import GenerationConfig
 
-__all__ = ["DOUBT_FLOOR", "N_DOUBTS", "Generated", "GenerationConfig", "Speaker", "continued", "doubt", "generate"]
+__all__ = [
+    "DOUBT_FLOOR", "N_DOUBTS", "Generated", "GenerationConfig", "Speaker", "continued", "doubt", "generate",
+    "log_probabilities",
+]  # fmt: skip
 
 N_DOUBTS = 2  # numbers of `doubt`
 DOUBT_FLOOR = 1e-5  # nats
@@ -74,6 +77,15 @@ def doubt(answers: Sequence[Generated]) -> Tensor:
 def mean_log_probability(doubts: Tensor) -> Tensor:
     """The mean log-probabilities (B,) of the tokens, back from `doubt` (B, `N_DOUBTS`)."""
     return DOUBT_FLOOR - doubts[:, 0].exp()
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log_softmax of logits (..., V) in float32, of which all digits count near 0, where torch's has the rounding of 1:
+    `doubt` is measured by them."""
+    logits = logits.float()
+    largest, place = logits.max(-1, keepdim=True)
+    others = (logits - largest).exp().scatter(-1, place, 0).sum(-1, keepdim=True)
+    return logits - largest - others.log1p()
 
 
 def generate(
@@ -174,7 +186,7 @@ def _one_each(
     for _ in range(limit):
         logits, state = speaker.step(ids, state)
         ids = choice(logits, live)
-        log_probs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        log_probs = log_probabilities(logits).gather(-1, ids[:, None])[:, 0]
         for sample, token, log_prob in zip(live, ids.tolist(), log_probs.tolist(), strict=True):
             answers[sample].log_probs.append(log_prob)
             if token == eos_id:
@@ -308,7 +320,7 @@ def _beam_search(
     for _ in range(limit):
         logits, state = speaker.step(ids, state)
         V = logits.shape[-1]
-        log_probs = logits.float().log_softmax(-1).unflatten(0, (len(live), K))
+        log_probs = log_probabilities(logits).unflatten(0, (len(live), K))
         totals = torch.tensor([_padded(beam.totals, K, -math.inf) for beam in live], device=device)
         best, places = (totals[..., None] + log_probs).flatten(1).topk(K)
         found = (best, places // V, places % V, log_probs.flatten(1).gather(1, places))
