@@ -7,15 +7,16 @@ configuration, the tokenizer, where the data came from, the validation metrics, 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -133,11 +134,15 @@ class Checkpoint:
     trainer: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, given_up: Callable[[], bool] | None = None) -> None:
     """Write `checkpoint` to `path` through `whole_file`.
 
+    Args:
+        given_up: asked between two tensors whether to leave what was at `path`.
+
     Raises:
-        UserError: the file cannot be written (disk full, no permission); what was at `path` is unchanged.
+        UserError: the file cannot be written (disk full, no permission) or was given up; what was at `path` is
+            unchanged.
     """
     values: dict[str, Any] = {name: getattr(checkpoint, name) for name in _REQUIRED[1:] if name != "config"}
     values["format_version"] = FORMAT_VERSION
@@ -145,12 +150,26 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     values["temperature"] = checkpoint.temperature
     try:
         with whole_file(path) as file:
-            torch.save(values, file)
+            torch.save(values, file if given_up is None else _Abandonable(file, given_up))
     except (UserError, RuntimeError) as error:
         raise UserError(
             f"could not write checkpoint {path}: {_write_failure(error)}. "
             "Whatever was there before is unchanged; free some space or choose another `output_dir`."
         ) from error
+
+
+class _Abandonable:
+    """A file that is not written to any more when that has been given up."""
+
+    def __init__(self, file: BinaryIO, given_up: Callable[[], bool]) -> None:
+        self._file, self._given_up = file, given_up
+        self.flush = file.flush
+
+    def write(self, content: bytes | memoryview) -> int:
+        """As of any file."""
+        if self._given_up():
+            raise InterruptedError(errno.EINTR, "interrupted")
+        return self._file.write(content)
 
 
 def load_checkpoint(path: str | Path, phase: int | tuple[int, ...] | None = None) -> Checkpoint:

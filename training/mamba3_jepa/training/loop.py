@@ -28,6 +28,7 @@ from mamba3_jepa.training.distributed import (
     all_gather_object,
     any_rank,
     fail_together,
+    from_rank_0,
     rank,
     sum_over_ranks,
     world_size,
@@ -39,7 +40,7 @@ from mamba3_jepa.training.rng import rng_state, set_rng_state
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.schedule import Position, Schedule, learning_rate
 from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
-from mamba3_jepa.training.task import Task
+from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
     )
     state = _State(task, settings, run, accelerator, objective, optimizer, schedule)
     state.restore()
-    with StopSignal() as stop, ProgressReport(schedule, state.position, run.is_main) as progress:
+    with run.writer, StopSignal() as stop, ProgressReport(schedule, state.position, run.is_main) as progress:
         if state.validation_due():  # it was stopped
             run.begin(task)
             state.settle()
@@ -73,8 +74,9 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
                 run.begin(task)
             progress.advance(state.position, metrics, samples=state.n_samples)
             if state.finished or state.position.step % settings.log_every == 0:
-                run.log(state.position, metrics | state.counts() | progress.rates())
+                state.log(metrics | state.counts() | progress.rates())
             state.settle()
+        state.finish()
 
 
 class _OutOfDataError(Exception):
@@ -134,12 +136,13 @@ class _State:
         return batch
 
     def obey(self, stop: StopSignal) -> None:
-        """Leave, all ranks together, if one of them cannot read on or was asked to stop.
+        """Leave, all ranks together, if one of them cannot read or write on or was asked to stop.
 
         Raises:
-            UserError: the data's.
+            UserError: the data's, or the checkpoint's.
             Interrupted: as asked; the state has been saved.
         """
+        self._failure = self._failure or self.run.writer.failure()
         stopping, failed = any_rank(
             stop.received is not None, self._failure is not None, device=self.accelerator.device
         )  # fmt: skip
@@ -156,7 +159,8 @@ class _State:
         if self.position.step == 0:
             raise Interrupted("stopped by request before the first step; nothing was saved", number)
         if self.run.begun and self._saved_step != self.position.step:
-            self.save()
+            self.save(last=True)
+        self.finish()
         raise Interrupted(
             f"stopped by request after step {self.position.step} of {self.schedule.total_steps}; "
             f"saved in {self.run.last_path}; the same command with `resume` continues",
@@ -171,12 +175,10 @@ class _State:
             raise UserError(
                 f"epoch {position.epoch + 1}: not one of its samples could be read{self.task.say_left_out()}"
             )
-        if self.validation_due():
-            self.evaluate()
+        better = self.validation_due() and self.evaluate()
         if epoch_ends:
             self.end_epoch()
-        if self.finished or epoch_ends or position.step % settings.save_every == 0:
-            self.save()
+        self.save(best=better, last=self.finished or epoch_ends or position.step % settings.save_every == 0)
 
     def validation_due(self) -> bool:
         """Whether the last step is one to validate after, and that has not been done."""
@@ -280,8 +282,8 @@ class _State:
                 "Try a lower `lr`, a longer `warmup_steps` or `precision` fp32."
             )
 
-    def evaluate(self) -> None:
-        """Validate, log, and keep the best weights."""
+    def evaluate(self) -> bool:
+        """Validate and log; whether the weights are the best so far."""
         started = time.monotonic()
         self.objective.eval()
         try:  # never under autocast: rounding must not decide which weights are the best
@@ -293,35 +295,80 @@ class _State:
         better = validation.score > self.position.best_score
         if better:
             self.position.best_score = validation.score
-        self.run.log(self.position, validation.metrics | {"val/seconds": time.monotonic() - started})
-        if not self.run.is_main:
-            return
+        self.log(validation.metrics | {"val/seconds": time.monotonic() - started})
+        from_rank_0(lambda: self._show(validation, better))
+        return better
+
+    def _show(self, validation: Validation, better: bool) -> None:
         self.run.report(validation, self.position, better)
-        if better:
-            self.run.save_best(self._checkpoint_fields())
         self.task.illustrate(self.run.folder)
         self.run.plot()
 
-    def save(self) -> None:
-        """Write the last checkpoint, with everything a continuation needs."""
-        rng = all_gather_object(rng_state(self.accelerator.device))
-        kernels = all_gather_object(fused.kept())
-        if self.run.is_main:
-            trainer = {
-                "position": dataclasses.asdict(self.position),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "objective": {
-                    name: parameter.detach() for name, parameter in self.task.objective.named_parameters(recurse=False)
-                },
-                "rng": rng,
-                "kernels": kernels,
-                "measure": self.task.measure,
-                "world_size": world_size(),
-                "micro_batches": self.task.micro_batches,
-            }
-            self.run.save_last(self._checkpoint_fields() | {"trainer": trainer})
-        self._saved_step = self.position.step
+    def log(self, metrics: dict[str, float]) -> None:
+        """Log at the position; that it cannot be done ends the run of all ranks a little later."""
+        try:
+            self.run.log(self.position, metrics)
+        except UserError as error:
+            self._failure = self._failure or error
+
+    def save(self, *, best: bool = False, last: bool = False) -> None:
+        """Write the best weights, the last checkpoint, which has everything a continuation needs, or both. Training
+        stands still until they are copied, and until what was saved before is written.
+
+        Raises:
+            UserError: that cannot be written, nor what was logged; on every rank.
+        """
+        if not (best or last):
+            return
+        of_ranks: dict[str, list[Any]] = {}
+        if last:
+            rng, kernels = all_gather_object(rng_state(self.accelerator.device)), all_gather_object(fused.kept())
+            of_ranks = {"rng": rng, "kernels": kernels}
+        from_rank_0(lambda: self._save(of_ranks, best=best, last=last))
+        if last:
+            self._saved_step = self.position.step
+
+    def _save(self, of_ranks: dict[str, list[Any]], *, best: bool, last: bool) -> None:
+        self._demand_logged()
+        fields = {
+            "phase": self.task.phase,
+            "config": self.task.config,
+            "model": self.task.model.state_dict(),
+            "metrics": self.metrics,
+            **self.task.checkpoint_fields(),
+        }
+        self.run.save(best=fields if best else None, last=fields | {"trainer": self._trainer(of_ranks)} if last else None)
+
+    def _trainer(self, of_ranks: dict[str, list[Any]]) -> dict[str, Any]:
+        """Everything that a continuation needs beside the weights; `of_ranks`: what each rank has of its own."""
+        return {
+            "position": dataclasses.asdict(self.position),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "objective": {
+                name: parameter.detach() for name, parameter in self.task.objective.named_parameters(recurse=False)
+            },
+            **of_ranks,
+            "measure": self.task.measure,
+            "world_size": world_size(),
+            "micro_batches": self.task.micro_batches,
+        }
+
+    def finish(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            UserError: it was not; on every rank.
+        """
+        from_rank_0(self._demand_written)
+
+    def _demand_written(self) -> None:
+        self.run.writer.wait()
+        self._demand_logged()
+
+    def _demand_logged(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def restore(self) -> None:
         """Continue where the run's last checkpoint stands, if there is one to continue."""
@@ -368,12 +415,3 @@ class _State:
         if self.run.is_main:
             logger.warning("%s was chosen by another measure than today's: it was measured again", path)
         return score
-
-    def _checkpoint_fields(self) -> dict[str, Any]:
-        return {
-            "phase": self.task.phase,
-            "config": self.task.config,
-            "model": self.task.model.state_dict(),
-            "metrics": self.metrics,
-            **self.task.checkpoint_fields(),
-        }

@@ -15,13 +15,14 @@ from accelerate import Accelerator
 import mamba3_jepa
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.plots import plot_training
-from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.files.folder_lock import keep_lock
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.files.whole_file import followed
 from mamba3_jepa.settings.training import TrainSettings
 from mamba3_jepa.training.beginning import Beginning
+from mamba3_jepa.training.checkpoint_writer import CheckpointWriter
 from mamba3_jepa.training.distributed import from_rank_0
 from mamba3_jepa.training.schedule import Position
 from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
@@ -35,6 +36,9 @@ class Run:
 
     Opening it writes nothing. The run begins with its first step done (`begin`): whatever is refused, fails or is
     interrupted before leaves the folder, and an earlier run in it, as they were.
+
+    Attributes:
+        writer: writes its checkpoints while training goes on.
     """
 
     def __init__(self, settings: TrainSettings, phase: int, accelerator: Accelerator) -> None:
@@ -52,6 +56,7 @@ class Run:
         self._settings, self._accelerator = settings, accelerator
         self._metrics = MetricsLog(self.folder / "metrics.jsonl")
         self.begun = False
+        self.writer = CheckpointWriter()
         if settings.resume:
             self._open_earlier(phase)
         from_rank_0(lambda: _demand_writable(self.folder, is_moved=self._is_moved()))
@@ -87,14 +92,16 @@ class Run:
             UserError: the folder cannot be written, or the earlier run not be moved.
         """
         self.begun = True
-        if self.is_main:
-            if self._is_moved():
-                _move_aside(self.folder)
-            self._make_folder()
-            if self.resumed is None:
-                self.forget_metrics_after(0)  # of a beginning that was not saved
-            self._write_config(task)
+        from_rank_0(lambda: self._open(task))
         _start_trackers(self._accelerator, self._settings, task.phase)
+
+    def _open(self, task: Task) -> None:
+        if self._is_moved():
+            _move_aside(self.folder)
+        self._make_folder()
+        if self.resumed is None:
+            self.forget_metrics_after(0)  # of a beginning that was not saved
+        self._write_config(task)
 
     def _is_moved(self) -> bool:
         """Whether the folder holds what this run would overwrite: all of a run that it does not continue, or the best
@@ -151,13 +158,18 @@ class Run:
         for warning in validation.warnings:
             logger.warning(warning)
 
-    def save_last(self, fields: dict[str, Any]) -> None:
-        """Write phaseN_last.pt."""
-        save_checkpoint(self.last_path, Checkpoint(run=self._settings.to_dict(), **fields))
+    def save(self, *, best: dict[str, Any] | None, last: dict[str, Any] | None) -> None:
+        """Write phaseN_best.pt (weights only, ready for the next phase and for export) and phaseN_last.pt, each where
+        its fields are given, by `writer`: what they hold may change when this returns.
 
-    def save_best(self, fields: dict[str, Any]) -> None:
-        """Write phaseN_best.pt: weights only, ready for the next phase and for export."""
-        save_checkpoint(self.best_path, Checkpoint(run=self._settings.to_dict(), **fields))
+        Raises:
+            UserError: what was to be written before was not.
+        """
+        wanted = {self.best_path: best, self.last_path: last}
+        settings = self._settings.to_dict()
+        self.writer.write({
+            path: Checkpoint(run=settings, **fields) for path, fields in wanted.items() if fields is not None
+        })  # fmt: skip
 
     def describe_last(self) -> str:
         """The last checkpoint's path, or that there is none of this run."""
