@@ -32,7 +32,8 @@ LARGEST_SIZE, MOST_LAYERS = 10_000_000, 10_000
 MLP_MULTIPLE = 128
 BACKBONES = ("predictor", "y_encoder", "y_decoder")
 _AS_BEFORE = {
-    "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "hears_answer": False,
+    "mlp_dim": 0, "order": "visual_question", "pooling": "all", "bidirectional": False, "visual_pool": 1,
+    "hears_answer": False,
     "injector_sees_state": False, "retriever_dim": 0, "episodes": False, "episode_key": "state",
     "weighs_knowledge": False, "tools": [],
 }  # fmt: skip
@@ -113,6 +114,8 @@ class PredictorConfig(BackboneConfig):
     the last position alone."""
     bidirectional: bool = False
     """A second scan, from the right, in every layer, with weights of its own. Such a predictor cannot stream."""
+    visual_pool: int = Field(default=1, gt=0, le=LARGEST_SIZE)
+    """It reads the mean of so many by so many neighbouring visual tokens as one; 1: each by itself."""
 
     @property
     def parts(self) -> list[Part]:
@@ -225,6 +228,24 @@ class ModelConfig:
             backbone.layer.check(f"{name}.layer")
         if not self.query_prompt.strip():
             raise UserError("query_prompt: it is empty")
+        self._demand_poolable()
+
+    def _demand_poolable(self) -> None:
+        side, pool = self.vision.image_size // self.vision.patch_size, self.predictor.visual_pool
+        if side % pool:
+            raise UserError(
+                f"predictor: visual_pool {pool} does not divide the {side} x {side} visual tokens of a picture"
+            )
+        if 1 < pool == side and self.recursion.episodes and self.recursion.episode_key == "picture":
+            raise UserError(
+                f"predictor: visual_pool {pool} leaves one visual token of a picture, and episodes tell its quarters "
+                "apart (recursion.episode_key picture): take smaller patches, or recursion.episode_key state"
+            )
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of one image as the predictor reads them."""
+        return self.vision.n_tokens // self.predictor.visual_pool**2
 
     @property
     def knowledge_dim(self) -> int:

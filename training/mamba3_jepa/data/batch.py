@@ -9,9 +9,9 @@ longest query, target and hard negative.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class Batch:
         that the system did not give their file.
     negative_ids, negative_mask: (M, Ln), the hard negatives as the targets are; negative_hash: (M,), as `target_hash`.
     negative_of: (M,) int64, of which of the B samples each is a hard negative; negative_kinds: their M kinds.
+    looked: (P, Nv, D) bfloat16, the pictures' visual tokens where those are kept; pixels are then (0, 3, S, S).
     """
 
     pixels: Tensor
@@ -71,13 +72,14 @@ class Batch:
     negative_hash: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     negative_of: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     negative_kinds: list[str] = dataclasses.field(default_factory=list)
+    looked: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What `Network.forward` takes: normalised pixels, has_image, query_ids, query_mask, picture."""
-        return normalize(self.pixels), self.has_image, self.query_ids, self.query_mask, self.picture
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """What `Network.forward` takes: normalised pixels, has_image, query_ids, query_mask, picture, looked."""
+        return normalize(self.pixels), self.has_image, self.query_ids, self.query_mask, self.picture, self.looked
 
     def texts(self) -> tuple[Tensor, Tensor, Tensor]:
         """The targets and behind them the hard negatives, as `YEncoder.forward_distinct` takes them: ids and mask
@@ -114,6 +116,18 @@ def target_keys(tokenizer: TextTokenizer, encoded: EncodedTexts) -> list[int]:
     return [target_hash(tokenizer.decode(ids[mask])) for ids, mask in zip(encoded.ids, encoded.mask, strict=True)]
 
 
+class Looked(Protocol):
+    """Visual tokens of the pictures of a source, kept from before; cheap to pickle into worker processes."""
+
+    def picture(self, i: int) -> int:
+        """The number of the picture of sample i, which has one. Raises `BadSampleError` if it could not be read."""
+        ...
+
+    def tokens(self, pictures: Sequence[int]) -> Tensor:
+        """(P, Nv, D) of some pictures by number, on the CPU."""
+        ...
+
+
 @dataclass(frozen=True)
 class Failure:
     """A user's error on its way out of a worker, whose exceptions would arrive wrapped in a traceback."""
@@ -125,6 +139,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
     """Turns an epoch and the indices of one of its batches into the batch.
 
     hard_negatives: how many of its negatives a sample brings along, drawn anew in each epoch; None: all.
+    looked: visual tokens that are kept, in place of pictures that are decoded.
     sign_of_life: called before each sample, if there is one.
     """
 
@@ -140,11 +155,12 @@ class BatchMaker(Dataset["Batch | Failure"]):
         draw_captions: bool,
         hard_negatives: int | None,
         seed: int,
+        looked: Looked | None = None,
     ) -> None:
         self._source, self._tokenizer, self._config = source, tokenizer, config
         self._skip_bad, self._demand_target = on_bad_sample == "skip", demand_target
         self._image_shift, self._draw_captions, self._seed = image_shift, draw_captions, seed
-        self._hard_negatives = hard_negatives
+        self._hard_negatives, self._looked = hard_negatives, looked
         self.sign_of_life: Callable[[], None] | None = None
 
     def __getitem__(self, asked: tuple[int, list[int]]) -> Batch | Failure:
@@ -156,7 +172,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
     def _make(self, epoch: int, indices: list[int]) -> Batch:
         config, size = self._config, self._config.vision.image_size
         kept: list[int] = []
-        pictures = _Pictures(size)
+        pictures: _Pictures | _LookedAt = _Pictures(size) if self._looked is None else _LookedAt(self._looked, size)
         has_image: list[bool] = []
         questions: list[str | None] = []
         types: list[str | None] = []
@@ -173,7 +189,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
                 if sample.target is None and self._demand_target:
                     raise ValueError(f"sample {i} of {self._source.name} has no target")
                 if sample.image is not None:
-                    pictures.add(sample.image, sample.picture if not self._image_shift else None)
+                    pictures.add(i, sample.image, sample.picture if not self._image_shift else None)
             except BadSampleError as error:
                 if not self._skip_bad:
                     raise
@@ -219,6 +235,7 @@ class BatchMaker(Dataset["Batch | Failure"]):
             negative_hash=torch.tensor(target_keys(self._tokenizer, negatives), dtype=torch.int64),
             negative_of=torch.tensor([row for row, _ in wrong], dtype=torch.int64),
             negative_kinds=[each.kind for _, each in wrong],
+            looked=pictures.tokens(),
         )
 
 
@@ -231,8 +248,8 @@ class _Pictures:
         self._numbers: dict[str, int] = {}
         self.seen: list[int] = []
 
-    def add(self, load: Callable[[], Image.Image], picture: str | None) -> None:
-        """`picture` tells it from others; None for one that is like no other."""
+    def add(self, i: int, load: Callable[[], Image.Image], picture: str | None) -> None:
+        """That of sample i; `picture` tells it from others; None for one that is like no other."""
         number = None if picture is None else self._numbers.get(picture)
         if number is None:
             number = len(self._pixels)
@@ -245,3 +262,28 @@ class _Pictures:
         """(P, 3, S, S) uint8."""
         shape = (0, 3, self._size, self._size)
         return torch.stack(self._pixels) if self._pixels else torch.empty(shape, dtype=torch.uint8)
+
+    def tokens(self) -> None:
+        """They are for the X-Encoder to find."""
+        return None
+
+
+class _LookedAt:
+    """`_Pictures` whose visual tokens are kept."""
+
+    def __init__(self, looked: Looked, size: int) -> None:
+        self._looked, self._size = looked, size
+        self._numbers: dict[int, int] = {}
+        self.seen: list[int] = []
+
+    def add(self, i: int, load: Callable[[], Image.Image], picture: str | None) -> None:
+        """That of sample i, which is not loaded."""
+        self.seen.append(self._numbers.setdefault(self._looked.picture(i), len(self._numbers)))
+
+    def pixels(self) -> Tensor:
+        """None of them: (0, 3, S, S) uint8."""
+        return torch.empty(0, 3, self._size, self._size, dtype=torch.uint8)
+
+    def tokens(self) -> Tensor:
+        """(P, Nv, D)."""
+        return self._looked.tokens(list(self._numbers))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.batch import Batch, BatchMaker, Failure
+from mamba3_jepa.data.batch import Batch, BatchMaker, Failure, Looked
 from mamba3_jepa.data.sample import Fetched, OnBadSample, Sharded, Source
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.data.windows import Window, WindowPlan, windows_in_order
@@ -46,6 +46,7 @@ def build_loader(
     hard_negatives: int | None = 0,
     twice: int = 0,
     window: int | None = None,
+    looked: Looked | None = None,
 ) -> BatchLoader:
     """Batches of `indices` for one rank.
 
@@ -67,6 +68,7 @@ def build_loader(
         hard_negatives: how many of each sample's negatives are in its batch, see `hard_negatives.drawn`; None: all.
         twice: batches that are gone through together, and then once more before the next ones come; 0: none are.
         window: where a source in shards is shuffled, mix the samples of so many shards; None: all samples.
+        looked: the pictures' visual tokens, where they are kept: no picture is read then.
 
     Raises:
         UserError: there is not one batch, or no room for the shards that are read together; while iterating, a
@@ -105,6 +107,7 @@ def build_loader(
         draw_captions=draw_captions,
         hard_negatives=hard_negatives,
         seed=seed,
+        looked=looked,
     )
     return BatchLoader(plan, maker, workers, source if isinstance(source, Fetched) else None)
 

@@ -11,10 +11,11 @@ import logging
 import os
 import pickle
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -43,7 +44,7 @@ def packed(batch: Batch | Failure) -> Parcel | Failure:
         return batch
     values = vars(batch)
     large = {name: v for name, v in values.items() if isinstance(v, Tensor) and v.nbytes >= _LARGE}
-    small = {name: v.numpy() if isinstance(v, Tensor) else v for name, v in values.items() if name not in large}
+    small = {name: _array(v) if isinstance(v, Tensor) else v for name, v in values.items() if name not in large}
     lack = _lack_of_room(sum(tensor.nbytes for tensor in large.values()))
     if lack is None:
         try:
@@ -52,7 +53,7 @@ def packed(batch: Batch | Failure) -> Parcel | Failure:
             return Parcel(bytes(ForkingPickler.dumps(small | large)), slow_because=None)
         except (OSError, RuntimeError) as error:  # others have taken the room, or there are no descriptors left
             lack = " ".join(str(error).split())
-    arrays = {name: tensor.numpy() for name, tensor in large.items()}
+    arrays = {name: _array(tensor) for name, tensor in large.items()}
     return Parcel(pickle.dumps(small | arrays, protocol=pickle.HIGHEST_PROTOCOL), slow_because=lack)
 
 
@@ -81,8 +82,24 @@ def _unpacked(content: bytes, slow_because: str | None) -> Batch:
         _said.append(slow_because)
         logger.warning("batches of the data workers go through pipes, which is slower: %s", slow_because)
     values: dict[str, Any] = pickle.loads(content)
-    arrays = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-    return Batch(**values | arrays)
+    return Batch(**{name: _tensor(value) for name, value in values.items()})
+
+
+class _Bfloat16(NamedTuple):
+    """A tensor of a type that NumPy lacks, as int16."""
+
+    bits: NDArray[np.int16]
+
+
+def _array(tensor: Tensor) -> NDArray[Any] | _Bfloat16:
+    return _Bfloat16(tensor.view(torch.int16).numpy()) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _tensor(value: Any) -> Any:
+    """Of what `_array` made of a tensor; everything else as it is."""
+    if isinstance(value, _Bfloat16):
+        return torch.from_numpy(value.bits).view(torch.bfloat16)
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 _said: list[str] = []

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mamba3_jepa.config import ModelConfig
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.models.angn import Angn
+from mamba3_jepa.models.pooling import grid_mean
 from mamba3_jepa.models.predictor import Predictor, PredictorOutput
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vit import VisionEncoder
@@ -99,10 +100,23 @@ class Network(nn.Module):
         query_ids: Tensor,
         query_mask: Tensor,
         picture: Tensor | None = None,
+        looked: Tensor | None = None,
     ) -> PredictorOutput:
-        """Predict the embeddings of the answers: `encode_images`, then `predict`."""
-        visual_tokens = self.encode_images(pixels, has_image, picture)
+        """Predict the embeddings of the answers: `encode_images`, then `predict`.
+
+        Args:
+            looked: what `look` gave of the pictures before, of any floating-point type; `pixels` are not used then.
+        """
+        if looked is None:
+            visual_tokens = self.encode_images(pixels, has_image, picture)
+        else:
+            visual_tokens = _of_samples(looked.to(self.predictor.vision_proj.weight.dtype), has_image, picture)
         return self.predict(visual_tokens, has_image, query_ids, query_mask)
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """The visual tokens (P, Nv, D) of pictures, pooled as the predictor reads them; pixels: see `encode_images`."""
+        tokens, side = self.x_encoder(pixels), self.config.predictor.visual_pool
+        return tokens if side == 1 else grid_mean(tokens, self.x_encoder.grid(pixels), side)
 
     def encode_images(self, pixels: Tensor, has_image: Tensor, picture: Tensor | None = None) -> Tensor:
         """Run the frozen X-Encoder, once on each picture.
@@ -116,18 +130,9 @@ class Network(nn.Module):
         Returns:
             (B, Nv, D) visual tokens, zeros where there is no image; Nv is 0 when no sample has one.
         """
-        n_samples, n_images = len(has_image), len(pixels) if picture is None else len(picture)
-        if n_images == 0:
-            return pixels.new_zeros(n_samples, 0, self.config.vision.hidden_size)
-        tokens = self.x_encoder(pixels)
-        if picture is not None:
-            tokens = tokens[picture]
-        if n_images == n_samples:
-            return tokens
-        rows = has_image.nonzero().squeeze(1)
-        if len(rows) != n_images:
-            raise ValueError(f"{n_images} images for {len(rows)} samples that have one")
-        return tokens.new_zeros(n_samples, *tokens.shape[1:]).index_copy(0, rows, tokens)
+        if not len(pixels):
+            return pixels.new_zeros(len(has_image), 0, self.config.vision.hidden_size)
+        return _of_samples(self.look(pixels), has_image, picture)
 
     def predict(
         self, visual_tokens: Tensor, has_image: Tensor, query_ids: Tensor, query_mask: Tensor
@@ -144,6 +149,20 @@ class Network(nn.Module):
         """
         query_tokens = self.y_encoder.embed_tokens(query_ids)
         return self.predictor(visual_tokens, has_image, query_tokens, query_mask, gate=self.angn)
+
+
+def _of_samples(tokens: Tensor, has_image: Tensor, picture: Tensor | None) -> Tensor:
+    """Visual tokens of pictures (P, Nv, D) -> of samples (B, Nv, D); the others as in `encode_images`."""
+    if not len(tokens):
+        return tokens.new_zeros(len(has_image), 0, tokens.shape[2])
+    if picture is not None:
+        tokens = tokens[picture]
+    if len(tokens) == len(has_image):
+        return tokens
+    rows = has_image.nonzero().squeeze(1)
+    if len(rows) != len(tokens):
+        raise ValueError(f"{len(tokens)} images for {len(rows)} samples that have one")
+    return tokens.new_zeros(len(has_image), *tokens.shape[1:]).index_copy(0, rows, tokens)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba3_jepa.errors import UserError
+
 NORMALIZE_EPS = 1e-6
 
 
@@ -23,6 +25,26 @@ def attention_mean(h: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     wide = torch.promote_types(scores.dtype, torch.float32)
     weight = scores.to(wide).masked_fill(~mask.unsqueeze(-1), float("-inf")).softmax(dim=1)
     return (h * weight.to(h.dtype)).sum(dim=1)
+
+
+def grid_mean(tokens: Tensor, grid: tuple[int, int, int], side: int) -> Tensor:
+    """The mean of every `side` x `side` neighbouring tokens of each frame.
+
+    Args:
+        tokens: (B, N, D), frame by frame, row by row.
+        grid: their times, rows and columns.
+
+    Returns:
+        (B, N / side^2, D), in the same order.
+
+    Raises:
+        UserError: rows or columns are no multiple of `side`.
+    """
+    times, rows, columns = grid
+    if rows % side or columns % side:
+        raise UserError(f"{rows} x {columns} visual tokens cannot be pooled {side} x {side} (predictor.visual_pool)")
+    cells = tokens.unflatten(1, (times, rows // side, side, columns // side, side))
+    return cells.mean(dim=(3, 5)).flatten(1, 3)
 
 
 def l2_normalize(x: Tensor) -> Tensor:

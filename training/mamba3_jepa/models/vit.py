@@ -104,26 +104,33 @@ class VisionEncoder(nn.Module):
         Raises:
             UserError: the shape or the type does not fit.
         """
-        self._check(pixels)
+        grid = self.grid(pixels)
         if pixels.ndim == 4:
             pixels = pixels.unsqueeze(1)  # one frame, which the embeddings take for a tubelet of equal ones
-        positions = self._positions(pixels)
+        positions = self._positions(grid, pixels.device)
         h = self.encoder.embeddings(pixels)
         for layer in self.encoder.layer:
             h = layer(h, position_mask=positions)[0]
         return self.encoder.layernorm(h)
 
-    def _positions(self, clip: Tensor) -> RotaryTable:
-        """Where the tokens of a clip (B, T, 3, H, W) are, in the form that the attention takes it."""
-        config, (frames, _, height, width) = self.config, clip.shape[1:]
-        times = 1 if frames == 1 else frames // config.tubelet_size
-        grid = (times, height // config.patch_size, width // config.patch_size)
+    def grid(self, pixels: Tensor) -> tuple[int, int, int]:
+        """How many tokens of images or clips, as `forward` takes them, there are in time, rows and columns.
+
+        Raises:
+            UserError: the shape or the type does not fit.
+        """
+        self._check(pixels)
+        frames, (height, width) = 1 if pixels.ndim == 4 else pixels.shape[1], pixels.shape[-2:]
+        times = 1 if frames == 1 else frames // self.config.tubelet_size
+        return times, height // self.config.patch_size, width // self.config.patch_size
+
+    def _positions(self, grid: tuple[int, int, int], device: torch.device) -> RotaryTable:
+        """Where the tokens of a grid are, in the form that the attention takes it."""
+        config = self.config
         trained = pretrained_grid(config.patch_size) if config.kind == "vjepa2.1" else None
-        table = rotary_table(grid, config.hidden_size // config.heads, clip.device, pretrained_grid=trained)
-        if torch.is_autocast_enabled(
-            clip.device.type
-        ):  # as queries and keys are; mixed types cost a GPU 10 % of a step
-            kind = torch.get_autocast_dtype(clip.device.type)
+        table = rotary_table(grid, config.hidden_size // config.heads, device, pretrained_grid=trained)
+        if torch.is_autocast_enabled(device.type):  # as queries and keys are; mixed types cost a GPU 10 % of a step
+            kind = torch.get_autocast_dtype(device.type)
             table = table._replace(cos=table.cos.to(kind), sin=table.sin.to(kind))
         return table
 

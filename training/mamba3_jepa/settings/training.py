@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 import tyro
 
 from mamba3_jepa.addresses import is_address, shown_place
-from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, preset
+from mamba3_jepa.config import LARGEST_SIZE, ModelConfig, PresetName, VisionConfig, preset
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.overrides import read_model_config, with_file, with_overrides
 from mamba3_jepa.settings.common import ConfusionKind, Kernels
@@ -134,8 +134,11 @@ class TrainSettings(Checked):
         "init_y_encoder", "init_y_decoder",
         # what they decide is the model's configuration, which is compared itself
         "model", "model_config", "a_activation", "angn_enabled", "angn_sparsity_weight", "angn_reset_threshold",
-        "patch_size", "knowledge_dim",
+        "patch_size", "knowledge_dim", "visual_pool",
     ])  # fmt: skip
+
+    # Places that may differ, but not whether there is one.
+    PLACES: ClassVar[frozenset[str]] = frozenset(["cache_visual"])
 
     # What newer settings were before they were settings, where that is not their default.
     BEFORE: ClassVar[dict[str, Any]] = {}
@@ -183,6 +186,7 @@ _ALSO_A_SETTING = {
     "image_size": "vision.image_size",
     "init_y_encoder": "vocab_size",
     "patch_size": "vision.patch_size",
+    "visual_pool": "predictor.visual_pool",
     "angn_enabled": "angn.enabled",
     "angn_sparsity_weight": "angn.sparsity_weight",
     "angn_reset_threshold": "angn.context_reset_threshold",
@@ -213,6 +217,12 @@ class Phase1Settings(TrainSettings):
     image_shift: Annotated[int, FROM_ZERO] = 0
     """Move every training image by up to this many pixels, differently in each epoch, its edges repeated: for few
     images."""
+    cache_visual: _Path = None
+    """Keep the visual tokens of every picture in this folder, in bfloat16, so that the X-Encoder sees each once and not
+    in every epoch; how much that takes is said before."""
+    visual_pool: _Count = None
+    """Let the predictor read the mean of so many by so many neighbouring visual tokens as one: 2 leaves a quarter of
+    them, and of --cache-visual; default: 1."""
     shard_window: _Count = None
     """Read shard after shard and mix the samples of so many, instead of all: for shards that are far away; default: 4
     for those that are fetched, else all."""
@@ -284,6 +294,11 @@ class Phase1Settings(TrainSettings):
             raise UserError(f"`image_size` {image_size}: must be a multiple of the patch, {patch_size} pixels")
         if self.image_shift >= image_size:
             raise UserError(f"`image_shift` {self.image_shift}: must lie between 0 and {image_size - 1} pixels")
+        if self.image_shift and self.cache_visual is not None:
+            raise UserError(
+                f"`image_shift` {self.image_shift} moves every picture differently in each epoch, and `cache_visual` "
+                "keeps what the X-Encoder sees of it once: leave one of them out"
+            )
         pretrained = {} if self.init_y_encoder is None else {"y_encoder_lr_scale": PRETRAINED_LR_SCALE}
         window = {"shard_window": SHARD_WINDOW} if is_address(self.data_dir) else {}
         return dataclasses.replace(
@@ -313,7 +328,16 @@ class Phase1Settings(TrainSettings):
             image_size=self.image_size or config.vision.image_size,
             patch_size=self.patch_size or config.vision.patch_size,
         )
-        return config.replace(vision=vision)
+        return self.with_vision(config, vision)
+
+    def with_vision(self, config: ModelConfig, vision: VisionConfig) -> ModelConfig:
+        """The configuration with that X-Encoder, its visual tokens pooled as wanted.
+
+        Raises:
+            UserError: sizes that do not go together.
+        """
+        pool = self.visual_pool or config.predictor.visual_pool
+        return config.replace(vision=vision, predictor=dataclasses.replace(config.predictor, visual_pool=pool))
 
     def _base(self, name: PresetName | None) -> ModelConfig:
         return preset(name or "small") if self.model_config is None else read_model_config(self.model_config)

@@ -78,7 +78,7 @@ class Beginning:
         changed = [
             f"`{name}` {theirs.get(name)} -> {value}"
             for name, value in settings.to_dict().items()
-            if name in names and theirs.get(name) != value
+            if name in names and not _is_same(settings, name, theirs.get(name), value)
         ]
         if changed:
             raise UserError(
@@ -102,6 +102,10 @@ class Beginning:
             f"cannot resume {self.path}: the global batch was {before.samples} samples ({before}) and would now be "
             f"{now.samples} ({now}): {cure}, or choose another `output_dir`"
         )
+
+
+def _is_same(settings: TrainSettings, name: str, before: Any, now: Any) -> bool:
+    return (before is None) == (now is None) if name in settings.PLACES else before == now
 
 
 @dataclass(frozen=True)

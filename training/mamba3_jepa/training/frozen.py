@@ -10,9 +10,8 @@ Shapes: N samples, B rows of them, E embedding width, D width of the pooled stat
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.count_report import CountReport
 from mamba3_jepa.data.batch import Batch
-from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.left_out import LeftOut
-from mamba3_jepa.data.loader import build_loader
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.evaluation.retrieval import distinct
@@ -33,18 +29,9 @@ from mamba3_jepa.files.folder_lock import FolderLock
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
-from mamba3_jepa.training.distributed import (
-    all_gather_object,
-    from_rank_0,
-    local_rank,
-    local_world_size,
-    on_every_rank,
-    rank,
-    world_size,
-)
 from mamba3_jepa.training.frozen_key import cache_key
-from mamba3_jepa.training.frozen_store import Part, PartError, PartStore, concatenate
-from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
+from mamba3_jepa.training.frozen_parts import Pass, all_parts
+from mamba3_jepa.training.frozen_store import Part, concatenate
 from mamba3_jepa.training.precision import autocast
 
 logger = logging.getLogger(__name__)
@@ -81,6 +68,22 @@ class Rows:
     def tensor(self) -> Tensor:
         """All rows (N, W), in memory."""
         return self._pieces[0] if len(self._pieces) == 1 else torch.cat(self._pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputPart(Part):
+    """Outputs of the whole frozen model; n samples.
+
+    embedding (n, E), pooled (n, D), target_embedding (n, E) float32; has_target (n,) bool; target_ids int32, all
+    samples' tokens in one row; target_lengths (n,) int64, how many each has.
+    """
+
+    embedding: Tensor
+    pooled: Tensor
+    has_target: Tensor
+    target_embedding: Tensor
+    target_ids: Tensor
+    target_lengths: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,79 +161,13 @@ def frozen_outputs(
     indices = np.asarray(indices, dtype=np.int64)
     if not len(indices):
         raise UserError(f"{source.name}: there are no samples to compute")
-    pieces = np.split(indices, range(PART_SIZE, len(indices), PART_SIZE))
-    work = _Pass(model, source, batch_size, workers, on_bad_sample, precision)
-    store = None if cache_dir is None else PartStore(cache_dir, from_rank_0(lambda: work.key(indices)))
-    with StopSignal() as stop:
-        try:
-            parts = _computed(work, pieces) if store is None else _kept(work, store, pieces, try_again)
-            if stop.received is not None:  # while the other ranks were waited for
-                raise StopRequested(stop.received)
-        except BaseException as error:
-            complete = 0 if store is None else sum(map(store.exists, range(len(pieces))))
-            if store is not None:
-                store.release()
-            if not isinstance(error, StopRequested):
-                raise
-            raise Interrupted(
-                f"stopped by request while computing frozen outputs: {complete} of {len(pieces)} parts are complete; "
-                "the same command goes on from there",
-                error.number,
-            ) from None
+    work = _Pass(model, source, batch_size, workers, on_bad_sample, precision, PART_SIZE)
+    parts, store = all_parts(work, indices, cache_dir, try_again)
     outputs = _assemble(parts, model, source)
     return outputs if store is None else dataclasses.replace(outputs, held=store.held)
 
 
-def _computed(work: _Pass, pieces: list[NDArray[np.int64]]) -> list[Part]:
-    """Every part, each computed by one of the ranks."""
-    mine = on_every_rank(lambda: dict(work.parts(pieces, range(rank(), len(pieces), world_size()))))
-    everyone = {number: part for share in all_gather_object(mine) for number, part in share.items()}
-    return [everyone[number] for number in range(len(pieces))]
-
-
-def _kept(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], try_again: bool) -> list[Part]:
-    """Every part out of `store`, after those that are not there, or of no use, have been computed."""
-    on_every_rank(store.hold)
-    missing = [number for number in range(len(pieces)) if not store.exists(number)]
-    missing = all_gather_object(missing)[0]  # files appear while others look
-    if missing:
-        on_every_rank(lambda: _compute_missing(work, store, pieces, missing))
-    elif rank() == 0:
-        logger.info("%s: using the frozen outputs in %s", work.source.name, store.folder)
-        store.used()
-    mine = range(local_rank(), len(pieces), local_world_size())  # each part is checked once on every host
-    on_every_rank(lambda: _mend(work, store, pieces, mine, try_again))
-    return on_every_rank(lambda: [store.read(number, check=False) for number in range(len(pieces))])
-
-
-def _compute_missing(work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], missing: list[int]) -> None:
-    if rank() == 0:
-        logger.info("%s: computing frozen outputs into %s", work.source.name, store.folder)
-        store.describe({"source": work.source.name, "samples": sum(map(len, pieces)), "parts": len(pieces)})
-    for number, part in work.parts(pieces, missing[rank() :: world_size()]):
-        store.write(number, part)
-
-
-def _mend(
-    work: _Pass, store: PartStore, pieces: list[NDArray[np.int64]], numbers: Iterable[int], try_again: bool
-) -> None:
-    """Compute those of the parts `numbers` again that are damaged or, with `try_again`, lack what can be read now."""
-    lost = []
-    for number in numbers:
-        try:
-            part = store.read(number)
-        except PartError as error:
-            logger.warning("%s; computing it again", error)
-            lost.append(number)
-            continue
-        if try_again and any(work.can_be_read(i) for i in part.not_read):
-            logger.info("%s: samples that could not be read before are there now", work.source.name)
-            lost.append(number)
-    for number, part in work.parts(pieces, lost):
-        store.write(number, part)
-
-
-def _assemble(parts: list[Part], model: Mamba3Jepa, source: Source) -> FrozenOutputs:
+def _assemble(parts: list[OutputPart], model: Mamba3Jepa, source: Source) -> FrozenOutputs:
     lengths = concatenate(parts, "target_lengths")
     outputs = FrozenOutputs(
         index=concatenate(parts, "index"),
@@ -252,78 +189,27 @@ def _assemble(parts: list[Part], model: Mamba3Jepa, source: Source) -> FrozenOut
     return outputs
 
 
-class _Pass:
-    """One pass of the frozen model over parts of a source."""
+class _Pass(Pass[OutputPart]):
+    """One pass of the whole frozen model."""
 
-    def __init__(
-        self,
-        model: Mamba3Jepa,
-        source: Source,
-        batch_size: int,
-        workers: int,
-        on_bad_sample: OnBadSample,
-        precision: Precision,
-    ) -> None:
-        self.model, self.source = model, source
-        # Parts are whole numbers of batches, so that one loader, and its workers, can serve them all.
-        self._batch_size = 1 << (min(batch_size, PART_SIZE).bit_length() - 1)
-        self._workers, self._on_bad_sample, self._precision = workers, on_bad_sample, precision
+    kind, what, setting = OutputPart, "frozen outputs", "cache_dir"
 
     def key(self, indices: NDArray[np.int64]) -> str:
-        """What the outputs of `indices` are kept under."""
         return cache_key(
             self.model,
             self.source,
             indices,
-            on_bad_sample=self._on_bad_sample,
-            precision=self._precision,
-            part_size=PART_SIZE,
+            on_bad_sample=self.on_bad_sample,
+            precision=self.precision,
+            part_size=self.part_size,
         )
-
-    def can_be_read(self, i: int) -> bool:
-        """Whether the system gives the files of sample `i` now."""
-        try:
-            load = self.source.sample(i).image
-            return load is None or load() is not None
-        except BadSampleError:
-            return False
-
-    def parts(self, pieces: list[NDArray[np.int64]], wanted: Sequence[int]) -> Iterator[tuple[int, Part]]:
-        """Compute the `wanted` parts, ascending; each is given with its number as soon as it is complete."""
-        if not len(wanted):
-            return
-        loader = build_loader(
-            self.source,
-            np.concatenate([pieces[number] for number in wanted]),
-            self.model.tokenizer,
-            self.model.config,
-            self._batch_size,
-            shuffle=False,
-            seed=0,
-            drop_last=False,
-            workers=self._workers,
-            on_bad_sample=self._on_bad_sample,
-            demand_target=False,
-        )
-        total = sum(len(pieces[number]) for number in wanted)
-        batches = iter(loader)
-        try:
-            with CountReport("frozen outputs", total, "samples", rank() == 0) as report:
-                for number in wanted:
-                    computed = []
-                    for batch in itertools.islice(batches, -(-len(pieces[number]) // self._batch_size)):
-                        computed.append(self._compute(batch))
-                        report.advance(len(batch) + len(batch.bad))
-                    yield number, _join(computed)
-        finally:
-            loader.close()
 
     @torch.no_grad()
-    def _compute(self, batch: Batch) -> Part:
+    def _compute(self, batch: Batch) -> OutputPart:
         model = self.model
         device = model.device
         on_device = batch.to(device)
-        with eval_mode(model), autocast(device, self._precision):
+        with eval_mode(model), autocast(device, self.precision):
             predicted = model(*on_device.inputs())
             labels, first = distinct(batch.targets)
             target = model.y_encoder(on_device.target_ids[first], on_device.target_mask[first])[labels]
@@ -334,7 +220,7 @@ class _Pass:
         if model.angn is not None:
             model.angn.reset_context()  # its moving average is for inference
         mask = batch.target_mask & batch.has_target.unsqueeze(1)
-        return Part(
+        return OutputPart(
             index=batch.index,
             embedding=predicted.embedding.float().cpu(),
             pooled=predicted.pooled.float().cpu(),
@@ -346,13 +232,3 @@ class _Pass:
             not_read=batch.not_read,
             n_truncated=batch.n_truncated,
         )
-
-
-def _join(parts: list[Part]) -> Part:
-    tensors = {name: concatenate(parts, name) for name in parts[0].tensors()}
-    return Part(
-        **tensors,
-        bad=[text for part in parts for text in part.bad],
-        not_read=[i for part in parts for i in part.not_read],
-        n_truncated=sum(part.n_truncated for part in parts),
-    )

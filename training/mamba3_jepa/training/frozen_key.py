@@ -46,16 +46,50 @@ def cache_key(
 ) -> str:
     """Hex digest of everything the outputs depend on: weights, configuration, tokenizer, samples and their files, the
     code, and what it runs on."""
+    made_with = {
+        "config": {name: value for name, value in model.config.to_dict().items() if name not in _OTHER_PARTS},
+        "tokenizer": blake2b(model.tokenizer.to_json().encode()).hexdigest(),
+        "device": device_and_kernels(model),
+    }
+    return _key(model, _FROZEN, made_with, source, indices, on_bad_sample, precision, part_size)
+
+
+def visual_key(
+    model: Mamba3Jepa,
+    source: Source,
+    indices: NDArray[np.int64],
+    *,
+    on_bad_sample: OnBadSample,
+    precision: str,
+    part_size: int,
+) -> str:
+    """The same of visual tokens, which depend on the X-Encoder alone and on how they are pooled."""
+    made_with = {
+        "visual_tokens": model.config.predictor.visual_pool,
+        "vision": model.config.to_dict()["vision"],
+        "device": {name: value for name, value in device_and_kernels(model).items() if name != "kernels"},
+    }
+    return _key(model, ("x_encoder.",), made_with, source, indices, on_bad_sample, precision, part_size)
+
+
+def _key(
+    model: Mamba3Jepa,
+    parts: tuple[str, ...],
+    made_with: dict[str, Any],
+    source: Source,
+    indices: NDArray[np.int64],
+    on_bad_sample: OnBadSample,
+    precision: str,
+    part_size: int,
+) -> str:
+    """`parts`: what the names of the weights begin with that count; `made_with`: what counts beside them."""
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(_FROZEN):
+        if name.startswith(parts):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(bytes_of(tensor))
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _OTHER_PARTS}
-    rest = {
+    rest = made_with | {
         "format": FORMAT_VERSION,
-        "config": config,
-        "tokenizer": blake2b(model.tokenizer.to_json().encode()).hexdigest(),
         "source": source.fingerprint,
         "files": file_state(source, indices),
         "indices": blake2b(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest(),
@@ -63,7 +97,6 @@ def cache_key(
         "precision": precision,
         "part_size": part_size,
         "made_by": made_by(),
-        "device": device_and_kernels(model),
     }
     digest.update(json.dumps(rest, sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Frozen outputs on disk: the files they are kept in.
 
-Shapes: n samples of one part, E embedding width, D width of the pooled state.
+Letter: n samples of one part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -36,20 +36,13 @@ class PartError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What the frozen model made of a few thousand samples, in their order; bad samples are left out.
+    """What the frozen model made of some samples, in their order; bad samples are left out. Kinds of parts add tensors.
 
-    index (n,) int64; embedding (n, E), pooled (n, D), target_embedding (n, E) float32; has_target (n,) bool;
-    target_ids int32, all samples' tokens in one row; target_lengths (n,) int64, how many each has. bad: what was wrong
-    with the samples left out; not_read: numbers in the source of those of them that another time may be read.
+    index: (n,) int64, their numbers in the source; bad: what was wrong with the samples left out; not_read: numbers of
+    those of them that another time may be read.
     """
 
     index: Tensor
-    embedding: Tensor
-    pooled: Tensor
-    has_target: Tensor
-    target_embedding: Tensor
-    target_ids: Tensor
-    target_lengths: Tensor
     bad: list[str]
     not_read: list[int]
     n_truncated: int
@@ -58,16 +51,26 @@ class Part:
         """The tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    @classmethod
+    def tensor_names(cls) -> list[str]:
+        """The names of the tensors that a part of this kind has."""
+        return [field.name for field in dataclasses.fields(cls) if field.type == "Tensor"]
 
-_TENSORS = [field.name for field in dataclasses.fields(Part) if field.type == "Tensor"]
+
+P = TypeVar("P", bound=Part)
 
 
-class PartStore:
+class PartStore(Generic[P]):
     """The parts of one key, each in a file of its own under `cache_dir/key`."""
 
-    def __init__(self, cache_dir: Path, key: str) -> None:
-        self.folder, self._key = cache_dir / key, key
+    def __init__(self, cache_dir: Path, key: str, kind: type[P], setting: str) -> None:
+        """`kind`: what the parts are; `setting`: that which `cache_dir` is the value of."""
+        self.folder, self._key, self._kind, self._setting = cache_dir / key, key, kind, setting
         self.held = FolderLock(self.folder, shared=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which may read: the lock stays with the one that took it."""
+        return {name: value for name, value in vars(self).items() if name != "held"}
 
     def hold(self) -> None:
         """Keep the folder from being removed, until `release`, or as long as `held` is there.
@@ -90,7 +93,7 @@ class PartStore:
         try:
             write_json(self.folder / ABOUT, about | {"made_by": made_by()})
         except UserError as error:
-            raise UserError(f"{error}; choose another folder for frozen outputs with `cache_dir`") from error
+            raise UserError(f"{error}; choose another folder for frozen outputs with `{self._setting}`") from error
 
     def used(self) -> None:
         """Note that it is of use today, by the time of about.json."""
@@ -101,7 +104,7 @@ class PartStore:
         """Whether there is a file for part `number`; it may be damaged."""
         return self._path(number).exists()
 
-    def write(self, number: int, part: Part) -> None:
+    def write(self, number: int, part: P) -> None:
         """Write part `number` whole or not at all.
 
         Raises:
@@ -124,10 +127,10 @@ class PartStore:
                 file.write(content)
         except UserError as error:
             raise UserError(
-                f"{error}; free some space, or choose another folder for frozen outputs with `cache_dir`"
+                f"{error}; free some space, or choose another folder for frozen outputs with `{self._setting}`"
             ) from error
 
-    def read(self, number: int, *, check: bool = True) -> Part:
+    def read(self, number: int, *, check: bool = True) -> P:
         """Part `number`; its tensors are memory-mapped.
 
         Args:
@@ -136,19 +139,19 @@ class PartStore:
         Raises:
             PartError: damaged, or not the part of this key and number.
         """
-        path = self._path(number)
+        path, names = self._path(number), self._kind.tensor_names()
         try:
             with open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 if (metadata.get("key"), metadata.get("part")) != (self._key, str(number)):
                     raise PartError(f"{path} was written for something else")
-                if sorted(file.keys()) != sorted(_TENSORS):
+                if sorted(file.keys()) != sorted(names):
                     raise PartError(f"{path} does not hold the expected tensors")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                tensors = {name: file.get_tensor(name) for name in names}
             if check and _digest(tensors) != metadata.get("digest"):
                 raise PartError(f"{path} is damaged: its checksum is wrong")
             bad, not_read = json.loads(metadata["bad"]), json.loads(metadata["not_read"])
-            return Part(**tensors, bad=bad, not_read=not_read, n_truncated=int(metadata["n_truncated"]))
+            return self._kind(**tensors, bad=bad, not_read=not_read, n_truncated=int(metadata["n_truncated"]))
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
             raise PartError(f"{path} cannot be read: {error}") from error
 

@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +32,12 @@ from mamba3_jepa.evaluation.validate import Collected, collect, evaluate, merge
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.folder_lock import alone_in
 from mamba3_jepa.models.contrast import info_nce_in_pieces
-from mamba3_jepa.models.state_dict import first_changed
+from mamba3_jepa.models.state_dict import first_changed, load_state
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
-from mamba3_jepa.settings.training import Phase1Settings
+from mamba3_jepa.settings.training import Phase1Settings, Precision
 from mamba3_jepa.training.distributed import all_gather_object, from_rank_0, on_every_rank, rank, world_size
+from mamba3_jepa.training.frozen_visual import VisualTokens, visual_tokens
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
 from mamba3_jepa.training.phase1_objective import Phase1Objective, in_two_passes
@@ -86,7 +87,7 @@ def train_phase1(
     config = settings.build_config()
     x_encoder = on_every_rank(lambda: _load_vit(settings))
     if x_encoder is not None:
-        config = config.replace(vision=x_encoder.config)
+        config = settings.with_vision(config, x_encoder.config)
     pretrained = on_every_rank(lambda: pretrained_text(settings, settings.init_y_encoder, phase=1))
     if pretrained is not None:
         config = config.replace(y_encoder=pretrained.backbone)
@@ -109,6 +110,7 @@ def train_phase1(
         on_every_rank(lambda: _start_vision_proj(model, data, settings))
     if settings.compile:
         compile_layers(model)
+    looked = _looked(model, data, settings, run)
     if settings.checkpoint_activations:
         checkpoint_activations(model)
     if run.is_main:
@@ -119,7 +121,7 @@ def train_phase1(
         )  # fmt: skip
         size = contrast_size(settings)
         warn_without_negatives(data, tokenizer, config.max_answer_tokens, size, settings.hard_negatives)
-    fit((task_type or Phase1Task)(model, data, settings), settings, run, accelerator)
+    fit((task_type or Phase1Task)(model, data, settings, looked), settings, run, accelerator)
     end_training(accelerator)
     if run.is_main:
         logger.info("done: %s (best), %s (last)", run.best_path, run.last_path)
@@ -149,8 +151,8 @@ def demand_whole_batches(settings: Phase1Settings) -> None:
 
 def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
     """Whiten the visual tokens of some training images; the same on every rank, and with any batch size."""
-    vision = model.config.vision
-    n_images = max(_MIN_WHITENING_IMAGES, _TOKENS_PER_DIMENSION * vision.hidden_size // vision.n_tokens)
+    config = model.config
+    n_images = max(_MIN_WHITENING_IMAGES, _TOKENS_PER_DIMENSION * config.vision.hidden_size // config.visual_tokens)
     loader = build_loader(
         data.train,
         some_of(data.train, data.train_indices, n_images),
@@ -166,10 +168,43 @@ def _start_vision_proj(model: Mamba3Jepa, data: DataSplits, settings: Phase1Sett
     for batch in loader:
         bad += batch.bad
         if len(batch.pixels):
-            tokens.append(model.x_encoder(normalize(batch.pixels.to(model.device)))[batch.picture])
+            tokens.append(model.look(normalize(batch.pixels.to(model.device)))[batch.picture])
     data.left_out.note(bad)  # said with the first epoch, which meets them again
     if tokens:
         model.predictor.whiten_vision(torch.cat(tokens).flatten(0, 1))
+
+
+def _looked(model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings, run: Run) -> LookedSides:
+    """The visual tokens of both sides, computed as far as they are not kept; none unless they are to be."""
+    cache_dir = settings.cache_visual
+    if cache_dir is None:
+        return LookedSides()
+    if run.resumed is not None:  # wherever its X-Encoder came from
+        weights = {
+            name.removeprefix("x_encoder."): tensor
+            for name, tensor in run.resumed.model.items()
+            if name.startswith("x_encoder.")
+        }
+        load_state(model.x_encoder, weights, source=str(run.last_path))
+
+    def kept(source: Source, indices: NDArray[np.int64], precision: Precision) -> VisualTokens | None:
+        return visual_tokens(
+            model,
+            source,
+            indices,
+            cache_dir=cache_dir,
+            workers=settings.workers or 0,
+            on_bad_sample=settings.on_bad_sample,
+            precision=precision,
+            try_again=run.resumed is None,
+        )
+
+    train = kept(data.train, data.train_indices, settings.precision)
+    return LookedSides(train, kept(data.val, _validated(data, settings), "fp32"))  # as all of validation is computed
+
+
+def _validated(data: DataSplits, settings: Phase1Settings) -> NDArray[np.int64]:
+    return some_of(data.val, data.val_indices, settings.val_samples or 1)
 
 
 def _demand_vit(settings: Phase1Settings) -> None:
@@ -228,6 +263,13 @@ def _new_tokenizer(
     return TextTokenizer.train(texts, config.vocab_size).to_json()
 
 
+class LookedSides(NamedTuple):
+    """The visual tokens of training and validation samples, where they are kept and there are pictures."""
+
+    train: VisualTokens | None = None
+    val: VisualTokens | None = None
+
+
 class Phase1Task:
     """Phase 1 as the loop sees it (see `training.task.Task`)."""
 
@@ -235,7 +277,10 @@ class Phase1Task:
     counts: Sequence[str] = ("skipped_samples", "truncated_texts")
     objective_type = Phase1Objective
 
-    def __init__(self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings) -> None:
+    def __init__(
+        self, model: Mamba3Jepa, data: DataSplits, settings: Phase1Settings, looked: LookedSides | None = None
+    ) -> None:
+        """`looked`: the visual tokens of pictures, where they are kept."""
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
         self.objective = self.objective_type(model, settings.temperature)
         share = settings.y_encoder_lr_scale
@@ -243,10 +288,9 @@ class Phase1Task:
         self._per_contrast = contrast_size(settings) // ((settings.batch_size or 1) * world_size())
         self.micro_batches = settings.grad_accum * self._per_contrast
         self._demand_one_step()
-        self.loader = self._loader(data.train, data.train_indices, training=True)
-        self.val_loader = self._loader(
-            data.val, some_of(data.val, data.val_indices, settings.val_samples or 1), training=False
-        )
+        looked = looked or LookedSides()
+        self.loader = self._loader(data.train, data.train_indices, looked.train, training=True)
+        self.val_loader = self._loader(data.val, _validated(data, settings), looked.val, training=False)
         self.batches_per_epoch = len(self.loader)
         self.collected: Collected | None = None
         self._gallery: TextGallery | None = None
@@ -277,7 +321,9 @@ class Phase1Task:
                 n_samples % per_step, n_samples,
             )  # fmt: skip
 
-    def _loader(self, source: Source, indices: NDArray[np.int64], training: bool) -> BatchLoader:
+    def _loader(
+        self, source: Source, indices: NDArray[np.int64], looked: VisualTokens | None, *, training: bool
+    ) -> BatchLoader:
         settings = self.settings
         return build_loader(
             source,
@@ -297,6 +343,7 @@ class Phase1Task:
             on_bad_sample=settings.on_bad_sample,
             twice=self._per_contrast if training and self._per_contrast > 1 else 0,
             window=settings.shard_window if training else None,
+            looked=looked,
         )
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
