@@ -30,6 +30,26 @@ pub(crate) fn mean(h: &[f32], width: usize) -> Vec<f32> {
     pooled
 }
 
+/// The means of every `pool` x `pool` neighbours among the tokens (side^2, D) of a picture, row by row: ((side / pool)^2, D).
+pub(crate) fn grid_means(tokens: Vec<f32>, width: usize, side: usize, pool: usize) -> Vec<f32> {
+    if pool == 1 {
+        return tokens;
+    }
+    let cells = side / pool;
+    let mut pooled = vec![0.0; cells * cells * width];
+    for (i, token) in tokens.chunks_exact(width).enumerate() {
+        let cell = (i / side / pool) * cells + i % side / pool;
+        for (sum, x) in pooled[cell * width..][..width].iter_mut().zip(token) {
+            *sum += x;
+        }
+    }
+    let count = (pool * pool) as f32;
+    for sum in &mut pooled {
+        *sum /= count;
+    }
+    pooled
+}
+
 /// The mean (D) of the rows of h (T, D), weighted by the softmax of their products with the row of `score` (1, D).
 ///
 /// Attention pooling: Ilse et al. 2018, arXiv 1802.04712.
@@ -76,4 +96,18 @@ pub(crate) fn demand_finite(numbers: &[f32], what: &str) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::NotFinite(format!("{what} has a number that is not finite: the weights are damaged; export them again")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_a_grid_are_averaged() {
+        let tokens: Vec<f32> = (0..16).flat_map(|i| [i as f32, -2.0 * i as f32]).collect();
+        let means = [2.5, 4.5, 10.5, 12.5].into_iter().flat_map(|mean| [mean, -2.0 * mean]).collect::<Vec<f32>>();
+        assert_eq!(grid_means(tokens.clone(), 2, 4, 2), means);
+        assert_eq!(grid_means(tokens.clone(), 2, 4, 4), [7.5, -15.0]);
+        assert_eq!(grid_means(tokens.clone(), 2, 4, 1), tokens);
+    }
 }

@@ -227,6 +227,17 @@ class Reader:
         """Normalised pixels of an image (3, H, W) or a clip (T, 3, H, W) -> (N, D)."""
         return visual_tokens(self.w, self.model["vision"], self.constants["x_encoder_layer_norm_eps"], pixels)
 
+    def look(self, pixels: np.ndarray) -> np.ndarray:
+        """Normalised pixels of an image (3, S, S) -> the visual tokens that the predictor reads (N, D)."""
+        tokens, pool = self.visual_tokens(pixels), self.model["predictor"].get("visual_pool", 1)
+        side = self.model["vision"]["image_size"] // self.model["vision"]["patch_size"]
+        cells = [
+            [tokens.reshape(side, side, -1)[row : row + pool, column : column + pool].mean(axis=(0, 1))]
+            for row in range(0, side, pool)
+            for column in range(0, side, pool)
+        ]
+        return np.concatenate(cells)
+
     def predicted(
         self, visual: np.ndarray | None, query_ids: list[int], backbone: Backbone
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -305,7 +316,7 @@ class Reader:
 
     def ask(self, image_u8: np.ndarray | None, question: str | None, memory: Sequence[str], top: int) -> Reply:
         """One question about (3, S, S) uint8, or about nothing."""
-        visual = None if image_u8 is None else self.visual_tokens(self.pixels(image_u8))
+        visual = None if image_u8 is None else self.look(self.pixels(image_u8))
         asked, question = question, self.model["query_prompt"] if question is None else question
         query = self.ids(question, self.model["max_query_tokens"])
         _, pooled = self.predicted(visual, query, self.backbone("predictor"))

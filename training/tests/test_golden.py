@@ -28,6 +28,7 @@ _PREDICTORS: dict[str, dict[str, Any]] = {
     "question twice": {"order": "question_visual_question", "pooling": "question"},
     "attention": {"order": "question_visual_question", "pooling": "attention"},
     "bidirectional": {"bidirectional": True},
+    "pooled": {"visual_pool": 2},
 }
 
 
@@ -80,6 +81,11 @@ def test_golden_x_encoder(reader: Reader) -> None:
     ):
         close(reader.pixels(image_u8), pixels)
         close(reader.visual_tokens(pixels), visual_tokens)
+    pooled = reader.model["predictor"].get("visual_pool", 1) > 1
+    assert ("pooled_visual_tokens" in golden) == pooled
+    if pooled:
+        assert golden["pooled_visual_tokens"].shape[1] == 4
+        close(reader.look(golden["pixels"][0]), golden["pooled_visual_tokens"][0])
     assert golden["clip"].shape == (1, 4, 3, 24, 40)
     close(reader.visual_tokens(golden["clip"][0]), golden["clip_visual_tokens"][0])
 

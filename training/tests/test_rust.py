@@ -113,6 +113,12 @@ def test_every_golden_tensor_of_every_predictor(
     _assert_every_golden_tensor(weights, angn)
 
 
+def test_every_golden_tensor_of_a_predictor_that_pools(tmp_path: Path) -> None:
+    weights = exported(tmp_path, visual_pool=2)
+    assert json.loads((weights / "config.json").read_text())["model"]["predictor"]["visual_pool"] == 2
+    _assert_every_golden_tensor(weights, angn=True)
+
+
 def _assert_every_golden_tensor(weights: Path, angn: bool) -> None:
     done = rust("verify", weights, "--json")
     assert done.returncode == 0, done.stderr or done.stdout

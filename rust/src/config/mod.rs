@@ -123,9 +123,14 @@ impl VisionConfig {
         at_most(&format!("{name}: patches of an image * hidden_size * mlp_ratio"), activations, MAX_ACTIVATIONS)
     }
 
+    /// Patches in the side of an image.
+    pub(crate) fn side(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
     /// Patches of one image.
     fn patches(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        self.side().pow(2)
     }
 }
 
@@ -232,6 +237,11 @@ pub struct Mamba3JepaConfig {
 }
 
 impl Mamba3JepaConfig {
+    /// Visual tokens of one image as the predictor reads them.
+    pub fn visual_tokens(&self) -> usize {
+        (self.vision.side() / self.predictor.visual_pool).pow(2)
+    }
+
     /// Length K of a knowledge vector.
     pub fn knowledge_dim(&self) -> usize {
         self.recursion.knowledge_dim.unwrap_or(self.embed_dim)
@@ -262,7 +272,8 @@ impl Mamba3JepaConfig {
         self.predictor.check()?;
         self.y_encoder.check("y_encoder")?;
         self.y_decoder.check("y_decoder")?;
-        let visual_tokens = self.vision.patches().saturating_mul(self.predictor.order.count(Part::Visual));
+        self.check_pool()?;
+        let visual_tokens = self.visual_tokens().saturating_mul(self.predictor.order.count(Part::Visual));
         let activations = visual_tokens.saturating_mul(self.predictor.layer.projected());
         at_most("vision, predictor: visual tokens of a sample * outputs of in_proj", activations, MAX_ACTIVATIONS)?;
         let sizes = [
@@ -295,6 +306,16 @@ impl Mamba3JepaConfig {
             if !(0.0..=1.0).contains(&value) {
                 return Err(format!("{key}: {value} must be in [0, 1]"));
             }
+        }
+        Ok(())
+    }
+
+    fn check_pool(&self) -> Result<(), String> {
+        let (side, pool) = (self.vision.side(), self.predictor.visual_pool);
+        if pool == 0 || !side.is_multiple_of(pool) {
+            return Err(format!(
+                "predictor.visual_pool: {pool} does not divide the {side} x {side} visual tokens of a picture"
+            ));
         }
         Ok(())
     }
@@ -366,6 +387,25 @@ mod tests {
         assert_eq!(check(&wide), Ok(()));
         let message = check(&[many.as_slice(), &wide].concat()).unwrap_err();
         assert!(message.contains("vision: patches of an image * hidden_size"), "{message}");
+    }
+
+    #[test]
+    fn visual_tokens_are_pooled_evenly_or_refused() {
+        let read = |side: usize, pool: usize| {
+            let changes = [
+                ("/vision/image_size", json!(side)),
+                ("/vision/patch_size", json!(1)),
+                ("/predictor/visual_pool", json!(pool)),
+            ];
+            let model = changes.iter().fold(TinyModel::new(), |model, (key, value)| model.set(key, value.clone()));
+            let read = Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json"));
+            read.map(|config| config.visual_tokens()).map_err(|error| error.to_string())
+        };
+        assert_eq!([read(12, 1), read(12, 2), read(12, 12)], [Ok(144), Ok(36), Ok(1)]);
+        for pool in [0, 5, 24] {
+            let said = read(12, pool).unwrap_err();
+            assert!(said.contains(&format!("predictor.visual_pool: {pool} does not divide the 12 x 12")), "{said}");
+        }
     }
 
     #[test]

@@ -79,6 +79,17 @@ pub struct PredictorConfig {
     /// Whether every layer has a second one, with weights of its own, that reads from the right.
     #[serde(default, skip_serializing_if = "is_default")]
     pub bidirectional: bool,
+    /// It reads the mean of so many by so many neighbouring visual tokens as one; 1: each by itself.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub visual_pool: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(pool: &usize) -> bool {
+    *pool == one()
 }
 
 impl PredictorConfig {
@@ -120,9 +131,14 @@ mod tests {
     #[test]
     fn what_a_file_leaves_out_is_as_it_was() {
         let before = read(&[]).unwrap();
-        let chosen = (before.order, before.pooling, before.bidirectional);
-        assert_eq!(chosen, (Order::VisualQuestion, Pooling::All, false));
-        let said = [("order", json!("visual_question")), ("pooling", json!("all")), ("bidirectional", json!(false))];
+        let chosen = (before.order, before.pooling, before.bidirectional, before.visual_pool);
+        assert_eq!(chosen, (Order::VisualQuestion, Pooling::All, false, 1));
+        let said = [
+            ("order", json!("visual_question")),
+            ("pooling", json!("all")),
+            ("bidirectional", json!(false)),
+            ("visual_pool", json!(1)),
+        ];
         assert_eq!(read(&said), Ok(before.clone()));
         assert_eq!(serde_json::to_value(before).unwrap(), TinyModel::new().config["predictor"]);
     }

@@ -58,7 +58,7 @@ impl Models<'_> {
             "tokens" => Some(inputs::tokens(g, self.tokenizer, config)),
             "predictor" => Some(self.predictor(g)),
             "y_encoder" => Some(self.y_encoder(g)),
-            "x_encoder" => self.x_encoder.map(|encoder| inputs::x_encoder(g, encoder, self.normalization)),
+            "x_encoder" => self.x_encoder.map(|encoder| inputs::x_encoder(g, encoder, self.normalization, config)),
             "angn" => self.gates.map(|gates| self.angn(g, gates, folder)),
             "y_decoder" => self.y_decoder.map(|decoder| self.y_decoder(g, decoder)),
             "recursion" => self.recursion.map(|recursion| self.recursion(g, recursion)),

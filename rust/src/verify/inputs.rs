@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::config::Mamba3JepaConfig;
 use crate::error::Error;
 use crate::image;
+use crate::pooling::grid_means;
 use crate::tokenizer::Tokenizer;
 use crate::vit::{PixelShape, VisionEncoder};
 
@@ -48,18 +49,25 @@ pub(super) fn tokens(golden: &mut Golden, tokenizer: &Tokenizer, config: &Mamba3
     Ok(())
 }
 
-/// A picture, normalised by `mean` and `std` of its colours, and a clip to visual tokens.
+/// A picture, normalised by `mean` and `std` of its colours, and a clip to visual tokens; those of the picture as the
+/// predictor reads them, too, where it does not read each by itself.
 pub(super) fn x_encoder(
     golden: &mut Golden,
     encoder: &VisionEncoder,
     (mean, std): ([f32; 3], [f32; 3]),
+    config: &Mamba3JepaConfig,
 ) -> Result<(), Error> {
     let side = |golden: &Golden, key: &str, axis| golden.size(key, axis);
     let shape = PixelShape::Image { height: side(golden, "pixels", 2)?, width: side(golden, "pixels", 3)? };
     let picture = golden.input_bytes("image_u8")?;
     golden.check("pixels", &image::normalize(&picture, mean, std))?;
     let pixels = golden.input("pixels")?;
-    golden.check("visual_tokens", &encoder.encode(&pixels, shape)?)?;
+    let tokens = encoder.encode(&pixels, shape)?;
+    golden.check("visual_tokens", &tokens)?;
+    if golden.has("pooled_visual_tokens") {
+        let (vision, pool) = (&config.vision, config.predictor.visual_pool);
+        golden.check("pooled_visual_tokens", &grid_means(tokens, vision.hidden_size, vision.side(), pool))?;
+    }
     if golden.has("clip") {
         let shape = PixelShape::Clip {
             frames: side(golden, "clip", 1)?,

@@ -10,6 +10,7 @@ use crate::episodes::picture_key;
 use crate::error::Error;
 use crate::files::path_text;
 use crate::image::{load_image, normalize};
+use crate::pooling::grid_means;
 use crate::predictor::PredictorInput;
 use crate::texts::strip;
 use crate::vit::{PixelShape, VisionEncoder};
@@ -157,10 +158,12 @@ impl Mamba3Jepa {
         Ok(Seen { tokens, places })
     }
 
-    /// The visual tokens (N, vision width) of normalised pixels (3, S, S).
+    /// The visual tokens (N, vision width) of normalised pixels (3, S, S), as the predictor reads them.
     pub(super) fn see(&self, encoder: &VisionEncoder, pixels: &[f32]) -> Result<Vec<f32>, Error> {
-        let size = self.config().vision.image_size;
-        encoder.encode(pixels, PixelShape::Image { height: size, width: size })
+        let (vision, pool) = (&self.config().vision, self.config().predictor.visual_pool);
+        let size = vision.image_size;
+        let tokens = encoder.encode(pixels, PixelShape::Image { height: size, width: size })?;
+        Ok(grid_means(tokens, vision.hidden_size, vision.side(), pool))
     }
 
     /// Normalised pixels (3, S, S) of an image.

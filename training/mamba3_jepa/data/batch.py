@@ -277,8 +277,13 @@ class _LookedAt:
         self.seen: list[int] = []
 
     def add(self, i: int, load: Callable[[], Image.Image], picture: str | None) -> None:
-        """That of sample i, which is not loaded."""
-        self.seen.append(self._numbers.setdefault(self._looked.picture(i), len(self._numbers)))
+        """That of sample i, which is not loaded, unless it could not be: that says what is wrong with it."""
+        try:
+            number = self._looked.picture(i)
+        except BadSampleError:
+            to_pixels(load(), self._size)
+            raise
+        self.seen.append(self._numbers.setdefault(number, len(self._numbers)))
 
     def pixels(self) -> Tensor:
         """None of them: (0, 3, S, S) uint8."""

@@ -128,6 +128,11 @@ def _x_encoder(model: Mamba3Jepa, probe: Probe, golden: Golden) -> None:
         model.x_encoder(pixels),
         "(1, Nv, vision width) of the picture: of a tubelet of equal frames, or of the image branch",
     )
+    pool = model.config.predictor.visual_pool
+    if pool > 1:
+        golden.add(
+            "pooled_visual_tokens", model.look(pixels), f"(1, Nv / {pool * pool}, vision width) as they are read"
+        )
     vision = model.config.vision
     shape = (1, 2 * vision.tubelet_size, 3, 3 * vision.patch_size, 5 * vision.patch_size)
     clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))

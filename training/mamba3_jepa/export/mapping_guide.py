@@ -225,6 +225,10 @@ n        = a;   b * (g - 1) / max(1, H / p - 1);   c * (g - 1) / max(1, W / p - 
 
 ### Predictor and ANGN
 
+With `model.predictor.visual_pool` = k (1 where there is no such key) the visual tokens are first pooled: those of a
+picture, a grid of image_size / patch_size rows and columns, become the means of k x k neighbours, row by row. What
+follows, and what an episode's picture is known by, starts from these.
+
 The visual part is vision_proj(visual tokens), the question part query_proj(query tokens), with query tokens the rows of
 `y_encoder.embedding.weight` for bos, question, eos. `model.predictor.order` says which parts the sequence has, first to
 last: `visual_question` (also where there is no such key), `question_visual`, `question_visual_question`. Without an

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -150,7 +150,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, given_up: Callable[[], b
     values["temperature"] = checkpoint.temperature
     try:
         with whole_file(path) as file:
-            torch.save(values, file if given_up is None else _Abandonable(file, given_up))
+            torch.save(values, file if given_up is None else cast(BinaryIO, _Abandonable(file, given_up)))
     except (UserError, RuntimeError) as error:
         raise UserError(
             f"could not write checkpoint {path}: {_write_failure(error)}. "

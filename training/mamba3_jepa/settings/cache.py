@@ -19,8 +19,8 @@ class CacheListSettings(Checked):
     """Which folder of frozen outputs to look into."""
 
     cache_dir: Path = _CACHE_DIR
-    """The folder of frozen outputs, as --cache-dir of train-decoder and train-agent: frozen_outputs beside their
-    --output-dir."""
+    """The folder of frozen outputs, as --cache-dir of train-decoder and train-agent, frozen_outputs beside their
+    --output-dir, or as --cache-visual of train-jepa."""
     json: Json = False
 
 
@@ -29,8 +29,8 @@ class CacheCleanSettings(Checked):
     """What to remove from a folder of frozen outputs."""
 
     cache_dir: Path = _CACHE_DIR
-    """The folder of frozen outputs, as --cache-dir of train-decoder and train-agent: frozen_outputs beside their
-    --output-dir."""
+    """The folder of frozen outputs, as --cache-dir of train-decoder and train-agent, frozen_outputs beside their
+    --output-dir, or as --cache-visual of train-jepa."""
     unused_days: Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), Range(0)] = None
     """Also remove what has not been used for so many days."""
     all: bool = False

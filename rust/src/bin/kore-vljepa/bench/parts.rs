@@ -95,8 +95,7 @@ impl Parts {
 
     /// Visual tokens of one image.
     pub(super) fn visual_tokens(&self) -> usize {
-        let vision = &self.config.vision;
-        (vision.image_size / vision.patch_size).pow(2)
+        self.config.visual_tokens()
     }
 
     pub(super) fn has_x_encoder(&self) -> bool {
