@@ -392,12 +392,8 @@ mod tests {
     #[test]
     fn visual_tokens_are_pooled_evenly_or_refused() {
         let read = |side: usize, pool: usize| {
-            let changes = [
-                ("/vision/image_size", json!(side)),
-                ("/vision/patch_size", json!(1)),
-                ("/predictor/visual_pool", json!(pool)),
-            ];
-            let model = changes.iter().fold(TinyModel::new(), |model, (key, value)| model.set(key, value.clone()));
+            let model = TinyModel::new().set("/vision/image_size", side).set("/vision/patch_size", 1);
+            let model = model.predictor("visual_pool", pool);
             let read = Mamba3JepaConfig::from_json(&model.config.to_string(), Path::new("config.json"));
             read.map(|config| config.visual_tokens()).map_err(|error| error.to_string())
         };
