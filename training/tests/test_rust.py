@@ -117,6 +117,12 @@ def test_every_golden_tensor_of_a_predictor_that_pools(tmp_path: Path) -> None:
     weights = exported(tmp_path, visual_pool=2)
     assert json.loads((weights / "config.json").read_text())["model"]["predictor"]["visual_pool"] == 2
     _assert_every_golden_tensor(weights, angn=True)
+    embed = ["embed", "--image-dir", str(_pictures(tmp_path)), "--output"]
+    assert main([*embed, str(tmp_path / "python.safetensors"), "--checkpoint", str(tmp_path / "checkpoint.pt")]) == 0
+    done = rust(*embed, tmp_path / "rust.safetensors", "--weights", weights)
+    assert done.returncode == 0, done.stderr
+    images = [load((tmp_path / f"{half}.safetensors").read_bytes())["images"] for half in ("python", "rust")]
+    assert torch.allclose(*images, atol=1e-5)
 
 
 def _assert_every_golden_tensor(weights: Path, angn: bool) -> None:
