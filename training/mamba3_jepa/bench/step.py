@@ -236,7 +236,7 @@ class _Step:
         self._optimizer.zero_grad()
         marks.end(OPTIMIZER)
         with autocast(device, self._settings.precision):
-            pixels, has_image, query_ids, query_mask, picture = batch.inputs()
+            pixels, has_image, query_ids, query_mask, picture, _ = batch.inputs()
             visual = model.encode_images(pixels, has_image, picture)
             marks.end(X_ENCODER)
             predicted = model.predict(visual, has_image, query_ids, query_mask).embedding

@@ -337,7 +337,9 @@ class _State:
             "metrics": self.metrics,
             **self.task.checkpoint_fields(),
         }
-        self.run.save(best=fields if best else None, last=fields | {"trainer": self._trainer(of_ranks)} if last else None)
+        self.run.save(
+            best=fields if best else None, last=fields | {"trainer": self._trainer(of_ranks)} if last else None
+        )
 
     def _trainer(self, of_ranks: dict[str, list[Any]]) -> dict[str, Any]:
         """Everything that a continuation needs beside the weights; `of_ranks`: what each rank has of its own."""
