@@ -16,6 +16,8 @@ from tiny import tiny_model, write_checkpoint
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
+from mamba3_jepa.training import phase1
+from mamba3_jepa.training.interrupt import PeerLostError
 
 TRAIN = ["train-jepa", "--tiny", "--cpu", "--workers", "0", "--log-every", "1"]
 
@@ -33,6 +35,11 @@ def test_a_batch_of_one_rank_whose_samples_are_all_bad(tmp_path: Path) -> None:
     assert "epoch 1: 3 bad samples skipped" in said
     assert main([*arguments, "--batch-size", "2", "--output-dir", str(one)]) == 0
     assert_close(last(two), last(one))
+    losses = [
+        [line["val/loss"] for line in read_metrics(folder / "metrics.jsonl") if "val/loss" in line]
+        for folder in (one, two)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for folder in (one, two):
         assert [line["step"] for line in train_lines(folder)] == list(range(1, 13))
         assert sum(line["train/skipped_samples"] for line in train_lines(folder)) == 6, "three in each epoch"
@@ -129,6 +136,17 @@ def test_an_unreadable_sample_of_one_rank_ends_all(tmp_path: Path) -> None:
     results = hosts(folders, *arguments)
     assert results[1][0] == 2, results
     assert "Traceback" not in results[1][1]
+
+
+def test_the_command_says_who_is_lost_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose(settings: object) -> None:
+        raise PeerLostError("lost rank 1")
+
+    monkeypatch.setattr(phase1, "train_phase1", lose)
+    assert main([*TRAIN, "--output-dir", str(tmp_path / "run")]) == 75
+    assert caplog.messages == ["lost rank 1"]
 
 
 def test_the_metrics_of_a_run_have_no_line_twice(left: Path) -> None:

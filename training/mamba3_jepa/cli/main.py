@@ -39,7 +39,7 @@ from mamba3_jepa.settings.inference import (
 from mamba3_jepa.settings.language_model import LanguageModelSettings
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings
 from mamba3_jepa.stop_signals import STOP_SIGNALS, is_ignored
-from mamba3_jepa.training.interrupt import Interrupted
+from mamba3_jepa.training.interrupt import Interrupted, PeerLostError
 
 # what a standard output says that cannot be written: a full disk or quota, a terminal that is gone
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -149,7 +149,8 @@ app.command(inspect)
 def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     """Run the command line; returns the exit status.
 
-    0 done, 2 user error, 128 + signal when interrupted, 141 (128 + SIGPIPE) when nobody reads the output any more.
+    0 done, 2 user error, 75 another process of the run was lost, 128 + signal when interrupted, 141 (128 + SIGPIPE)
+    when nobody reads the output any more.
     """
     open_streams()
     _set_up_logging()
@@ -172,6 +173,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "mamba3-jepa") -> int:
     except Interrupted as interrupted:
         logging.getLogger(__name__).warning("%s", interrupted)
         return interrupted.exit_code
+    except PeerLostError as lost:
+        logging.getLogger(__name__).error("%s", lost)
+        return lost.exit_code
     except KeyboardInterrupt:
         return 130
     except (MemoryError, RuntimeError) as error:
@@ -271,6 +275,8 @@ def _set_up_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     handler.addFilter(FlagFilter())
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # a lost process is said in a sentence, not in pages of C++ frames
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if main_process else logging.ERROR, handlers=[handler])
     for noisy in ("httpx", "torch.distributed", "matplotlib", "PIL", "aiobotocore", "botocore"):

@@ -83,3 +83,9 @@ class Interrupted(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class PeerLostError(Exception):
+    """Another process of the run has ended or cannot be reached; what was saved before stands."""
+
+    exit_code: ClassVar[int] = 75  # EX_TEMPFAIL: nothing is wrong with the command, try again

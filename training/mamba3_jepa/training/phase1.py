@@ -40,6 +40,7 @@ from mamba3_jepa.training.distributed import all_gather_object, from_rank_0, on_
 from mamba3_jepa.training.frozen_visual import VisualTokens, visual_tokens
 from mamba3_jepa.training.loop import fit
 from mamba3_jepa.training.negatives import NegativesWatch, warn_without_negatives
+from mamba3_jepa.training.peers import in_company
 from mamba3_jepa.training.phase1_objective import Phase1Objective, in_two_passes
 from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
@@ -62,6 +63,7 @@ _TOKENS_PER_DIMENSION, _MIN_WHITENING_IMAGES, _WHITENING_BATCH = 8, 32, 32
 
 
 @alone_in("output_dir")
+@in_company
 def train_phase1(
     settings: Phase1Settings,
     *,
@@ -78,6 +80,7 @@ def train_phase1(
     Raises:
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
+        PeerLostError: see `in_company`.
     """
     settings = settings.resolved()
     _demand_vit(settings)
@@ -422,7 +425,9 @@ class Phase1Task:
         tokenizer = self.model.tokenizer
         keys = torch.tensor(target_keys(tokenizer, tokenizer.encode(collected.texts, self.config.max_answer_tokens)))
         temperature = self.objective.log_temperature.detach().exp().cpu()
-        chunks = zip(collected.predicted.split(size), collected.target.split(size), keys.split(size), strict=True)
+        order = collected.index.argsort(stable=True)  # who is contrasted with whom is the same on any number of ranks
+        parts = (collected.predicted[order], collected.target[order], keys[order])
+        chunks = zip(*(part.split(size) for part in parts), strict=True)
         total = sum(float(info_nce_in_pieces(p, t, k, temperature).loss) * len(k) for p, t, k in chunks)
         return total / len(keys)
 

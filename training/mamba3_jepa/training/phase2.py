@@ -37,6 +37,7 @@ from mamba3_jepa.training.distributed import all_gather_object, on_every_rank, r
 from mamba3_jepa.training.epoch_targets import EpochTargets
 from mamba3_jepa.training.frozen import FrozenOutputs, frozen_outputs
 from mamba3_jepa.training.loop import fit
+from mamba3_jepa.training.peers import in_company
 from mamba3_jepa.training.pretrained_text import demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training, use_kernels
@@ -60,6 +61,7 @@ _FROZEN_BATCH = 64  # samples the frozen model sees at once
 
 
 @alone_in("output_dir")
+@in_company
 def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mamba3Jepa) -> None:
     """Train as `settings` say; leaves checkpoints, metrics and plots in the output directory.
 
@@ -71,6 +73,7 @@ def train_phase2(settings: Phase2Settings, *, model_type: type[Mamba3Jepa] = Mam
     Raises:
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
+        PeerLostError: see `in_company`.
     """
     accelerator = build_accelerator(settings)
     start, start_path = starting_point(settings, phase=2, earlier=settings.phase1_checkpoint)

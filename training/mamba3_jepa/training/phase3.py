@@ -32,6 +32,7 @@ from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Phase3Settings
 from mamba3_jepa.training.distributed import on_every_rank, rank, world_size
 from mamba3_jepa.training.loop import fit
+from mamba3_jepa.training.peers import in_company
 from mamba3_jepa.training.phase3_data import phase3_data
 from mamba3_jepa.training.phase3_objective import Phase3Batch, Phase3Objective, confusion_logits
 from mamba3_jepa.training.run import Run
@@ -57,6 +58,7 @@ _VAL_SAMPLES_PER_SCENE, _MAX_VAL_SCENES = 5, 512
 
 
 @alone_in("output_dir")
+@in_company
 def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mamba3Jepa) -> None:
     """Train as `settings` say; leaves checkpoints, recursion.safetensors, metrics and plots in the output directory.
 
@@ -68,6 +70,7 @@ def train_phase3(settings: Phase3Settings, *, model_type: type[Mamba3Jepa] = Mam
     Raises:
         UserError: anything the user can put right.
         Interrupted: SIGTERM or Ctrl-C; the state has been saved.
+        PeerLostError: see `in_company`.
     """
     accelerator = build_accelerator(settings)
     start, start_path = starting_point(settings, phase=3, earlier=settings.phase2_checkpoint)

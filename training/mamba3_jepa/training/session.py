@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from datetime import timedelta
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from mamba3_jepa.device import TRAINING, best_device
 from mamba3_jepa.errors import UserError
@@ -13,12 +15,17 @@ from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.models.fused import demand_possible, fused
 from mamba3_jepa.settings.training import Precision, TrainSettings
 from mamba3_jepa.training.distributed import keep_group, local_world_size, rank
+from mamba3_jepa.training.peers import watch_peers
 
+# What one process does alone while the others wait may take long, such as the index of shards that are far away. That
+# it is still there is seen in another way.
+_PATIENCE = timedelta(hours=12)
 _MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def build_accelerator(settings: TrainSettings) -> Accelerator:
-    """The accelerator for these settings; joins the process group when launched as one of several.
+    """The accelerator for these settings; joins the process group when launched as one of several, and
+    watches the others from then on.
 
     Raises:
         UserError: a tracker is not installed, or the device cannot do the precision.
@@ -30,12 +37,15 @@ def build_accelerator(settings: TrainSettings) -> Accelerator:
     on_cpu = settings.cpu or best_device(TRAINING) == "cpu"
     if settings.precision == "fp16" and on_cpu:
         raise UserError("`precision` fp16 needs a CUDA GPU; on this machine use bf16 or fp32")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=_MIXED_PRECISION[settings.precision],
         cpu=on_cpu,
         log_with=trackers or None,
         project_dir=settings.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
+    watch_peers(settings.output_dir)
+    return accelerator
 
 
 def use_kernels(settings: TrainSettings, accelerator: Accelerator, resumed: Checkpoint | None) -> None:
