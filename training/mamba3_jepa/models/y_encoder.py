@@ -18,10 +18,15 @@ EMBEDDING_STD = 1.0
 
 
 class YEncoder(nn.Module):
-    """Text -> Mamba-3 backbone -> mean over valid positions -> linear projection -> unit length."""
+    """Text -> Mamba-3 backbone -> mean over valid positions -> linear projection -> unit length.
+
+    Attributes:
+        one_pass: `forward_distinct` never goes through the layers twice, whatever the lengths.
+    """
 
     def __init__(self, config: BackboneConfig, vocab_size: int, embed_dim: int) -> None:
         super().__init__()
+        self.one_pass = False
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.backbone = Mamba3Backbone(config)
@@ -64,7 +69,7 @@ class YEncoder(nn.Module):
         first = torch.full((n_texts,), len(group), device=group.device).scatter_reduce(0, group, rows, "amin")
         lengths, by_length = mask[first].sum(dim=1).sort()
         # A GPU is through with a few more positions sooner than with the kernels of a second pass.
-        split = len(lengths) if ids.is_cuda else _cheapest_split(lengths)
+        split = len(lengths) if ids.is_cuda or self.one_pass else _cheapest_split(lengths)
         parts = [part for part in (by_length[:split], by_length[split:]) if len(part)]
         embeddings = []
         for part in parts:

@@ -127,7 +127,7 @@ class TrainSettings(Checked):
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset([
         "output_dir", "workers", "log_every", "save_every", "resume", "wandb", "tensorboard", "cpu", "epochs",
         "max_steps", "cache_dir", "index_dir", "shard_cache", "shard_cache_gb", "on_bad_sample",
-        "checkpoint_activations",
+        "checkpoint_activations", "fsdp",
         "kernels",  # so that a run goes on whose kernel has failed
         # places: what lies there is compared itself, or stands in the checkpoint
         "data_dir", "manifest", "phase1_checkpoint", "phase2_checkpoint", "tokenizer", "vit_checkpoint",
@@ -235,6 +235,8 @@ class Phase1Settings(TrainSettings):
     checkpoint_activations: bool = False
     """Keep only the input of each Mamba-3 layer for the backward pass and compute the rest again: less memory, more
     time, the same numbers."""
+    fsdp: bool = False
+    """Share weights, gradients and optimizer state out among the processes (FSDP2), where one GPU cannot hold them."""
     tokenizer: _Path = None
     """A tokenizer.json to use; default: that of --init-y-encoder, or a byte-level BPE trained on the data's texts."""
     init_y_encoder: Folder = None

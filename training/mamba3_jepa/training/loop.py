@@ -40,6 +40,7 @@ from mamba3_jepa.training.rng import rng_state, set_rng_state
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.schedule import Position, Schedule, learning_rate
 from mamba3_jepa.training.shared_checkpoint import read_from_rank_0
+from mamba3_jepa.training.sharing import SharedOut, whole_value
 from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)
@@ -54,15 +55,11 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
         Interrupted: SIGTERM or Ctrl-C arrived; the state has been saved.
     """
     schedule = Schedule.of(task, settings)
-    objective = accelerator.prepare(task.objective)
-    optimizer = accelerator.prepare(
-        build_optimizer(objective, settings.lr or 0.0, settings.weight_decay, task.lr_scales)
-    )
-    state = _State(task, settings, run, accelerator, objective, optimizer, schedule)
+    state = _State(task, settings, run, accelerator, schedule)
     state.restore()
     with run.writer, StopSignal() as stop, ProgressReport(schedule, state.position, run.is_main) as progress:
         if state.validation_due():  # it was stopped
-            run.begin(task)
+            state.begin()
             state.settle()
         while not state.finished:
             try:
@@ -71,7 +68,7 @@ def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator)
                 state.run_out()
                 continue
             if not run.begun:  # a first step has shown that data, settings and device go together
-                run.begin(task)
+                state.begin()
             progress.advance(state.position, metrics, samples=state.n_samples)
             if state.finished or state.position.step % settings.log_every == 0:
                 state.log(metrics | state.counts() | progress.rates())
@@ -92,12 +89,13 @@ class _State:
         settings: TrainSettings,
         run: Run,
         accelerator: Accelerator,
-        objective: nn.Module,
-        optimizer: Any,
         schedule: Schedule,
     ) -> None:
         self.task, self.settings, self.run, self.accelerator = task, settings, run, accelerator
-        self.objective, self.optimizer, self.schedule = objective, optimizer, schedule
+        self.schedule = schedule
+        self.objective: nn.Module = task.objective
+        self.optimizer: Any = None  # until `restore`
+        self._shared: SharedOut | None = None
         self.position = Position()
         self.metrics: dict[str, float] = {}
         self.n_samples = 0  # of the last step, over all ranks
@@ -237,6 +235,7 @@ class _State:
             weights.append(weight)
             n_samples += len(batch)
         grad_norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)
+        grad_norm = whole_value(grad_norm)
         if self.settings.precision != "fp16":  # the fp16 scaler skips such steps by itself
             self._demand_finite("gradient norm", grad_norm)
         self.optimizer.step()
@@ -282,8 +281,21 @@ class _State:
                 "Try a lower `lr`, a longer `warmup_steps` or `precision` fp32."
             )
 
+    def begin(self) -> None:
+        """Make the run's folder."""
+        with self._whole():
+            self.run.begin(self.task)
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """For what needs all weights; all ranks enter together."""
+        return contextlib.nullcontext() if self._shared is None else self._shared.whole()
+
     def evaluate(self) -> bool:
         """Validate and log; whether the weights are the best so far."""
+        with self._whole():
+            return self._evaluate()
+
+    def _evaluate(self) -> bool:
         started = time.monotonic()
         self.objective.eval()
         try:  # never under autocast: rounding must not decide which weights are the best
@@ -320,15 +332,22 @@ class _State:
         """
         if not (best or last):
             return
-        of_ranks: dict[str, list[Any]] = {}
+        gathered: dict[str, Any] = {}
         if last:
             rng, kernels = all_gather_object(rng_state(self.accelerator.device)), all_gather_object(fused.kept())
-            of_ranks = {"rng": rng, "kernels": kernels}
-        from_rank_0(lambda: self._save(of_ranks, best=best, last=last))
+            gathered = {"optimizer": self._optimizer_state(), "rng": rng, "kernels": kernels}
+        with self._whole():
+            from_rank_0(lambda: self._save(gathered, best=best, last=last))
         if last:
             self._saved_step = self.position.step
 
-    def _save(self, of_ranks: dict[str, list[Any]], *, best: bool, last: bool) -> None:
+    def _optimizer_state(self) -> dict[str, Any]:
+        """On rank 0 all of it; all ranks call it together."""
+        if self._shared is None:
+            return self.optimizer.state_dict()
+        return self._shared.whole_state(self.optimizer.optimizer)
+
+    def _save(self, gathered: dict[str, Any], *, best: bool, last: bool) -> None:
         self._demand_logged()
         fields = {
             "phase": self.task.phase,
@@ -338,19 +357,18 @@ class _State:
             **self.task.checkpoint_fields(),
         }
         self.run.save(
-            best=fields if best else None, last=fields | {"trainer": self._trainer(of_ranks)} if last else None
+            best=fields if best else None, last=fields | {"trainer": self._trainer(gathered)} if last else None
         )
 
-    def _trainer(self, of_ranks: dict[str, list[Any]]) -> dict[str, Any]:
-        """Everything that a continuation needs beside the weights; `of_ranks`: what each rank has of its own."""
+    def _trainer(self, gathered: dict[str, Any]) -> dict[str, Any]:
+        """Everything that a continuation needs beside the weights; `gathered`: what is of all ranks."""
         return {
             "position": dataclasses.asdict(self.position),
-            "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "objective": {
                 name: parameter.detach() for name, parameter in self.task.objective.named_parameters(recurse=False)
             },
-            **of_ranks,
+            **gathered,
             "measure": self.task.measure,
             "world_size": world_size(),
             "micro_batches": self.task.micro_batches,
@@ -373,9 +391,10 @@ class _State:
             raise self._failure
 
     def restore(self) -> None:
-        """Continue where the run's last checkpoint stands, if there is one to continue."""
+        """Get ready to train: where the run's last checkpoint stands, if there is one to continue."""
         checkpoint = self.run.resumed
         if checkpoint is None or checkpoint.trainer is None:
+            self._prepare()
             return
         trainer = checkpoint.trainer
         best_score = None if trainer.get("measure") == self.task.measure else self._score_best_again()
@@ -384,7 +403,11 @@ class _State:
         with torch.no_grad():
             for name, value in trainer["objective"].items():
                 own[name].copy_(value)
-        self.optimizer.load_state_dict(trainer["optimizer"])
+        self._prepare()
+        if self._shared is None:
+            self.optimizer.load_state_dict(trainer["optimizer"])
+        else:
+            self._shared.load_whole_state(self.optimizer.optimizer, trainer["optimizer"])
         if self.accelerator.scaler is not None and trainer["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(trainer["scaler"])
         # Earlier versions did not write down when they had validated; they saved after it.
@@ -404,6 +427,18 @@ class _State:
             "continuing from step %d (epoch %d, batch %d)",
             self.position.step, self.position.epoch + 1, self.position.batch,
         )  # fmt: skip
+
+    def _prepare(self) -> None:
+        """The objective on all processes, with its first weights, and its optimizer."""
+        if self.task.shares_weights:
+            # as in evaluation, so that it is not copied to all processes: only its precision is arranged for
+            self.objective = self.accelerator.prepare_model(self.task.objective, evaluation_mode=True)
+            self._shared = SharedOut(self.objective, self.accelerator.device)
+        else:
+            self.objective = self.accelerator.prepare(self.task.objective)
+        self.optimizer = self.accelerator.prepare(
+            build_optimizer(self.objective, self.settings.lr or 0.0, self.settings.weight_decay, self.task.lr_scales)
+        )
 
     def _score_best_again(self) -> float:
         """The score of the run's best weights, for a run whose own measure is another; the model then has them."""

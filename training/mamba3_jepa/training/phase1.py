@@ -45,6 +45,7 @@ from mamba3_jepa.training.phase1_objective import Phase1Objective, in_two_passes
 from mamba3_jepa.training.pretrained_text import PretrainedText, demand_activation, pretrained_text
 from mamba3_jepa.training.run import Run
 from mamba3_jepa.training.session import build_accelerator, end_training, use_kernels
+from mamba3_jepa.training.sharing import demand_sharing
 from mamba3_jepa.training.start import (
     checkpoint_activations,
     compile_layers,
@@ -87,6 +88,8 @@ def train_phase1(
     accelerator = build_accelerator(settings)
     settings = dataclasses.replace(settings, workers=workers(settings))
     demand_whole_batches(settings)
+    if settings.fsdp:
+        demand_sharing(settings)
     config = settings.build_config()
     x_encoder = on_every_rank(lambda: _load_vit(settings))
     if x_encoder is not None:
@@ -286,6 +289,8 @@ class Phase1Task:
         """`looked`: the visual tokens of pictures, where they are kept."""
         self.model, self.config, self.data, self.settings = model, model.config, data, settings
         self.objective = self.objective_type(model, settings.temperature)
+        self.shares_weights = settings.fsdp
+        model.y_encoder.one_pass = settings.fsdp  # the ranks gather its layers equally often
         share = settings.y_encoder_lr_scale
         self.lr_scales: LrScales = [] if share in (None, 1) else [(model.y_encoder, share)]
         self._per_contrast = contrast_size(settings) // ((settings.batch_size or 1) * world_size())

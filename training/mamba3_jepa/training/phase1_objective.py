@@ -95,12 +95,13 @@ class Phase1Objective(nn.Module):
         """Loss of one batch, with the scalars worth logging."""
         model = self.model
         embedded = self.embed(batch)
+        log_temperature = self.log_temperature.reshape(())  # one that is shared out has a dimension
         look, self.look = self.look, None
         if look is None:
             keys = Keys(batch.target_hash, batch.negative_hash)
-            loss, logged = self.contrast(embedded, keys, self.log_temperature)
+            loss, logged = self.contrast(embedded, keys, log_temperature)
         else:
-            loss, logged = look.loss(batch.index, embedded, self.log_temperature), look.contrast.logged
+            loss, logged = look.loss(batch.index, embedded, log_temperature), look.contrast.logged
         logged = logged | {
             "skipped_samples": torch.tensor(len(batch.bad)),
             "truncated_texts": torch.tensor(batch.n_truncated),

@@ -53,6 +53,8 @@ class Task(Protocol):
     """Names of what the objective logs that are counts, to be added up; the others are means."""
     lr_scales: LrScales
     """Modules that learn with a share of the learning rate, and the share."""
+    shares_weights: bool
+    """Whether each process keeps only a part of the weights, gradients and optimizer state."""
     measure: str
     """Which measure, on which data, `Validation.score` is: scores are compared with those of the same one only."""
 
@@ -113,6 +115,7 @@ class KeptOutputs:
 
     counts: Sequence[str] = ()
     lr_scales: LrScales = ()
+    shares_weights = False
 
     def __init__(
         self,
