@@ -186,7 +186,7 @@ class LineTask:
     """Learns a line of three points, one in each micro-batch."""
 
     phase, micro_batches, batches_per_epoch = 1, 1, 3
-    counts, lr_scales, measure = (), (), "distance"
+    counts, lr_scales, measure, shares_weights = (), (), "distance", False
 
     def __init__(self) -> None:
         torch.manual_seed(0)
