@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_continue import assert_close, last, stop_after, train_lines
+from torch.distributed.fsdp import fully_shard
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.errors import UserError
@@ -25,6 +27,10 @@ TRAIN = [
     "--val-samples", "12", "--angn-enabled", "--max-grad-norm", "0.5", "--eval-every", "4",
 ]  # fmt: skip
 LEFT_AFTER = 3
+
+pytestmark = pytest.mark.skipif(
+    "ignored_params" not in inspect.signature(fully_shard).parameters, reason="torch 2.6 cannot share weights out"
+)
 
 
 @pytest.fixture(scope="module")
