@@ -26,7 +26,7 @@ from mamba3_jepa.evaluation import phase3_trials
 from mamba3_jepa.files.checkpoint import DataRecord, load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, TrainSettings
-from mamba3_jepa.training import loop, phase1, phase2
+from mamba3_jepa.training import phase1, phase2
 from mamba3_jepa.training.beginning import Beginning
 from mamba3_jepa.training.interrupt import Interrupted
 from mamba3_jepa.training.phase1 import Phase1Task, train_phase1
@@ -293,19 +293,26 @@ def test_data_that_runs_out_is_no_endless_loop(
     assert "epoch 1: the data gave fewer batches than one step needs" in capfd.readouterr().err
 
 
+_save = Run.save
+
+
 class _Killed(BaseException):
     """Stands in for SIGKILL."""
 
 
-def _killed(*_: object) -> None:
-    raise _Killed
+def _killed_between(run: Run, *, best: dict[str, Any] | None, last: dict[str, Any] | None) -> None:
+    """`Run.save` that is killed when the best weights are there and the last checkpoint is not."""
+    _save(run, best=best, last=None)
+    run.writer.wait()
+    if last is not None:
+        raise _Killed
 
 
-def test_killed_before_the_first_save(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_killed_before_the_first_last_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     scenes = ["--synthetic-scenes", "16", "--val-samples", "12"]
     run = command(1, {}, tmp_path / "run", *scenes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._State, "save", _killed)
+        patch.setattr(Run, "save", _killed_between)
         with pytest.raises(_Killed):
             main(run)
     assert train_lines(tmp_path / "run")
