@@ -143,7 +143,7 @@ def test_it_measures_and_the_sections_are_the_step(monkeypatch: pytest.MonkeyPat
 def test_a_step_is_that_of_training() -> None:
     """The cut backward pass gives the gradients of the whole one."""
     model, loader = step_module._model_and_data(SETTINGS)
-    batch = next(step_module._epochs(loader))
+    batch = next(step_module.epochs(loader))
     objective = Phase1Objective(model)
     objective(batch).loss.backward()
     whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

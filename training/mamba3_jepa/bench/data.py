@@ -168,15 +168,15 @@ def _loader(
     )
 
 
-def _epochs(loader: BatchLoader) -> Iterator[Batch]:
-    """Epoch after epoch, without end."""
+def epochs(loader: BatchLoader) -> Iterator[Batch]:
+    """Epoch after epoch, without end, the same whenever it is asked for."""
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         yield from loader
 
 
 def _measure_rate(name: str, workers: int, loader: BatchLoader, seconds: float) -> LoaderRate:
-    batches = _epochs(loader)
+    batches = epochs(loader)
     for _ in range(2 * workers + 1):  # the workers start, and what they prepared meanwhile is used up
         next(batches)
     n_samples, start = 0, time.perf_counter()
@@ -188,7 +188,7 @@ def _measure_rate(name: str, workers: int, loader: BatchLoader, seconds: float) 
 def _measure_wait(
     name: str, workers: int, loader: BatchLoader, steps: int, train_step: Callable[[Batch], None]
 ) -> LoopWait:
-    batches = _epochs(loader)
+    batches = epochs(loader)
     train_step(next(batches))
     n_samples, waited, start = 0, 0.0, time.perf_counter()
     for _ in range(steps):

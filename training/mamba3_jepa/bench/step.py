@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mamba3_jepa.bench.data import epochs
 from mamba3_jepa.bench.hardware import hardware, peak_memory, synchronizer, watch_memory
 from mamba3_jepa.bench.operations import counted
 from mamba3_jepa.bench.peak import Peak, arithmetic
@@ -114,7 +115,7 @@ def run_step_benchmark(settings: StepBenchmarkSettings) -> StepBenchmark:
     try:
         if settings.kept_tokens:
             _keep_tokens(model, loader, settings)
-        batches, peak = _epochs(loader), Peak(device, arithmetic(device, in_bfloat16))
+        batches, peak = epochs(loader), Peak(device, arithmetic(device, in_bfloat16))
         for _ in range(settings.warm_up):
             step(batches, _Marks(device))
         watch_memory(device)
@@ -296,13 +297,6 @@ def _model_and_data(settings: StepBenchmarkSettings) -> tuple[Mamba3Jepa, BatchL
     return Mamba3Jepa(config, tokenizer), loader
 
 
-def _epochs(loader: BatchLoader) -> Iterator[Batch]:
-    """Epoch after epoch, without end, the same whenever it is asked for."""
-    for epoch in itertools.count():
-        loader.set_epoch(epoch)
-        yield from loader
-
-
 class _KeptTokens(nn.Module):
     """In the place of the X-Encoder: gives what it has given before, from the CPU's memory."""
 
@@ -317,7 +311,7 @@ class _KeptTokens(nn.Module):
 def _keep_tokens(model: Mamba3Jepa, loader: BatchLoader, settings: StepBenchmarkSettings) -> None:
     """Let the X-Encoder see all pictures of the steps now, and none later."""
     kept = []
-    for batch in itertools.islice(_epochs(loader), settings.warm_up + settings.steps):
+    for batch in itertools.islice(epochs(loader), settings.warm_up + settings.steps):
         if len(batch.pixels):
             with autocast(model.device, settings.precision):
                 tokens = model.x_encoder(normalize(batch.pixels.to(model.device))).cpu()

@@ -29,7 +29,7 @@ from mamba3_jepa.files.folder_lock import FolderLock
 from mamba3_jepa.models.network import eval_mode
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
-from mamba3_jepa.training.frozen_key import cache_key
+from mamba3_jepa.training.frozen_key import of_outputs
 from mamba3_jepa.training.frozen_parts import Pass, all_parts
 from mamba3_jepa.training.frozen_store import Part, concatenate
 from mamba3_jepa.training.precision import autocast
@@ -192,17 +192,7 @@ def _assemble(parts: list[OutputPart], model: Mamba3Jepa, source: Source) -> Fro
 class _Pass(Pass[OutputPart]):
     """One pass of the whole frozen model."""
 
-    kind, what, setting = OutputPart, "frozen outputs", "cache_dir"
-
-    def key(self, indices: NDArray[np.int64]) -> str:
-        return cache_key(
-            self.model,
-            self.source,
-            indices,
-            on_bad_sample=self.on_bad_sample,
-            precision=self.precision,
-            part_size=self.part_size,
-        )
+    kind, what, setting, depends_on = OutputPart, "frozen outputs", "cache_dir", of_outputs
 
     @torch.no_grad()
     def _compute(self, batch: Batch) -> OutputPart:

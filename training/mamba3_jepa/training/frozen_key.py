@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,27 +35,36 @@ _CODE = ("data/*.py", "models/*.py", "training/frozen*.py")  # what reads sample
 _PACKAGES = ("torch", "numpy", "Pillow", "tokenizers", "transformers")
 
 
-def cache_key(
-    model: Mamba3Jepa,
-    source: Source,
-    indices: NDArray[np.int64],
-    *,
-    on_bad_sample: OnBadSample,
-    precision: str,
-    part_size: int,
-) -> str:
-    """Hex digest of everything the outputs depend on: weights, configuration, tokenizer, samples and their files, the
-    code, and what it runs on."""
+class Dependence(NamedTuple):
+    """What outputs are made by: what the names of the weights that count begin with, and what counts beside them."""
+
+    weights: tuple[str, ...]
+    made_with: dict[str, Any]
+
+
+def of_outputs(model: Mamba3Jepa) -> Dependence:
+    """What the outputs of the whole frozen model depend on."""
     made_with = {
         "config": {name: value for name, value in model.config.to_dict().items() if name not in _OTHER_PARTS},
         "tokenizer": blake2b(model.tokenizer.to_json().encode()).hexdigest(),
         "device": device_and_kernels(model),
     }
-    return _key(model, _FROZEN, made_with, source, indices, on_bad_sample, precision, part_size)
+    return Dependence(_FROZEN, made_with)
 
 
-def visual_key(
+def of_visual_tokens(model: Mamba3Jepa) -> Dependence:
+    """What visual tokens depend on: the X-Encoder alone, and how they are pooled."""
+    made_with = {
+        "visual_tokens": model.config.predictor.visual_pool,
+        "vision": model.config.to_dict()["vision"],
+        "device": {name: value for name, value in device_and_kernels(model).items() if name != "kernels"},
+    }
+    return Dependence(("x_encoder.",), made_with)
+
+
+def cache_key(
     model: Mamba3Jepa,
+    dependence: Dependence,
     source: Source,
     indices: NDArray[np.int64],
     *,
@@ -63,32 +72,14 @@ def visual_key(
     precision: str,
     part_size: int,
 ) -> str:
-    """The same of visual tokens, which depend on the X-Encoder alone and on how they are pooled."""
-    made_with = {
-        "visual_tokens": model.config.predictor.visual_pool,
-        "vision": model.config.to_dict()["vision"],
-        "device": {name: value for name, value in device_and_kernels(model).items() if name != "kernels"},
-    }
-    return _key(model, ("x_encoder.",), made_with, source, indices, on_bad_sample, precision, part_size)
-
-
-def _key(
-    model: Mamba3Jepa,
-    parts: tuple[str, ...],
-    made_with: dict[str, Any],
-    source: Source,
-    indices: NDArray[np.int64],
-    on_bad_sample: OnBadSample,
-    precision: str,
-    part_size: int,
-) -> str:
-    """`parts`: what the names of the weights begin with that count; `made_with`: what counts beside them."""
+    """Hex digest of everything the outputs depend on: weights and what counts beside them, samples and their files, the
+    code, and what it runs on."""
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(parts):
+        if name.startswith(dependence.weights):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(bytes_of(tensor))
-    rest = made_with | {
+    rest = dependence.made_with | {
         "format": FORMAT_VERSION,
         "source": source.fingerprint,
         "files": file_state(source, indices),

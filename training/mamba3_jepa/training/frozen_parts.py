@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic
 
@@ -32,6 +33,7 @@ from mamba3_jepa.training.distributed import (
     rank,
     world_size,
 )
+from mamba3_jepa.training.frozen_key import Dependence, cache_key
 from mamba3_jepa.training.frozen_store import P, PartError, PartStore, concatenate
 from mamba3_jepa.training.interrupt import Interrupted, StopRequested, StopSignal
 
@@ -128,16 +130,17 @@ def _mend(
         store.write(number, part)
 
 
-class Pass(Generic[P]):
+class Pass(ABC, Generic[P]):
     """One pass of the frozen model over parts of a source.
 
-    kind: what a part is; what: what they are called; setting: that which says where they are kept.
-    part_size: samples in one part.
+    kind: what a part is; what: what they are called; setting: that which says where they are kept; depends_on: what in
+    the model they are made by. part_size: samples in one part.
     """
 
     kind: type[P]
     what: ClassVar[str]
     setting: ClassVar[str]
+    depends_on: ClassVar[Callable[[Mamba3Jepa], Dependence]]
 
     def __init__(
         self,
@@ -152,15 +155,23 @@ class Pass(Generic[P]):
         self.model, self.source, self.part_size = model, source, part_size
         # Parts are whole numbers of batches, so that one loader, and its workers, can serve them all.
         self._batch_size = 1 << (min(batch_size, part_size).bit_length() - 1)
-        self._workers, self.on_bad_sample, self.precision = workers, on_bad_sample, precision
+        self._workers, self._on_bad_sample, self.precision = workers, on_bad_sample, precision
 
     def key(self, indices: NDArray[np.int64]) -> str:
         """What the parts of `indices` are kept under."""
-        raise NotImplementedError
+        return cache_key(
+            self.model,
+            type(self).depends_on(self.model),
+            self.source,
+            indices,
+            on_bad_sample=self._on_bad_sample,
+            precision=self.precision,
+            part_size=self.part_size,
+        )
 
+    @abstractmethod
     def _compute(self, batch: Batch) -> P:
         """The part of one batch."""
-        raise NotImplementedError
 
     def demand_room(self, folder: Path, n_samples: int) -> None:
         """Refuse, with a `UserError`, to keep so many samples if that cannot be done; what is small need not ask."""
@@ -187,7 +198,7 @@ class Pass(Generic[P]):
             seed=0,
             drop_last=False,
             workers=self._workers,
-            on_bad_sample=self.on_bad_sample,
+            on_bad_sample=self._on_bad_sample,
             demand_target=False,
         )
         total = sum(len(pieces[number]) for number in wanted)

@@ -28,7 +28,7 @@ from mamba3_jepa.files.folder_lock import FolderLock
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.training import Precision
 from mamba3_jepa.training.distributed import rank
-from mamba3_jepa.training.frozen_key import visual_key
+from mamba3_jepa.training.frozen_key import of_visual_tokens
 from mamba3_jepa.training.frozen_parts import Pass, all_parts
 from mamba3_jepa.training.frozen_store import Part, PartError, PartStore
 from mamba3_jepa.training.precision import autocast
@@ -112,11 +112,16 @@ def visual_tokens(
     pictures = _Pictures.of(source, indices)
     if not len(pictures.numbers):
         return None
-    shape = (model.config.visual_tokens, model.config.vision.hidden_size)
+    shape = _shape(model)
     work = _Pass(model, pictures.source, _BATCH, workers, on_bad_sample, precision, _part_size(shape))
     parts, store = all_parts(work, pictures.numbers, cache_dir, try_again)
     assert store is not None
     return VisualTokens(store, parts, pictures, shape)
+
+
+def _shape(model: Mamba3Jepa) -> tuple[int, int]:
+    """(Nv, D)."""
+    return model.config.visual_tokens, model.config.vision.hidden_size
 
 
 def _part_size(shape: tuple[int, int]) -> int:
@@ -132,21 +137,10 @@ def _bytes_of_one(shape: tuple[int, int]) -> int:
 class _Pass(Pass[VisualPart]):
     """One pass of the X-Encoder."""
 
-    kind, what, setting = VisualPart, "visual tokens", "cache_visual"
-
-    def key(self, indices: NDArray[np.int64]) -> str:
-        return visual_key(
-            self.model,
-            self.source,
-            indices,
-            on_bad_sample=self.on_bad_sample,
-            precision=self.precision,
-            part_size=self.part_size,
-        )
+    kind, what, setting, depends_on = VisualPart, "visual tokens", "cache_visual", of_visual_tokens
 
     def demand_room(self, folder: Path, n_samples: int) -> None:
-        config = self.model.config
-        each = _bytes_of_one((config.visual_tokens, config.vision.hidden_size))
+        each = _bytes_of_one(_shape(self.model))
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         size, free = n_samples * each, shutil.disk_usage(place).free
         if rank() == 0:
@@ -166,7 +160,7 @@ class _Pass(Pass[VisualPart]):
         model = self.model
         if not batch.has_image.all():
             raise UserError(f"{self.source.name}: the data has been changed since it was opened")
-        tokens = torch.empty(0, model.config.visual_tokens, model.config.vision.hidden_size)
+        tokens = torch.empty(0, *_shape(model))
         if len(batch):
             with autocast(model.device, self.precision):
                 tokens = model.look(normalize(batch.pixels.to(model.device)))[batch.picture.to(model.device)]
