@@ -78,8 +78,8 @@ fn from_wide(bytes: &[u8], size: usize, little: bool) -> Result<String, usize> {
     if is_whole { Ok(text) } else { Err(bytes.len() / size * size) }
 }
 
-/// The different lines of a file in UTF-8, or in UTF-16 with its mark, stripped, without empty ones, in their order; `what` is what a line is, for
-/// messages, such as "answer".
+/// The different lines of a file in UTF-8, or in UTF-16 with its mark, stripped, without empty ones, in their order;
+/// `what` is what a line is, for messages, such as "answer".
 ///
 /// # Errors
 /// [`Error::File`]: the file is missing, not such text, or has no line with text.

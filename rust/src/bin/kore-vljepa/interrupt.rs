@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM, and on Linux SIGHUP, which comes when a terminal is closed: the program ends at once, and neither a half-written file nor a running tool stays.
+//! Ctrl-C, SIGTERM, and on Linux SIGHUP, which comes when a terminal is closed: the program ends at once, and neither a
+//! half-written file nor a running tool stays.
 
 use std::fs;
 use std::io;
@@ -10,8 +11,8 @@ use kore_vljepa::files::abandon_writes;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// From now on each of these signals ends running tools, removes unfinished files and ends the program with 128 + its number, as
-/// shells count it.
+/// From now on each of these signals ends running tools, removes unfinished files and ends the program with 128 + its
+/// number, as shells count it.
 pub(crate) fn leave_nothing_behind() -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     if hears_hangup() {

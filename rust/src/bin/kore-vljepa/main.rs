@@ -1,7 +1,7 @@
 //! The command `kore-vljepa`: a trained model from its exported files, as `mamba3-jepa` offers it from a checkpoint.
 //!
-//! Exit status: 0 done, 1 `verify` found a difference above the bound, 2 an error of the user's, 130 after Ctrl-C, 143 after
-//! SIGTERM and 129 after SIGHUP (as shells count signals), 141 when the reader of a pipe has gone.
+//! Exit status: 0 done, 1 `verify` found a difference above the bound, 2 an error of the user's, 130 after Ctrl-C, 143
+//! after SIGTERM and 129 after SIGHUP (as shells count signals), 141 when the reader of a pipe has gone.
 
 mod agent;
 mod args;
