@@ -40,7 +40,7 @@ fn hears_hangup() -> bool {
 mod tests {
     use std::ffi::OsString;
     use std::path::Path;
-    use std::process::Command;
+    use std::process::{Child, Command};
     use std::time::{Duration, Instant};
 
     use kore_vljepa::agent::{CommandTool, Tool, ToolRequest};
@@ -50,11 +50,11 @@ mod tests {
 
     const OUTPUT: &str = "KORE_VLJEPA_INTERRUPTED_OUTPUT";
 
-    /// Each with the status that it ends the program with.
-    #[cfg(target_os = "linux")]
-    const SIGNALS: [(&str, i32); 3] = [("INT", 130), ("TERM", 143), ("HUP", 129)];
-    #[cfg(not(target_os = "linux"))]
-    const SIGNALS: [(&str, i32); 2] = [("INT", 130), ("TERM", 143)];
+    /// Each with the status that it ends the program with; SIGHUP where whoever runs the tests does not have it ignored.
+    fn signals() -> Vec<(&'static str, i32)> {
+        let hangup = hears_hangup().then_some(("HUP", 129));
+        [("INT", 130), ("TERM", 143)].into_iter().chain(hangup).collect()
+    }
 
     /// A program that writes half a file, for ever.
     fn write_half(path: OsString) {
@@ -68,20 +68,48 @@ mod tests {
         unreachable!("{written:?}");
     }
 
-    /// Runs the test `name` of this module in a program of its own, whose environment has `value` as `key`; once it is
-    /// `ready` sends it the signal, and demands that it ends as that signal says.
-    fn interrupt(name: &str, key: &str, value: &Path, ready: impl Fn() -> bool, (signal, status): (&str, i32)) {
-        let mut program = Command::new(std::env::current_exe().unwrap());
-        let itself = format!("interrupt::tests::{name}");
-        let mut running = program.args(["--exact", &itself]).env(key, value).spawn().unwrap();
+    /// The test `name` of this module as a program of its own, whose environment has `value` as `key`, behind the words of
+    /// `launcher`.
+    fn alone(launcher: &[&str], name: &str, key: &str, value: &Path) -> Command {
+        let itself = std::env::current_exe().unwrap();
+        let mut words = launcher.iter().map(OsString::from).chain([itself.into_os_string()]);
+        let mut program = Command::new(words.next().unwrap());
+        program.args(words).args(["--exact", &format!("interrupt::tests::{name}")]).env(key, value);
+        program
+    }
+
+    fn wait_until(ready: impl Fn() -> bool, running: &mut Child) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !ready() {
             assert!(Instant::now() < deadline && running.try_wait().unwrap().is_none(), "it does not get there");
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn send(signal: &str, running: &Child) {
         let sent = Command::new("kill").args([format!("-{signal}"), running.id().to_string()]).status().unwrap();
         assert!(sent.success());
-        assert_eq!(running.wait().unwrap().code(), Some(status));
+    }
+
+    /// The exit status of a program that is about to end.
+    fn ended(running: &mut Child) -> Option<i32> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            if let Some(status) = running.try_wait().unwrap() {
+                return status.code();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        running.kill().unwrap();
+        panic!("it does not end");
+    }
+
+    /// Runs the program; once it is `ready` sends it the signal, and demands that it ends as that signal says.
+    fn interrupt(mut program: Command, ready: impl Fn() -> bool, (signal, status): (&str, i32)) {
+        let mut running = program.spawn().unwrap();
+        wait_until(ready, &mut running);
+        send(signal, &running);
+        assert_eq!(ended(&mut running), Some(status));
     }
 
     #[test]
@@ -89,16 +117,35 @@ mod tests {
         if let Some(path) = std::env::var_os(OUTPUT) {
             return write_half(path);
         }
-        for signal in SIGNALS {
+        for signal in signals() {
             let folder = tempfile::tempdir().unwrap();
             let output = folder.path().join("output.npy");
             fs::write(&output, "as it was").unwrap();
             let sizes = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
             let writes = || sizes().max() >= Some(1 << 16);
-            interrupt("a_signal_takes_the_half_written_file_along", OUTPUT, &output, writes, signal);
+            interrupt(alone(&[], "a_signal_takes_the_half_written_file_along", OUTPUT, &output), writes, signal);
             assert_eq!(sizes().count(), 1, "something is left beside the output");
             assert_eq!(fs::read(&output).unwrap(), b"as it was");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_hangup_that_is_ignored_ends_nothing() {
+        if let Some(path) = std::env::var_os(OUTPUT) {
+            return write_half(path);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let as_nohup = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\""];
+        let output = folder.path().join("output.npy");
+        let mut running = alone(&as_nohup, "a_hangup_that_is_ignored_ends_nothing", OUTPUT, &output).spawn().unwrap();
+        let sizes = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+        wait_until(|| sizes().max() >= Some(1 << 16), &mut running);
+        send("HUP", &running);
+        thread::sleep(Duration::from_millis(300));
+        assert!(running.try_wait().unwrap().is_none(), "it has ended");
+        send("TERM", &running);
+        assert_eq!(ended(&mut running), Some(143));
     }
 
     const FOLDER: &str = "KORE_VLJEPA_INTERRUPTED_TOOL";
@@ -119,11 +166,11 @@ mod tests {
         if let Some(folder) = std::env::var_os(FOLDER) {
             return call_tool(folder);
         }
-        for signal in SIGNALS {
+        for signal in signals() {
             let folder = tempfile::tempdir().unwrap();
             let written = || ["a", "b"].map(|name| fs::metadata(folder.path().join(name)).map_or(0, |file| file.len()));
             let calls = || !written().contains(&0);
-            interrupt("a_signal_takes_running_tools_along", FOLDER, folder.path(), calls, signal);
+            interrupt(alone(&[], "a_signal_takes_running_tools_along", FOLDER, folder.path()), calls, signal);
             thread::sleep(Duration::from_millis(200)); // what is killed may be writing its last
             let before = written();
             thread::sleep(Duration::from_millis(300));
