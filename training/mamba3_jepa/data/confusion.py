@@ -22,7 +22,7 @@ from mamba3_jepa.config import QUERY_PROMPT
 from mamba3_jepa.contract import MEMORY_TOOL
 from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
-from mamba3_jepa.data.foreign import foreign_question, shuffled
+from mamba3_jepa.data.foreign import foreign_question, foreign_text, shuffled
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.lesson import Lesson
 from mamba3_jepa.data.plain_text import plain_text
@@ -41,6 +41,7 @@ _REMEMBERED = (_MISMATCHED, _UNANSWERABLE, _IMAGELESS)  # what a memory of the s
 
 _SOME = 64  # samples that show which tools a kind needs
 _OTHERS = 20  # samples looked at for something that is known elsewhere
+_SAID = 2  # of what answers a question that a foreign one took the place of
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
 
@@ -164,8 +165,8 @@ class ConfusionSource:
         return sample
 
     def lessons(self, i: int, sample: Sample | None = None) -> list[Lesson]:
-        """What one could be told about sample i. Scenes make it up. Other data has its own knowledge, the answer, a
-        caption of the same image with the answer in it, and what is known of another sample; nothing without an answer.
+        """What one could be told about sample i, by those who know of it, and something that has nothing to do with
+        the data. What would answer a foreign question's own tells nothing of that.
 
         Args:
             sample: sample i, where it has been read.
@@ -173,9 +174,18 @@ class ConfusionSource:
         Raises:
             BadSampleError: a sample cannot be read.
         """
+        dice = stable_hash(f"foreign text/{self._seed}/{int(self._base[i])}/{int(self.kinds[i])}")
+        nothing = Lesson(foreign_text(dice), None, "irrelevant")
         if self.kinds[i] == _FOREIGN:
-            return []
-        sample = self.sample(i) if sample is None else sample
+            own = self._lessons(i, self._source.sample(int(self._base[i])))
+            said = [lesson for lesson in own if isinstance(lesson.knowledge, str)]
+            return [*(Lesson(lesson.knowledge, None, "irrelevant") for lesson in said[:_SAID]), nothing]
+        lessons = self._lessons(i, self.sample(i) if sample is None else sample)
+        return [*lessons, nothing] if lessons else []
+
+    def _lessons(self, i: int, sample: Sample) -> list[Lesson]:
+        """Scenes make it up. Other data has its own knowledge, the answer, a caption of the same image with the answer in
+        it, and what is known of another sample; nothing without an answer."""
         if sample.lessons is not None:
             return sample.lessons()
         if sample.target is None:

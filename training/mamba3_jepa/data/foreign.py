@@ -1,4 +1,5 @@
-"""Questions that have nothing to do with the data: of other topics, in other languages, garbled; and shuffled ones.
+"""Questions and other texts that have nothing to do with the data: of other topics, in other languages, garbled; and
+shuffled questions.
 
 Made from the word lists below and by shuffling; nothing is fetched.
 """
@@ -37,6 +38,7 @@ _LISTS = [
     _WORDS["english"].split() + _TOPICS,
     *(words.split() for name, words in _WORDS.items() if name not in ("english", "topics")),
 ]
+_LARGE = """four five six seven eight nine ten eleven twelve twenty thirty fifty hundred thousand zero""".split()
 _ALPHABET = list(string.ascii_lowercase)
 
 
@@ -62,6 +64,28 @@ def foreign_question(question: str, seed: int, things: Collection[str] = ()) -> 
         if plain_text(garbled) != plain_text(question):
             return garbled
     return _words(dice) if way % 2 == 0 else _letters(dice)
+
+
+def foreign_text(seed: int) -> str:
+    """What somebody could say, or a tool print, that answers no question about a picture; `seed`, not negative, decides
+    everything random.
+
+    In equal shares words of one of the languages, as a sentence or not, letters that are no words, a number in words or
+    digits, marks, and what programs print: markup, a record, an error.
+    """
+    dice = np.random.default_rng(seed)
+    words = _LISTS[int(dice.integers(len(_LISTS)))]
+    some = " ".join(map(str, dice.choice(words, dice.integers(1, 9))))
+    number = int(dice.integers(-999, 9999))
+    made = (
+        some,
+        some.capitalize() + ".",
+        _letters(dice),
+        str(dice.choice([str(number), f"{number / 100:.2f}", str(dice.choice(_LARGE))])),
+        str(dice.choice(list("?!.-_*#"))) * int(dice.integers(1, 5)),
+        str(dice.choice([f"<p>{some}</p>", f'{{"{some}": {number}}}', f"error {abs(number)}: {some}", f"{some}: {number}"])),
+    )
+    return made[int(dice.integers(len(made)))]
 
 
 def shuffled(question: str, seed: int) -> str:
