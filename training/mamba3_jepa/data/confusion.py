@@ -41,7 +41,8 @@ _REMEMBERED = (_MISMATCHED, _UNANSWERABLE, _IMAGELESS)  # what a memory of the s
 
 _SOME = 64  # samples that show which tools a kind needs
 _OTHERS = 20  # samples looked at for something that is known elsewhere
-_SAID = 2  # of what answers a question that a foreign one took the place of
+_SAID = 2  # of what is known of the sample whose question a foreign one took the place of
+_TEXTS = 4096  # different ones that have nothing to do with the data: each is embedded
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
 
@@ -165,8 +166,8 @@ class ConfusionSource:
         return sample
 
     def lessons(self, i: int, sample: Sample | None = None) -> list[Lesson]:
-        """What one could be told about sample i, by those who know of it, and something that has nothing to do with
-        the data. What would answer a foreign question's own tells nothing of that.
+        """What one could be told about sample i: what is known of it, and something that has nothing to do with the
+        data. To a foreign question both tell nothing; of what cannot be asked, there is nothing to tell.
 
         Args:
             sample: sample i, where it has been read.
@@ -174,18 +175,22 @@ class ConfusionSource:
         Raises:
             BadSampleError: a sample cannot be read.
         """
-        dice = stable_hash(f"foreign text/{self._seed}/{int(self._base[i])}/{int(self.kinds[i])}")
-        nothing = Lesson(foreign_text(dice), None, "irrelevant")
+        sample = self.sample(i) if sample is None else sample
+        seed = stable_hash(f"foreign text/{self._seed}/{int(self._base[i])}/{int(self.kinds[i])}")
         if self.kinds[i] == _FOREIGN:
-            own = self._lessons(i, self._source.sample(int(self._base[i])))
-            said = [lesson for lesson in own if isinstance(lesson.knowledge, str)]
-            return [*(Lesson(lesson.knowledge, None, "irrelevant") for lesson in said[:_SAID]), nothing]
-        lessons = self._lessons(i, self.sample(i) if sample is None else sample)
-        return [*lessons, nothing] if lessons else []
+            known = self._known(i, self._source.sample(int(self._base[i])))
+            told = [lesson.knowledge for lesson in known if isinstance(lesson.knowledge, str)]
+            some = [told[(seed + n) % len(told)] for n in range(min(_SAID, len(told)))]
+            return [Lesson(text, None, "irrelevant") for text in (*some, foreign_text(seed, sample.question or ""))]
+        known, nothing = self._known(i, sample), foreign_text(seed % _TEXTS)
+        said = f" {_words_of(nothing)} "
+        if not known or any(f" {plain_text(lesson.answer or '')} " in said for lesson in known):
+            return known
+        return [*known, Lesson(nothing, None, "irrelevant")]
 
-    def _lessons(self, i: int, sample: Sample) -> list[Lesson]:
-        """Scenes make it up. Other data has its own knowledge, the answer, a caption of the same image with the answer in
-        it, and what is known of another sample; nothing without an answer."""
+    def _known(self, i: int, sample: Sample) -> list[Lesson]:
+        """Scenes make it up. Other data has its own knowledge, the answer, a caption of the same image with the answer
+        in it, and what is known of another sample; nothing without an answer."""
         if sample.lessons is not None:
             return sample.lessons()
         if sample.target is None:

@@ -38,7 +38,11 @@ _LISTS = [
     _WORDS["english"].split() + _TOPICS,
     *(words.split() for name, words in _WORDS.items() if name not in ("english", "topics")),
 ]
-_LARGE = """four five six seven eight nine ten eleven twelve twenty thirty fifty hundred thousand zero""".split()
+_LARGE = ["zero", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", "hundred", "thousand"]
+_SENTENCES = (
+    "The {} is a {}.", "the {} of the {}", "My {} has no {} today.", "A {} and a {} were seen.", "the {} costs two {}",
+    "{} {} not found", "There is no {} in the {}.", "I do not know the {}.", "No {} here, only {}.",
+)  # fmt: skip
 _ALPHABET = list(string.ascii_lowercase)
 
 
@@ -66,24 +70,27 @@ def foreign_question(question: str, seed: int, things: Collection[str] = ()) -> 
     return _words(dice) if way % 2 == 0 else _letters(dice)
 
 
-def foreign_text(seed: int) -> str:
+def foreign_text(seed: int, question: str = "") -> str:
     """What somebody could say, or a tool print, that answers no question about a picture; `seed`, not negative, decides
     everything random.
 
-    In equal shares words of one of the languages, as a sentence or not, letters that are no words, a number in words or
-    digits, marks, and what programs print: markup, a record, an error.
+    In equal shares words of one of the languages, a sentence with them, letters that are no words, a number in words or
+    digits, marks, what programs print (markup, a record, an error), and, where there is one, words of `question` with
+    others.
     """
     dice = np.random.default_rng(seed)
     words = _LISTS[int(dice.integers(len(_LISTS)))]
-    some = " ".join(map(str, dice.choice(words, dice.integers(1, 9))))
-    number = int(dice.integers(-999, 9999))
+    some = " ".join(map(str, dice.choice(words, dice.integers(1, 7))))
+    number = int(dice.integers(-99, 9999))
+    asked = question.rstrip("?").split()
     made = (
         some,
-        some.capitalize() + ".",
+        str(dice.choice(_SENTENCES)).format(*map(str, dice.choice(_TOPICS, 2))),
         _letters(dice),
         str(dice.choice([str(number), f"{number / 100:.2f}", str(dice.choice(_LARGE))])),
-        str(dice.choice(list("?!.-_*#"))) * int(dice.integers(1, 5)),
-        str(dice.choice([f"<p>{some}</p>", f'{{"{some}": {number}}}', f"error {abs(number)}: {some}", f"{some}: {number}"])),
+        str(dice.choice(list(".?!-_*#/"))) * int(dice.integers(1, 5)),
+        str(dice.choice([f"<p>{some}</p>", f'{{"{some}": {number}}}', f"error {abs(number)}: {some}", some.upper()])),
+        f"{' '.join(asked[-int(dice.integers(1, 1 + len(asked))) :])} {some}" if asked else some,
     )
     return made[int(dice.integers(len(made)))]
 
