@@ -65,6 +65,8 @@ pub enum Signal {
     State,
     /// The decoder's doubt in its own answer: had it been sure, the model would not count as confused.
     Answer,
+    /// Only the turns before, where those with a question are judged together.
+    Before,
 }
 
 /// h' = h + W k: knowledge added to the pooled state.
@@ -206,7 +208,7 @@ impl ConfusionMonitor {
         Ok(score)
     }
 
-    /// Moving average of the scores over the turns of a conversation; with `previous` `None` the score starts it.
+    /// Moving average of the scores over the turns of a question; with `previous` `None` the score starts it.
     pub fn smooth(&self, score: f32, previous: Option<f32>) -> f32 {
         previous.map_or(score, |previous| self.ema_decay * previous + (1.0 - self.ema_decay) * score)
     }

@@ -183,7 +183,7 @@ class RecursionConfig:
     knowledge_dim: int | None = Field(default=None, gt=0, le=LARGEST_SIZE)
     """Length of a knowledge vector; None: `embed_dim`, what the Y-Encoder gives."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
-    """How much of the smoothed confusion score stays when the next state is observed."""
+    """How much of the smoothed confusion score of a question stays when it is asked again."""
     hears_answer: bool = False
     """Whether the monitor is told how improbable the Y-Decoder found its own answer, beside the pooled state."""
     injector_sees_state: bool = False

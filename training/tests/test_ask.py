@@ -128,9 +128,13 @@ def test_turns_alone_and_together_agree(model: Mamba3Jepa, images: dict[str, Pat
         assert alone.smoothed_confusion == pytest.approx(expected.smoothed_confusion, rel=1e-5)
 
 
-def test_confusion_is_smoothed_over_the_turns(model: Mamba3Jepa, images: dict[str, Path]) -> None:
+def test_confusion_is_smoothed_over_the_turns_with_a_question(model: Mamba3Jepa, images: dict[str, Path]) -> None:
     answerer = Answerer(model, smooth=True)
-    first, second = (answerer.ask(images[name], QUESTIONS[0]) for name in ("red", "white"))
+    first, between, second = (
+        answerer.ask(images[name], question)
+        for name, question in (("red", QUESTIONS[0]), ("red", QUESTIONS[1]), ("white", QUESTIONS[0]))
+    )
+    assert between.smoothed_confusion == between.confusion != first.confusion
     assert first.confusion is not None
     assert second.confusion is not None
     assert first.smoothed_confusion == first.confusion
@@ -143,6 +147,9 @@ def test_confusion_is_smoothed_over_the_turns(model: Mamba3Jepa, images: dict[st
         answerer = Answerer(model, smooth=smooth)
         _, answer = answerer.ask_many([images["red"], images["white"]], [QUESTIONS[0]] * 2)
         assert answer.confused == (judged > (average + second.confusion) / 2)
+        is_before = judged > (average + second.confusion) / 2 > second.confusion
+        assert (answer.signal == "before") == is_before
+        assert (answer.signal is None) == (not answer.confused)
     answerer.reset()
     assert answerer.ask(images["white"], QUESTIONS[0]).smoothed_confusion == pytest.approx(second.confusion, rel=1e-6)
 

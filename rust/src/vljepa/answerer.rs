@@ -5,6 +5,7 @@
 mod turn;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 pub use turn::Turn;
 
@@ -32,7 +33,7 @@ pub struct Answer {
     pub confidence: f64,
     /// P(confused) at this question; `None` without recursion.
     pub confusion: Option<f32>,
-    /// Its moving average over the turns so far; `None` without recursion.
+    /// Its moving average over the turns with this question so far; `None` without recursion.
     pub smoothed_confusion: Option<f32>,
     /// The score from which on the model counts as confused, which travels with it; `None` without recursion.
     pub threshold: Option<f32>,
@@ -89,8 +90,8 @@ pub struct AnswererOptions {
     pub known_answers: Option<Vec<String>>,
     /// How to choose the tokens.
     pub generation: GenerationConfig,
-    /// The turns belong together, as the frames of a film do: judge confusion by its moving average. Otherwise each
-    /// question is judged by itself, which is what the threshold was chosen for.
+    /// Turns with the same question belong together, as of the frames of a film: judge confusion by its moving average
+    /// over them. Otherwise each turn is judged by itself, which is what the threshold was chosen for.
     pub smooth: bool,
     /// How many known answers to name.
     pub top: usize,
@@ -142,7 +143,7 @@ pub struct Answerer<'m> {
     /// Looks things up in the memory of the options.
     recall: Option<Recall>,
     observed: Vec<Observation>,
-    smoothed: Option<f32>,
+    smoothed: HashMap<String, f32>, // by question
     turns: u64,
 }
 
@@ -193,7 +194,7 @@ impl Mamba3Jepa {
             known_embeddings,
             recall,
             observed: Vec::new(),
-            smoothed: None,
+            smoothed: HashMap::new(),
             turns: 0,
         })
     }
@@ -261,7 +262,7 @@ impl Mamba3Jepa {
 impl Answerer<'_> {
     /// Forgets the turns so far: the next question starts a new conversation.
     pub fn reset(&mut self) {
-        (self.smoothed, self.turns) = (None, 0);
+        (self.smoothed, self.turns) = (HashMap::new(), 0);
     }
 
     /// What the model made of the last turns, before anything was injected.
@@ -315,7 +316,7 @@ impl Answerer<'_> {
         let vector = knowledge.map(|knowledge| self.model.knowledge_vector(knowledge)).transpose()?;
         let mut observations = self.model.look(samples, progress)?;
         self.observed.clone_from(&observations);
-        let (mut answers, smoothed) = self.judge(&observations)?;
+        let (mut answers, smoothed) = self.judge(samples, &observations)?;
         for (answer, sample) in answers.iter_mut().zip(samples) {
             answer.warnings = self.model.warnings(sample.question)?;
         }
@@ -340,27 +341,34 @@ impl Answerer<'_> {
         for (answer, observation) in answers.iter_mut().zip(&observations) {
             answer.nearest = self.nearest(&observation.embedding);
         }
-        self.smoothed = smoothed;
+        self.smoothed.extend(smoothed);
         self.turns = self.turns.saturating_add(answers.len() as u64);
         Ok(answers)
     }
 
-    /// Answers that hold only how confused the model is, and the moving average after them.
-    fn judge(&self, observations: &[Observation]) -> Result<(Vec<Answer>, Option<f32>), Error> {
+    /// Answers that hold only how confused the model is, and the moving averages of these questions after them.
+    fn judge(
+        &self,
+        samples: &[Sample<'_>],
+        observations: &[Observation],
+    ) -> Result<(Vec<Answer>, HashMap<String, f32>), Error> {
         let pooled: Vec<&[f32]> = observations.iter().map(|observation| &observation.pooled[..]).collect();
-        let mut smoothed = self.smoothed;
+        let mut smoothed = HashMap::new();
         let mut answers = vec![Answer::default(); observations.len()];
         let Some(Recursion { confusion_probe, .. }) = &self.model.recursion else { return Ok((answers, smoothed)) };
-        for (answer, confusion) in answers.iter_mut().zip(self.model.judge(&embeddings_of(observations), &pooled)?) {
+        let confusions = self.model.judge(&embeddings_of(observations), &pooled)?;
+        for ((answer, sample), confusion) in answers.iter_mut().zip(samples).zip(confusions) {
             let Some(confusion) = confusion else { continue };
-            let average = confusion_probe.smooth(confusion.score, smoothed);
-            smoothed = Some(average);
+            let question = sample.question.unwrap_or(&self.model.config().query_prompt);
+            let before = smoothed.get(question).or_else(|| self.smoothed.get(question)).copied();
+            let average = confusion_probe.smooth(confusion.score, before);
+            smoothed.insert(question.to_owned(), average);
             let judged = if self.options.smooth { Confusion { score: average, ..confusion } } else { confusion };
             answer.confusion = Some(confusion.score);
-            answer.smoothed_confusion = smoothed;
+            answer.smoothed_confusion = Some(average);
             answer.threshold = Some(confusion.threshold);
             answer.confused = Some(judged.is_confused());
-            answer.signal = judged.signal();
+            answer.signal = judged.is_confused().then(|| confusion.signal().unwrap_or(Signal::Before));
         }
         Ok((answers, smoothed))
     }

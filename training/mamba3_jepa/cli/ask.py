@@ -141,6 +141,7 @@ def _values(question: str, answer: Answer, remembered: str | None) -> dict[str, 
 _WHY: dict[Signal, str] = {
     "state": "this picture and question are not like those it knows",
     "answer": "the decoder hesitates over its answer",
+    "before": "this question was confusing in the turns before",
 }
 
 
@@ -160,7 +161,7 @@ def _panel(question: str, answer: Answer, *, smooth: bool, looked_up: bool, give
     facts.add_row(Text("confidence", style="dim"), f"{answer.confidence:.3f}")
     if answer.confusion is not None and answer.smoothed_confusion is not None:
         smoothed = answer.smoothed_confusion
-        average = "" if smoothed == answer.confusion else f", {smoothed:.3f} over the turns so far"
+        average = "" if smoothed == answer.confusion else f", {smoothed:.3f} over the turns with this question"
         verdict = "confused" if answer.confused else "not confused"
         facts.add_row(Text("confusion", style="dim"), f"{answer.confusion:.3f}{average} ({verdict})")
         used = "not used"

@@ -8,7 +8,7 @@ from mamba3_jepa.cli.flags import with_flags
 from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.cli.recursion_tables import recursion_tables
 from mamba3_jepa.evaluation.benchmarks import BenchmarkReport, Scores
-from mamba3_jepa.evaluation.evaluate import EvaluationReport, evaluate_checkpoint, results
+from mamba3_jepa.evaluation.evaluate import AnswersReport, evaluate_checkpoint, results
 from mamba3_jepa.evaluation.swaps import SwapReport
 from mamba3_jepa.settings.inference import EvaluateSettings
 
@@ -25,26 +25,35 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     if settings.json:
         write_out(results(settings, report))
         return
-    numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
-    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "answer_accuracy_", "swap_"))}
-    in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}
-    rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables]
     say(report.data)
     if report.note is not None:
         say(with_flags(report.note))
-    show(table(("metric", "value"), rows))
+    if report.answers is not None:
+        _show_answers(report.answers)
+    if report.recursion is not None:
+        for each in recursion_tables(report.recursion):
+            show(table(*each))
+
+
+def _show_answers(report: AnswersReport) -> None:
+    numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
+    in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "answer_accuracy_", "swap_"))}
+    in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}
+    show(
+        table(
+            ("metric", "value"),
+            [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables],
+        )
+    )
     if report.nearest.by_type:
         show(table(*_types(report)))
     if report.validation.swaps is not None:
         show(table(*_swaps(report.validation.swaps)))
     for benchmark in report.benchmarks:
         show(table(*_benchmark(benchmark)))
-    if report.recursion is not None:
-        for each in recursion_tables(report.recursion):
-            show(table(*each))
 
 
-def _types(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
+def _types(report: AnswersReport) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: the answers by question type."""
     shares = ["nearest", "generated"] if report.generated is not None else ["nearest"]
     shown = list(report.by_type().items())

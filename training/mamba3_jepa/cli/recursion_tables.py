@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from mamba3_jepa.evaluation.belief import BeliefReport
 from mamba3_jepa.evaluation.episode_recall import MEMORY_EPISODES, EpisodeFloor
 from mamba3_jepa.evaluation.injection import SteadinessReport
 from mamba3_jepa.evaluation.memory_trial import MemoryReport
@@ -25,6 +26,8 @@ def recursion_tables(report: RecursionReport) -> Iterator[Table]:
         yield _wrong_answers(report.trials.as_it_is, "wrong among {:,} of what is not spoilt")
     if report.trials.injection is not None:
         yield _forms(report)
+    if report.trials.belief is not None and report.trials.belief.forms:
+        yield _belief(report.trials.belief)
     if report.trials.steadiness is not None:
         yield _kept(report.trials.steadiness)
     if report.memory is not None:
@@ -53,6 +56,11 @@ def _wrong_answers(selective: Mapping[str, SelectiveReport], title: str) -> Tabl
 def _forms(report: RecursionReport) -> Table:
     rows = [[form, *(_share(value) for value in vars(rates).values())] for form, rates in report.by_form().items()]
     return ["told to confused samples", "right before", "right after", "right after wrong knowledge"], rows
+
+
+def _belief(report: BeliefReport) -> Table:
+    rows = [[form, f"{told:,}", _share(share)] for form, (told, share) in report.forms.items()]
+    return ["told to samples judged confused", "told", "sure afterwards"], rows
 
 
 def _kept(report: SteadinessReport) -> Table:

@@ -181,12 +181,13 @@ class ConfusionSource:
             known = self._known(i, self._source.sample(int(self._base[i])))
             told = [lesson.knowledge for lesson in known if isinstance(lesson.knowledge, str)]
             some = [told[(seed + n) % len(told)] for n in range(min(_SAID, len(told)))]
-            return [Lesson(text, None, "irrelevant") for text in (*some, foreign_text(seed, sample.question or ""))]
+            foreign = Lesson(foreign_text(seed, sample.question or ""), None, "foreign")
+            return [*(Lesson(text, None, "irrelevant") for text in some), foreign]
         known, nothing = self._known(i, sample), foreign_text(seed % _TEXTS)
         said = f" {_words_of(nothing)} "
         if not known or any(f" {plain_text(lesson.answer or '')} " in said for lesson in known):
             return known
-        return [*known, Lesson(nothing, None, "irrelevant")]
+        return [*known, Lesson(nothing, None, "foreign")]
 
     def _known(self, i: int, sample: Sample) -> list[Lesson]:
         """Scenes make it up. Other data has its own knowledge, the answer, a caption of the same image with the answer

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mamba3_jepa.data.content import content_of
 from mamba3_jepa.data.left_out import LeftOut
 from mamba3_jepa.data.loader import build_loader
@@ -47,19 +50,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationReport:
-    """Everything one evaluation measured.
+class AnswersReport:
+    """What was measured of the samples that the model should answer.
 
-    split, note: see `MeasuredData`. n_skipped: bad samples that were left out.
     generated: of the generated texts, None without; unfinished: the share of them that met the limit instead of
     ending; empty: the share that says nothing. nearest: of the nearest texts instead; choice: what questions were
-    answered with there, None without questions. recursion: None of a model without it.
+    answered with there, None without questions.
     """
 
-    data: str
-    split: MeasuredSplit
-    note: str | None
-    n_skipped: int
     validation: ValidationReport
     nearest: AnswerMetrics
     generated: AnswerMetrics | None
@@ -68,7 +66,6 @@ class EvaluationReport:
     choice: AnswerChoice | None
     zero_shot: ZeroShotReport | None
     benchmarks: list[BenchmarkReport]
-    recursion: RecursionReport | None
 
     def metrics(self, prefix: str = "test") -> dict[str, float]:
         """Flat numbers: those of `ValidationReport` and `AnswerMetrics`, and with the prefix `test`:
@@ -107,6 +104,22 @@ class EvaluationReport:
         return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Everything one evaluation measured.
+
+    split, note: see `MeasuredData`. n_skipped: bad samples that were left out. answers: None where all samples are
+    labelled as confused. recursion: None of a model without it.
+    """
+
+    data: str
+    split: MeasuredSplit
+    note: str | None
+    n_skipped: int
+    answers: AnswersReport | None
+    recursion: RecursionReport | None
+
+
 def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     """Run the model over the data and write what was asked for.
 
@@ -131,12 +144,25 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     listed = () if settings.foreign_questions is None else read_lines(settings.foreign_questions, "question")
     if model.y_decoder is not None:
         settings.generation.demand_choice(model.config.vocab_size)
-    data = open_measured(settings, checkpoint)
+    measures_recursion = _measures_recursion(model, settings)
+    data = open_measured(settings, checkpoint, measures_recursion)
     source, indices = data.source, data.indices
     if len(indices) > settings.samples:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
                        len(indices))  # fmt: skip
     indices = some_of(source, indices, settings.samples)
+    if not len(indices):
+        _demand_nothing_of_answers(settings, source)
+        report = EvaluationReport(
+            data=source.name,
+            split=data.split,
+            note=data.note,
+            n_skipped=0,
+            answers=None,
+            recursion=_recursion(model, data, None, checkpoint, settings, listed),
+        )
+        _write_numbers(settings, report)
+        return report
     if not source.synthetic:
         phases = checkpoint.data.of_phases(checkpoint.phase)
         warn_of_seen(phases, content_of(source, indices).keys, same_split_as=data.held_out_of)
@@ -161,13 +187,20 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         demand_finite(embeddings, model, f"the {what} embedding of sample", collected.index.tolist())
     found = read_annotations(source, collected.index.tolist())
     choice = answer_choice(model, collected, found, checkpoint.data.answers, settings)
-    recursion = _recursion(model, data, collected, checkpoint, settings, listed)
-    report, answers = _measure(model, collected, found, data, choice, settings, labels, templates, recursion)
-    for warning in report.validation.warnings:
+    seen = collected.index.numpy()
+    recursion = _recursion(model, data, seen, checkpoint, settings, listed) if measures_recursion else None
+    measured, answers = _measure(model, collected, found, data, choice, settings, labels, templates)
+    report = EvaluationReport(
+        data=source.name,
+        split=data.split,
+        note=data.note,
+        n_skipped=len(collected.bad),
+        answers=measured,
+        recursion=recursion,
+    )
+    for warning in measured.validation.warnings:
         logger.warning(warning)
-    _write(settings, report, collected, answers, source)
-    if settings.predictions is not None:
-        write_predictions(answers, found, settings.predictions)
+    _write(settings, report, measured, collected, answers, found, source)
     return report
 
 
@@ -175,15 +208,33 @@ def results(settings: EvaluateSettings, report: EvaluationReport) -> dict[str, A
     """All that was measured, ready for JSON."""
     values: dict[str, Any] = {"checkpoint": path_text(settings.checkpoint), "data": report.data}
     values |= {"split": report.split, "note": report.note}
-    values["answers_from"] = None if report.choice is None else report.choice.origin
+    answers = report.answers
+    values["answers_from"] = None if answers is None or answers.choice is None else answers.choice.origin
     values["skipped_samples"] = report.n_skipped
-    values |= report.metrics() | {"by_type": report.by_type()}
-    if report.validation.swaps is not None:
-        values["swaps"] = report.validation.swaps.rows()
-    values["benchmarks"] = {each.benchmark: each.as_json() for each in report.benchmarks}
+    if answers is not None:
+        values |= answers.metrics() | {"by_type": answers.by_type()}
+        if answers.validation.swaps is not None:
+            values["swaps"] = answers.validation.swaps.rows()
+        values["benchmarks"] = {each.benchmark: each.as_json() for each in answers.benchmarks}
     if report.recursion is not None:
         values["recursion"] = report.recursion.as_json()
     return values
+
+
+def _measures_recursion(model: Mamba3Jepa, settings: EvaluateSettings) -> bool:
+    has_both = model.recursion is not None and model.y_decoder is not None
+    return has_both and not settings.skip_recursion and not settings.skip_generation
+
+
+def _demand_nothing_of_answers(settings: EvaluateSettings, source: Source) -> None:
+    """Where every sample is labelled as confused, the right answers are none of the model's."""
+    for name in ("labels", "benchmark", "predictions", "contact_sheet", "answer_sheet", "answers_plot"):
+        if getattr(settings, name) is not None:
+            raise UserError(
+                f"`{name}` is about what the model should answer, but all {len(source)} samples of {source.name} are "
+                "labelled as confused: leave it out"
+            )
+    logger.warning("%s: all %d samples are labelled as confused: only that is measured", source.name, len(source))
 
 
 def _measure(
@@ -195,16 +246,11 @@ def _measure(
     settings: EvaluateSettings,
     labels: Sequence[str] | None,
     templates: Sequence[str],
-    recursion: RecursionReport | None,
-) -> tuple[EvaluationReport, Answers]:
+) -> tuple[AnswersReport, Answers]:
     """All measures of what the model made of some samples, and the answers themselves."""
     gallery = None if choice is None else choice.gallery
     answers, unfinished = _answers(model, collected, found, gallery, settings)
-    report = EvaluationReport(
-        data=data.source.name,
-        split=data.split,
-        note=data.note,
-        n_skipped=len(collected.bad),
+    report = AnswersReport(
         validation=evaluate(collected, gallery, captions=_captions(model, found)),
         nearest=answers.nearest_metrics(),
         generated=None if unfinished is None else answers.metrics(),
@@ -213,7 +259,6 @@ def _measure(
         choice=choice,
         zero_shot=None if labels is None else _zero_shot(model, collected, labels, templates, settings),
         benchmarks=_benchmarks(answers, found, data.source, settings.benchmark),
-        recursion=recursion,
     )
     return report, answers
 
@@ -221,14 +266,12 @@ def _measure(
 def _recursion(
     model: Mamba3Jepa,
     data: MeasuredData,
-    collected: Collected,
+    pictures: NDArray[np.int64] | None,
     checkpoint: Checkpoint,
     settings: EvaluateSettings,
     listed: Sequence[str],
-) -> RecursionReport | None:
-    """What phase 3 is for; None without it, or where it is to be left out."""
-    if model.recursion is None or model.y_decoder is None or settings.skip_recursion or settings.skip_generation:
-        return None
+) -> RecursionReport:
+    """What phase 3 is for; pictures: see `measure_recursion`."""
     return measure_recursion(
         model,
         data.source,
@@ -237,7 +280,7 @@ def _recursion(
         kinds=settings.confusion_kinds,
         samples=settings.samples,
         listed=listed,
-        pictures=collected.index.numpy(),
+        pictures=pictures,
         batch_size=settings.batch_size,
         workers=settings.workers,
         on_bad_sample=settings.on_bad_sample,
@@ -323,21 +366,34 @@ def _answers(
 
 
 def _write(
-    settings: EvaluateSettings, report: EvaluationReport, collected: Collected, answers: Answers, source: Source
+    settings: EvaluateSettings,
+    report: EvaluationReport,
+    measured: AnswersReport,
+    collected: Collected,
+    answers: Answers,
+    found: Sequence[Annotation],
+    source: Source,
 ) -> None:
     """The files that were asked for."""
-    nearest = report.nearest.by_type
+    nearest = measured.nearest.by_type
     if settings.answers_plot is not None and not nearest:
         raise UserError(f"`answers_plot`: {report.data} has no questions to draw")
-    if settings.output is not None:
-        write_json(settings.output, results(settings, report))
-    if settings.recursion_plots is not None and report.recursion is not None:
-        report.recursion.trials.plot(settings.recursion_plots)
+    _write_numbers(settings, report)
     if settings.contact_sheet is not None:
-        gallery = None if report.choice is None else report.choice.gallery
+        gallery = None if measured.choice is None else measured.choice.gallery
         write_contact_sheet(collected, source, settings.contact_sheet, gallery)
     if settings.answer_sheet is not None:
         write_answer_sheet(answers, source, settings.answer_sheet)
     if settings.answers_plot is not None:
-        generated = None if report.generated is None else report.generated.by_type
+        generated = None if measured.generated is None else measured.generated.by_type
         plot_answers_by_type(settings.answers_plot, generated=generated, nearest=nearest)
+    if settings.predictions is not None:
+        write_predictions(answers, found, settings.predictions)
+
+
+def _write_numbers(settings: EvaluateSettings, report: EvaluationReport) -> None:
+    """And the pictures of them."""
+    if settings.output is not None:
+        write_json(settings.output, results(settings, report))
+    if settings.recursion_plots is not None and report.recursion is not None:
+        report.recursion.trials.plot(settings.recursion_plots)

@@ -29,9 +29,9 @@ class MeasuredData:
     """What is measured.
 
     split: of scenes which; of a data directory "val", the held-out part, or "manifest", the one that was named.
-    confusion_indices: what confusion is measured on: those and samples with a `confused` label, but none that phase 3
-    learned from. note: why the numbers may look too good, if they may. held_out_of: fingerprint of the data of which it
-    is the held-out part.
+    indices: what should be answered; none where all samples are labelled as confused. confusion_indices: what confusion
+    is measured on: those and samples with a `confused` label, but none that phase 3 learned from. note: why the numbers
+    may look too good, if they may. held_out_of: fingerprint of the data of which it is the held-out part.
     """
 
     source: Source
@@ -42,8 +42,11 @@ class MeasuredData:
     held_out_of: str | None = None
 
 
-def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> MeasuredData:
+def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint, measures_confusion: bool) -> MeasuredData:
     """What was held out is what the checkpoint's own run held out.
+
+    Args:
+        measures_confusion: a manifest may hold nothing but samples that are labelled as confused.
 
     Raises:
         UserError: the data cannot be used, or there is none in the folder.
@@ -57,8 +60,9 @@ def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint) -> Measure
     if settings.manifest is not None:
         source = open_source(settings.data_dir, manifest=settings.manifest, on_bad_sample=settings.on_bad_sample)
         assert source is not None  # a named manifest is opened or is an error
-        indices = usable(source)
         labelled = source.indices("confused")
+        nothing_else = measures_confusion and len(labelled) > 0 and not len(source.indices("target"))
+        indices = labelled[:0] if nothing_else else usable(source)
         return MeasuredData(
             source=source, indices=indices, confusion_indices=np.union1d(indices, labelled), split="manifest"
         )

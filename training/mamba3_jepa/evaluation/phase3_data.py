@@ -60,16 +60,17 @@ class Outputs(Protocol):
 class Phase3Data:
     """N samples of a `ConfusionSource` with what the frozen model makes of them.
 
-    spoken: what it answers. confused: (N,) bool, what the source says, or that the answer is wrong where the source
-    leaves that to the model (`answered`, (N,) bool). lessons: what it may be told about them. tools: N names of the
-    tools that are needed, None where none is; tool: (N,) int64, their places in the model's `tools`, `NOTHING` where
-    there is none.
+    spoken: what it answers. answered: (N,) bool, whether that can be right; wrong: (N,) bool, whether it is not.
+    confused: (N,) bool, what the source says, or, where it leaves that to the model, that the answer is wrong.
+    lessons: what it may be told about them. tools: N names of the tools that are needed, None where none is; tool:
+    (N,) int64, their places in the model's `tools`, `NOTHING` where there is none.
     """
 
     source: ConfusionSource
     frozen: Outputs
     spoken: Spoken
     answered: Tensor
+    wrong: Tensor
     confused: Tensor
     lessons: Lessons
     findable: Findable
@@ -83,7 +84,9 @@ class Phase3Data:
         Raises:
             BadSampleError: a sample cannot be read any more.
         """
-        answered = torch.from_numpy(source.answered)[frozen.index] & frozen.has_target
+        labelled = torch.from_numpy(source.confused)[frozen.index]
+        left_open = torch.from_numpy(source.answered)[frozen.index]
+        answered = ~labelled & frozen.has_target
         wrong = torch.zeros(len(frozen.index), dtype=torch.bool)
         is_answered = answered.tolist()
         tools: list[str | None] = []
@@ -100,7 +103,8 @@ class Phase3Data:
             frozen=frozen,
             spoken=said,
             answered=answered,
-            confused=torch.from_numpy(source.confused)[frozen.index] | wrong,
+            wrong=wrong,
+            confused=labelled | (wrong & left_open),
             lessons=lessons,
             findable=Findable(lessons),
             tools=tools,
@@ -114,8 +118,9 @@ class Phase3Data:
         """N kinds of confusion: where the source leaves that to the model, "clear" where its answer is right and
         `WRONG_ANSWER` where it is not; else what the source says."""
         kinds = [CONFUSION_KINDS[kind] for kind in self.source.kinds[self.frozen.index.numpy()]]
-        wrong = (self.answered & self.confused).tolist()
-        right = (self.answered & ~self.confused).tolist()
+        left_open = self.answered & torch.from_numpy(self.source.answered)[self.frozen.index]
+        wrong = (left_open & self.wrong).tolist()
+        right = (left_open & ~self.wrong).tolist()
         return [
             WRONG_ANSWER if is_wrong else "clear" if is_right else kind
             for kind, is_wrong, is_right in zip(kinds, wrong, right, strict=True)

@@ -18,7 +18,8 @@ from mamba3_jepa.config import SHUT
 from mamba3_jepa.data.confusion import CONFUSION_KINDS
 from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.splits import spread
-from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, auroc, evaluate_confusion
+from mamba3_jepa.evaluation.belief import BeliefReport, belief
+from mamba3_jepa.evaluation.confusion import Calibration, ConfusionReport, evaluate_confusion
 from mamba3_jepa.evaluation.confusion_plots import (
     plot_confusion,
     plot_episode_floor,
@@ -45,7 +46,7 @@ from mamba3_jepa.models.generation import mean_log_probability
 from mamba3_jepa.models.recursion import Recursion
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
-_TOGETHER = 4096  # lessons judged at once
+_AS_IT_IS = [CONFUSION_KINDS.index(kind) for kind in ("clear", "given")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Phase3Report:
     selective: of the monitor ("") and of the plain confidence ("_confidence"); empty without answers. as_it_is: the
     same of samples about which nothing was spoilt. injection, steadiness: None where there is nothing to try.
     episode_floor: None where the model has no episodes. tools: None where no tool is needed or none is known.
-    knowledge: AUROC of whether what is told answers.
+    belief: None where nothing that is told is weighed.
     """
 
     confusion: ConfusionReport
@@ -66,16 +67,14 @@ class Phase3Report:
     memory_floor: MemoryFloor
     episode_floor: EpisodeFloor | None
     tools: ToolReport | None
-    knowledge: float | None
+    belief: BeliefReport | None
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """Those of all the parts, as flat numbers."""
         values = self.confusion.metrics(prefix) | self.memory_floor.metrics(prefix)
         for name, each in self.selective.items():
             values |= each.metrics(prefix, name)
-        if self.knowledge is not None:
-            values[f"{prefix}/auroc_knowledge"] = self.knowledge
-        for report in (self.injection, self.steadiness, self.episode_floor, self.tools):
+        for report in (self.injection, self.steadiness, self.belief, self.episode_floor, self.tools):
             values |= {} if report is None else report.metrics(prefix)
         return values
 
@@ -146,7 +145,7 @@ class Phase3Trials:
         if model.recursion is None:
             raise ValueError("the model has no recursion to measure")
         data, answered, probe = self._data, self._data.answered, model.recursion.confusion_probe
-        is_clear = torch.from_numpy(data.source.kinds[data.frozen.index.numpy()] == CONFUSION_KINDS.index("clear"))
+        is_clear = torch.from_numpy(np.isin(data.source.kinds[data.frozen.index.numpy()], _AS_IT_IS))
         beside = beside or Beside(torch.empty(0), [], [])
         report = evaluate_confusion(
             torch.cat([logits, beside.logits]),
@@ -174,13 +173,13 @@ class Phase3Trials:
                 None if self.episodes is None else self.episodes.run(model.recursion, notices, stored=stored)
             ),
             tools=_tools(data, model.recursion, device),
-            knowledge=_knowledge(data, model.recursion, device),
+            belief=belief(data, model.recursion, logits, report.calibration, device),
         )
 
 
 def _selective(data: Phase3Data, logits: Tensor, rows: Tensor) -> dict[str, SelectiveReport]:
     scores = {"": logits[rows], "_confidence": -mean_log_probability(data.spoken.doubt[rows])}
-    return selective_reports(scores, data.confused[rows])
+    return selective_reports(scores, data.wrong[rows])
 
 
 def _injection_trial(data: Phase3Data, questions: list[str | None], kinds: list[str]) -> InjectionTrial | None:
@@ -224,21 +223,6 @@ def _tools(data: Phase3Data, recursion: Recursion, device: torch.device | str) -
     return tool_accuracy(logits, recursion.config.tools, [str(data.tools[row]) for row in rows])
 
 
-def _knowledge(data: Phase3Data, recursion: Recursion, device: torch.device | str) -> float | None:
-    """AUROC of whether what is told answers, over the lessons to confused samples."""
-    lessons, probe = data.lessons, recursion.knowledge_probe
-    numbers, about = lessons.of(torch.arange(len(data)))
-    numbers, about = (each[data.confused[about]] for each in (numbers, about))
-    answers = lessons.answer[numbers] >= 0
-    if probe is None or not bool(answers.any()) or bool(answers.all()):
-        return None
-    logits = [
-        probe(data.frozen.pooled[about[some]].to(device), lessons.vectors[lessons.knowledge[numbers[some]]].to(device))
-        for some in torch.arange(len(numbers)).split(_TOGETHER)
-    ]
-    return auroc(torch.cat(logits).float().cpu(), answers)
-
-
 def _wrong_lesson(data: Phase3Data) -> Tensor:
     """(N,) for each sample a lesson that is false of it, or else an irrelevant one; or `NOTHING`."""
     numbers, about = data.lessons.of(torch.arange(len(data)))
@@ -253,7 +237,8 @@ def _steadiness_trial(data: Phase3Data) -> tuple[SteadinessTrial | None, Tensor]
     """Right answers with lessons that are false or irrelevant, and whose samples (M,) they are."""
     lessons = data.lessons
     numbers, about = lessons.of(torch.arange(len(data)))
-    chosen = ((data.answered & ~data.confused)[about] & lessons.are(["false", "irrelevant"], numbers)).nonzero()
+    is_kept = (data.answered & ~data.wrong)[about]
+    chosen = (is_kept & lessons.are(["false", "irrelevant", "foreign"], numbers)).nonzero()
     chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), GENERATED_SAMPLES)] if len(chosen) else chosen[:, 0]
     if not len(chosen):
         return None, chosen

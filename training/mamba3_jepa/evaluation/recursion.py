@@ -56,8 +56,8 @@ class RecursionReport:
         return report if report is not None and report.lookups else None
 
     def as_json(self) -> dict[str, Any]:
-        """`confusion`, `wrong_answers`, `knowledge`, `kept`, `memory`, `episodes` and `tools`; None where there is
-        nothing to measure."""
+        """`confusion`, `wrong_answers`, `knowledge`, `belief`, `kept`, `memory`, `episodes` and `tools`; None where
+        there is nothing to measure."""
         knowledge, kept, tools = self.trials.injection, self.trials.steadiness, self.trials.tools
         return {
             "confusion": self._confusion(),
@@ -67,6 +67,7 @@ class RecursionReport:
                 "without_wrong": knowledge.n_without_wrong,
                 "forms": {form: asdict(rates) for form, rates in self.by_form().items()},
             },
+            "belief": None if self.trials.belief is None else self.trials.belief.as_json(),
             "kept": None if kept is None else {
                 "answers": kept.n_samples,
                 "turned_always": kept.always,

@@ -282,7 +282,8 @@ logit    = linear(silu(hidden(normed)))                       with `hears_answer
 doubt    = log(1e-5 - mean(log p)), log(1e-5 - min(log p))    over the tokens of the greedy answer, eos included where
                                                               it was said; log p as for the confidence, at most 0
 P        = sigmoid(logit / temperature)
-smoothed = ema_decay * smoothed + (1 - ema_decay) * P         model.recursion.ema_decay; at the first turn P itself
+smoothed = ema_decay * smoothed + (1 - ema_decay) * P         model.recursion.ema_decay; of each question for itself,
+                                                              in its first turn P
 confused = P > threshold                                      smoothed > threshold with `ask --smooth`
 injected = pooled + injector.projection(k)                    with `injector_sees_state`
            + output(silu(hidden([layernorm(pooled, injector.norm); rms(k)])))
@@ -324,7 +325,8 @@ pred_head of the injected state, as a unit vector, takes the place of the predic
 it, and the nearest known answers are found with it. P, smoothed and confused are those from before. An answer is sure
 if the model is not confused, or if something was injected and, with `weighs_knowledge`, after is at most threshold. The
 signal of confusion is "answer" if P with the surest doubt there is, log(1e-5) twice, in the place of the answer's own
-would not be over the threshold; otherwise "state".
+would not be over the threshold; otherwise "state". With `ask --smooth` it is "before" where smoothed is over the
+threshold and P is not.
 
 A memory file is a safetensors file with the tensor `embeddings` (M, E) F32, the unit Y-Encoder embeddings of M
 different texts (M may be 0), and the metadata `format`, `format_version` (3), `texts` (a JSON list of the M texts) and

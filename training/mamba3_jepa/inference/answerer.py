@@ -44,11 +44,11 @@ class Answer:
     confidence: in [0, 1], the geometric mean of the probabilities of the answer's tokens, the end mark included;
         without Y-Decoder, the share of the nearest known answer in a softmax over all of them (temperature
         `CLASS_TEMPERATURE`).
-    confusion: P(confused) at this question; smoothed_confusion: its moving average over the turns so far; both
-        None without recursion, as is `confused`.
+    confusion: P(confused) in this turn; smoothed_confusion: its moving average over the turns with this question so
+        far. Both are None without recursion, as is `confused`.
     threshold: the one that travels with the model.
     confused: whether the score that is judged (see `Answerer`) is over it.
-    signal: what confuses it (see `Confusion.cause`); None where it is not confused.
+    signal: what confuses it, see `Signal`; None where it is not confused.
     confusion_after: P(confused) after something was injected: `confusion` times the probability that it does not answer
         what was asked. None where nothing was, or the model does not weigh knowledge.
     sure: whether the answer is worth giving: the model is not confused, or no longer, after something was injected (a
@@ -119,8 +119,9 @@ class Answerer:
             known_answers: candidates for `Answer.nearest`, and for the text itself where there is no Y-Decoder; with
                 their embeddings, or to be embedded now.
             generation: how to choose the tokens; greedy by default.
-            smooth: the turns belong together, as the frames of a film do: judge confusion by its moving average.
-                Otherwise each question is judged by itself, which is what the threshold was chosen for.
+            smooth: turns with the same question belong together, as of the frames of a film: judge confusion by its
+                moving average over them. Otherwise each turn is judged by itself, which is what the threshold was
+                chosen for.
             inject: given knowledge where the model is confused, or "always". Who is not confused is told nothing: it
                 would turn some answers that are right.
             top: how many known answers to name.
@@ -145,12 +146,12 @@ class Answerer:
             self._known = KnowledgeMemory.build(model, known_answers) if known_answers else None
         self.recall = None if memory is None else Recall(model, _recursion(model), memory)
         self.observed: Observation | None = None
-        self._smoothed: Tensor | None = None
+        self._smoothed: dict[str, Tensor] = {}  # by question
         self._turns = 0
 
     def reset(self) -> None:
         """Forget the turns so far: the next question starts a new conversation."""
-        self._smoothed, self._turns = None, 0
+        self._smoothed, self._turns = {}, 0
 
     def ask(self, image: Picture, question: str | None, knowledge: Knowledge | None = None) -> Answer:
         """One turn; see `ask_many`."""
@@ -239,7 +240,7 @@ class Answerer:
         self._demand_finite(embedding, "the embedding predicted", questions)
         warnings = [self._warnings(question) for question in questions]
         confusions, greedy = judge(self.model, embedding, pooled, self._texts(questions), batch_size)
-        averages = [self._average(confusion) for confusion in confusions]
+        averages = [self._average(*turn) for turn in zip(self._texts(questions), confusions, strict=True)]
         judged = averages if self.smooth else confusions
         confused = [each is not None and each.confused for each in judged]
         used: dict[int, Recalled] = {}
@@ -277,7 +278,7 @@ class Answerer:
                 smoothed_confusion=None if average is None else average.score,
                 threshold=None if plain is None else plain.threshold,
                 confused=None if plain is None else confused[i],
-                signal=None if verdict is None else verdict.signal,
+                signal=None if plain is None or not confused[i] else plain.signal or "before",
                 confusion_after=after.get(i),
                 sure=None if plain is None else self._is_sure(confused[i], told[i] or i in used, after.get(i)),
                 nearest=nearest[i],
@@ -286,7 +287,7 @@ class Answerer:
                 knowledge_used=told[i],
                 warnings=warnings[i],
             )
-            for i, (plain, average, verdict) in enumerate(zip(confusions, averages, judged, strict=True))
+            for i, (plain, average) in enumerate(zip(confusions, averages, strict=True))
         ]
         return answers, self.observed
 
@@ -308,13 +309,13 @@ class Answerer:
         """What the model is asked: its prompt where there is no question."""
         return [question or self.model.config.query_prompt for question in questions]
 
-    def _average(self, confusion: Confusion | None) -> Confusion | None:
-        """The next turn's confusion with the moving average of the turns so far for its score."""
+    def _average(self, question: str, confusion: Confusion | None) -> Confusion | None:
+        """The next turn's confusion with the moving average of the turns with its question so far for its score."""
         if confusion is None:
             return None
         probe = _recursion(self.model).confusion_probe
-        self._smoothed = probe.smooth(torch.tensor(confusion.score), self._smoothed)
-        return dataclasses.replace(confusion, score=float(self._smoothed))
+        average = self._smoothed[question] = probe.smooth(torch.tensor(confusion.score), self._smoothed.get(question))
+        return dataclasses.replace(confusion, score=float(average))
 
     def _read(self, pooled: Tensor) -> Tensor:
         """Pooled states (B, D), with knowledge or without -> embeddings (B, E)."""

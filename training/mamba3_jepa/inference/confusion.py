@@ -17,7 +17,9 @@ from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.generation import DOUBT_FLOOR, Generated, doubt
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
-Signal = Literal["state", "answer"]
+Signal = Literal["state", "answer", "before"]
+"""What confuses a model: the pooled state; the decoder's doubt in its own answer; or, where the turns with a question
+are judged together, only the turns before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Confusion:
 
     score: float
     threshold: float
-    cause: Signal
+    cause: Literal["state", "answer"]
 
     @property
     def confused(self) -> bool:

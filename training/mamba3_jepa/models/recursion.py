@@ -57,7 +57,7 @@ class ConfusionMonitor(nn.Module):
         return torch.sigmoid(self(pooled, doubt).float() / self.temperature)
 
     def smooth(self, score: Tensor, previous: Tensor | None) -> Tensor:
-        """Exponential moving average of scores (B,) over the turns of B conversations; `previous` None starts it."""
+        """Exponential moving average of scores (B,) over the turns of B questions; `previous` None starts it."""
         if previous is None:
             return score
         return self.ema_decay * previous + (1 - self.ema_decay) * score

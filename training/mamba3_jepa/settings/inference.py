@@ -158,7 +158,7 @@ class AskSettings(ModelSettings):
     top: Count = 5
     """Show this many of the nearest known answers."""
     smooth: bool = False
-    """The questions are turns of one conversation: judge confusion by its moving average over them."""
+    """Where a question comes several times, judge its confusion by the moving average over those turns."""
     json: Json = False
     generation: Annotated[GenerationConfig, tyro.conf.arg(name="")] = field(default_factory=GenerationConfig)
 

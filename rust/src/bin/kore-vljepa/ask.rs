@@ -52,7 +52,7 @@ pub(crate) struct Ask {
     /// Show this many of the nearest known answers.
     #[arg(long, value_name = "INT", default_value_t = 5, allow_negative_numbers = true)]
     top: i64,
-    /// The questions are turns of one conversation: judge confusion by its moving average over them.
+    /// Where a question comes several times, judge its confusion by the moving average over those turns.
     #[arg(long, overrides_with = "smooth")]
     smooth: bool,
     /// Print JSON.
@@ -228,8 +228,11 @@ impl Ask {
         let mut fact = |name: &str, value: &str| panel += &format!("  {name:<21}   {}\n", printable(value));
         fact("confidence", &format!("{:.3}", answer.confidence));
         if let (Some(score), Some(smoothed)) = (answer.confusion, answer.smoothed_confusion) {
-            let average =
-                if smoothed == score { String::new() } else { format!(", {smoothed:.3} over the turns so far") };
+            let average = if smoothed == score {
+                String::new()
+            } else {
+                format!(", {smoothed:.3} over the turns with this question")
+            };
             let verdict = if answer.confused == Some(true) { "confused" } else { "not confused" };
             fact("confusion", &format!("{score:.3}{average} ({verdict})"));
             let used = match (&answer.memory_used, answer.memory_kind) {
@@ -257,6 +260,7 @@ impl Ask {
             let reason = match answer.signal? {
                 Signal::Answer => "the decoder hesitates over its answer",
                 Signal::State => "this picture and question are not like those it knows",
+                Signal::Before => "this question was confusing in the turns before",
             };
             return Some(format!("confusion {:.2} over the threshold {:.2}: {reason}", judged?, answer.threshold?));
         }

@@ -1,3 +1,5 @@
+use super::confusion::with_threshold;
+use super::turns::plain;
 use super::*;
 use crate::generate::Method;
 use crate::memory::KnowledgeMemory;
@@ -55,23 +57,44 @@ fn an_answer_is_made_of_the_parts() {
 }
 
 #[test]
-fn confusion_is_smoothed_over_the_turns() {
+fn confusion_is_smoothed_over_the_turns_with_a_question() {
     let model = model(false, -1.0);
     let mut answerer = model.answerer(AnswererOptions { smooth: true, ..Default::default() }).unwrap();
-    let mut average = None;
-    let together = many(&mut answerer, &QUESTIONS, None);
-    for answer in &together {
-        let score = answer.confusion.unwrap();
-        average = Some(average.map_or(score, |before: f32| 0.9 * before + (1.0 - 0.9) * score));
-        assert!((answer.smoothed_confusion.unwrap() - average.unwrap()).abs() < 1e-6);
+    // The first question comes again, about a picture, with the others between.
+    let picture = picture(1);
+    let samples = [&QUESTIONS[..], &[Sample { question: QUESTIONS[0].question, ..Sample::picture(&picture) }]].concat();
+    let together = many(&mut answerer, &samples, None);
+    for answer in &together[..QUESTIONS.len()] {
+        assert_eq!(answer.smoothed_confusion, answer.confusion);
     }
+    let (first, last) = (together[0].confusion.unwrap(), &together[QUESTIONS.len()]);
+    assert_ne!(last.confusion, Some(first));
+    let average = 0.9 * first + (1.0 - 0.9) * last.confusion.unwrap();
+    assert!((last.smoothed_confusion.unwrap() - average).abs() < 1e-6);
     let next = answerer.ask(QUESTIONS[0]).unwrap();
-    assert_ne!(next.smoothed_confusion, next.confusion);
+    assert!((next.smoothed_confusion.unwrap() - (0.9 * average + (1.0 - 0.9) * first)).abs() < 1e-6);
     answerer.reset();
-    let one_by_one: Vec<Answer> = QUESTIONS.iter().map(|&sample| answerer.ask(sample).unwrap()).collect();
+    let one_by_one: Vec<Answer> = samples.iter().map(|&sample| answerer.ask(sample).unwrap()).collect();
     for (a, b) in one_by_one.iter().zip(&together) {
         assert_eq!(a.text, b.text);
         assert!((a.smoothed_confusion.unwrap() - b.smoothed_confusion.unwrap()).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn what_was_confusing_before_is_the_signal_of_a_clear_turn() {
+    let (tiny, picture) = (TinyModel::new(), picture(1));
+    let turns = [QUESTIONS[0], Sample { question: QUESTIONS[0].question, ..Sample::picture(&picture) }];
+    let scores: Vec<f32> =
+        many(&mut plain(&model(false, -1.0)), &turns, None).iter().map(|answer| answer.confusion.unwrap()).collect();
+    let by_score = if scores[0] > scores[1] { [turns[0], turns[1]] } else { [turns[1], turns[0]] };
+    let model = with_threshold(&tiny, f32::midpoint(scores[0], scores[1]));
+    for smooth in [true, false] {
+        let mut answerer = model.answerer(AnswererOptions { smooth, ..Default::default() }).unwrap();
+        let answers = many(&mut answerer, &by_score, None);
+        assert_eq!((answers[0].confused, answers[0].signal), (Some(true), Some(Signal::State)));
+        let expected = if smooth { (Some(true), Some(Signal::Before)) } else { (Some(false), None) };
+        assert_eq!((answers[1].confused, answers[1].signal), expected);
     }
 }
 

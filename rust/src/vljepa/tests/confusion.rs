@@ -18,7 +18,7 @@ fn pictures() -> (TempDir, Vec<PathBuf>) {
 }
 
 /// The model with another threshold of confusion.
-fn with_threshold(tiny: &TinyModel, threshold: f32) -> Mamba3Jepa {
+pub(super) fn with_threshold(tiny: &TinyModel, threshold: f32) -> Mamba3Jepa {
     let folder = exported(tiny);
     let recursion = tiny.component_with("recursion", |key, numbers| {
         if key == "recursion.confusion_probe.threshold" {

@@ -6,7 +6,7 @@ fn weighing() -> TinyModel {
     TinyModel::new().recursion("weighs_knowledge", true).recursion("injector_sees_state", true)
 }
 
-fn plain(model: &Mamba3Jepa) -> Answerer<'_> {
+pub(super) fn plain(model: &Mamba3Jepa) -> Answerer<'_> {
     model.answerer(AnswererOptions::default()).unwrap()
 }
 
@@ -33,10 +33,13 @@ fn an_observed_turn_is_an_answer_without_memory() {
 fn observed_turns_belong_to_the_conversation() {
     let model = model_of(&weighing(), false, -1.0);
     let options = AnswererOptions { smooth: true, ..Default::default() };
-    let expected = many(&mut model.answerer(options.clone()).unwrap(), &QUESTIONS[..2], None).remove(1);
+    let picture = picture(1);
+    let turns = [QUESTIONS[0], Sample { question: QUESTIONS[0].question, ..Sample::picture(&picture) }];
+    let expected = many(&mut model.answerer(options.clone()).unwrap(), &turns, None).remove(1);
+    assert_ne!(expected.smoothed_confusion, expected.confusion);
     let mut answerer = model.answerer(options).unwrap();
-    answerer.observe(QUESTIONS[0]).unwrap();
-    let smoothed = answerer.observe(QUESTIONS[1]).unwrap().answer.smoothed_confusion.unwrap();
+    answerer.observe(turns[0]).unwrap();
+    let smoothed = answerer.observe(turns[1]).unwrap().answer.smoothed_confusion.unwrap();
     assert!((smoothed - expected.smoothed_confusion.unwrap()).abs() < 1e-5);
 }
 
