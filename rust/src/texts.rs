@@ -122,7 +122,8 @@ fn is_in(class: &SysRegex, character: char) -> bool {
     class.find_iter(character.encode_utf8(&mut [0; 4])).next().is_some()
 }
 
-fn is_space(character: char) -> bool {
+/// White space, as Python has it.
+pub fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1C}'..='\u{1F}')
 }
 

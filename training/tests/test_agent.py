@@ -217,5 +217,10 @@ def test_the_command_shows_and_writes_the_trace(
     assert "calls oracle" in shown
     assert "it ended with 2" in shown
     assert "not sure" in shown
-    assert main([*asked[:3]]) == 2
-    assert "nothing to ask" in capfd.readouterr().err
+    for wrong, message in (
+        ([], "nothing to ask"),
+        ([QUESTION, " "], "question 2 of 2 is empty"),
+        ([QUESTION, "--trace", str(tmp_path)], "it is a folder"),
+    ):
+        assert main([*asked[:3], *wrong]) == 2
+        assert message in " ".join(capfd.readouterr().err.split())

@@ -355,7 +355,7 @@ def test_ask(phase: int, checkpoints: dict[int, Path], images: dict[str, Path], 
 
 
 def test_what_would_steer_a_terminal_is_not_printed() -> None:
-    assert printable("red \x1b[2J circle\n\u00e9 色") == "red \ufffd[2J circle\ufffd\u00e9 色"
+    assert printable("red \x1b[2J circle\n\t\u2028\u00e9 色") == "red \ufffd[2J circle   \u00e9 色"
 
 
 def test_ask_without_question_describes_the_image(

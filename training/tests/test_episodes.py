@@ -259,7 +259,6 @@ def test_bad_settings(tmp_path: Path, images: dict[str, Path], capfd: pytest.Cap
     )
     for arguments, message in (
         (["ask", *model, "x?", "--remember", "a", *memory], "memory add FILE TEXT"),
-        (["ask", *model, *image, "--remember", "a", *memory], "memory add FILE TEXT"),
         (["ask", *model, *image, "x?", "y?", "--remember", "a", *memory], "answer to one question, not to 2"),
         (["ask", *model, *image, "x?", "--remember", "a"], "--remember needs the --memory"),
         (["ask", *model, *image, "x?", "--remember", "a", "--memory", "m.txt"], "--remember needs the --memory"),

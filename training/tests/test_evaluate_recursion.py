@@ -32,6 +32,7 @@ def test_a_manifest_by_hand(tmp_path: Path) -> None:
              for image, question, label in rows]  # fmt: skip
     lines[4]["answer"] = said[4].text  # a right answer and a wrong one of the model's own
     lines[5]["answer"] = "never said"
+    lines[3]["answer"] = said[3].text
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     checkpoint = write_checkpoint(tmp_path / "3.pt", model, 3)
     settings = EvaluateSettings(
@@ -45,10 +46,40 @@ def test_a_manifest_by_hand(tmp_path: Path) -> None:
         assert kinds[kind]["judged_confused"] == sum(bool(said[i].confused) for i in places) / len(places)
     pairs = [(scores[i], scores[j]) for i in (0, 2) for j in (1, 3)]
     assert kinds["given"]["auroc"] == pytest.approx(sum((a > b) + 0.5 * (a == b) for a, b in pairs) / 4)
-    assert (found["wrong_answers"]["answers"], found["wrong_answers"]["accuracy"]) == (2, 0.5)
+    # What is labelled as not confused is answered too, rightly once.
+    assert (found["wrong_answers"]["answers"], found["wrong_answers"]["accuracy"]) == (4, 0.5)
     assert found["wrong_answers"]["scores"]["chance"]["aurc"] == 0.5
+    assert found["kept"]["answers"] == 2
     assert found["wrong_answers"].pop("as_it_is") == found["wrong_answers"]  # nothing was made
     assert found["confusion"]["threshold"] == float(torch.tensor(sorted(scores)[2] + 1e-6))
+
+
+def test_a_manifest_of_confused_lines_alone(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    model = tiny_model(3)
+    assert model.recursion is not None
+    write_images(tmp_path)
+    rows = [("red.png", "what?", {"confused": True}), ("blue.png", "who?", {"tool_used": "abacus", "knowledge": "two"})]
+    lines = [{"image": image, "question": question, "answer": "red"} | label for image, question, label in rows]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model.recursion.confusion_probe.threshold.fill_(
+        sum(Answerer(model).ask(tmp_path / image, question).confusion or 0.0 for image, question, _ in rows) / 2
+    )
+    command = ["evaluate", "--data-dir", str(tmp_path), "--manifest", "m.jsonl", "--device", "cpu", "--checkpoint"]
+    checkpoint = str(write_checkpoint(tmp_path / "3.pt", model, 3))
+    assert main([*command, checkpoint, "--json", "--output", str(tmp_path / "found.json")]) == 0
+    printed = capfd.readouterr()
+    found = json.loads(printed.out)
+    assert "all 2 samples are labelled as confused" in " ".join(printed.err.split())
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert (found["answers_from"], found["recursion"]["wrong_answers"], found["recursion"]["kept"]) == (None,) * 3
+    given = found["recursion"]["confusion"]["kinds"]["given"]
+    assert (given["samples"], given["judged_confused"]) == (2, 0.5)
+    assert main([*command, checkpoint]) == 0
+    assert "given" in capfd.readouterr().out
+    assert main([*command, checkpoint, "--predictions", str(tmp_path / "p.jsonl")]) == 2
+    assert "--predictions is about what the model should answer" in " ".join(capfd.readouterr().err.split())
+    assert main([*command, str(write_checkpoint(tmp_path / "2.pt", tiny_model(2), 2))]) == 2
+    assert 'but for 2 with "confused": true' in " ".join(capfd.readouterr().err.split())
 
 
 def test_what_measures_confusion_needs_it(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -92,6 +123,10 @@ def test_what_is_told_and_a_list_of_questions_by_hand(tmp_path: Path) -> None:
     given = found["knowledge"]["forms"]["given"]
     assert given["before"] == sum(a == b for a, b in zip(before, answers, strict=True)) / 3
     assert given["after"] == sum(a == b for a, b in zip(after, answers, strict=True)) / 3
+    told = [Answerer(model).ask(tmp_path / image, question, knowledge) for image, question, knowledge in rows]
+    given = found["belief"]["forms"]["given"]
+    assert given == {"told": sum(each.knowledge_used for each in told), "sure": pytest.approx(
+        sum(bool(each.knowledge_used and each.sure) for each in told) / max(1, given["told"]))}  # fmt: skip
     foreign = found["confusion"]["kinds"]["listed"]
     assert (foreign["samples"], foreign["judged_confused"]) == (10, 0.5)
 

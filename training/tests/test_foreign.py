@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mamba3_jepa.data.foreign import _LISTS, foreign_question, shuffled
+from mamba3_jepa.data.foreign import _LISTS, foreign_question, foreign_text, shuffled
 from mamba3_jepa.data.plain_text import plain_text
 
 QUESTION = "what color is the star?"
@@ -46,3 +46,15 @@ def test_shuffled_words_are_the_same_words() -> None:
     assert all(sorted(text.split()) == sorted(QUESTION.split()) for text in made)
     assert shuffled(QUESTION, 1) == shuffled(QUESTION, 1)
     assert shuffled(" why? ", 1) == "why?"
+
+
+def test_texts_that_have_nothing_to_do_with_the_data_are_of_every_form() -> None:
+    made = [foreign_text(seed) for seed in range(700)]
+    assert made == [foreign_text(seed) for seed in range(700)]
+    assert len(set(made)) > 500
+    assert all(text.strip() for text in made)
+    forms = (r"-?\d+(\.\d+)?", r"\W+", r"error \d+: .*", r"<p>.*</p>", r"The \w+ is a \w+\.", "four|hundred", r"\{.*\}")
+    assert all(any(re.fullmatch(form, text) for text in made) for form in forms)
+    asked = [text for seed in range(700) if (text := foreign_text(seed, "who is the king of France?")) != made[seed]]
+    assert 0.1 < len(asked) / len(made) < 0.2
+    assert all(re.match(r"(((((who )?is )?the )?king )?of )?France \w", text) for text in asked)

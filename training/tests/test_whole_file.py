@@ -26,7 +26,7 @@ from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.files.safetensors_file import write_safetensors
-from mamba3_jepa.files.whole_file import whole_file, whole_folder
+from mamba3_jepa.files.whole_file import demand_writable, whole_file, whole_folder
 from mamba3_jepa.inference.embeddings import NamedEmbeddings, write_embeddings
 
 
@@ -158,6 +158,17 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a folder"):
         content(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_said_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "link").symlink_to("elsewhere")
+    demand_writable(None, tmp_path / "new" / "newer" / "a.json", tmp_path / "file", tmp_path / "link")
+    demand_writable(Path("a.json"), Path("/dev/stdout"))
+    for path, reason in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a.json", "file is not a folder")):
+        with pytest.raises(UserError, match=f"cannot write {path}: .*{reason}"):
+            demand_writable(None, path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_own_output_is_not_replaced(tmp_path: Path) -> None:

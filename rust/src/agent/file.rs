@@ -94,6 +94,9 @@ fn entry(name: &str, value: &Value) -> Result<Entry, String> {
     if entry.command.as_ref().is_some_and(Vec::is_empty) {
         return Err(format!("{place}.command: expected a program, and its arguments"));
     }
+    if let Some(argument) = entry.command.iter().flatten().position(|argument| argument.contains('\0')) {
+        return Err(format!("{place}.command.{argument}: a program can be given no zero character"));
+    }
     if !(entry.timeout > 0.0 && entry.timeout <= LONGEST_TIMEOUT) {
         return Err(format!("{place}.timeout: must be greater than 0 and at most {LONGEST_TIMEOUT}"));
     }
@@ -154,6 +157,10 @@ mod tests {
             ),
             (r#"{"tools": {"a": {"entry_point": 3}}}"#, "tools.a.entry_point: invalid type: integer `3`"),
             (r#"{"tools": {"a": {"command": []}}}"#, "tools.a.command: expected a program"),
+            (
+                r#"{"tools": {"a": {"command": ["x", "a\u0000b"]}}}"#,
+                "tools.a.command.1: a program can be given no zero character",
+            ),
             (r#"{"tools": {"a": {"command": "x y"}}}"#, "tools.a.command: invalid type: string \"x y\""),
             (r#"{"tools": {"a": {"command": ["x", 3]}}}"#, "tools.a.command: invalid type: integer `3`"),
             (r#"{"tools": {"a": {"command": ["x"], "timeout": 0}}}"#, "tools.a.timeout: must be greater than 0 and at"),

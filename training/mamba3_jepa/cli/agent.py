@@ -13,6 +13,7 @@ from mamba3_jepa.cli.ask import known_answers_of
 from mamba3_jepa.cli.output import printable, write_out
 from mamba3_jepa.data.images import load_image
 from mamba3_jepa.files.json_file import write_json
+from mamba3_jepa.files.whole_file import demand_writable
 from mamba3_jepa.inference.agent import Agent, AgentAnswer, Call, Injection, Observation, Step
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
@@ -35,6 +36,7 @@ def run_agent(settings: AgentSettings) -> None:
         UserError: the settings, the checkpoint, the image, the memory, the tools or a question cannot be used.
     """
     settings.check()
+    demand_writable(settings.trace)
     if settings.image is not None:
         load_image(settings.image)  # what is wrong with it is said at once
     tools = ToolRegistry() if settings.tools is None else read_tools(settings.tools)

@@ -21,6 +21,7 @@ from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.checkpoint import Checkpoint
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.path_text import path_text
+from mamba3_jepa.files.whole_file import demand_writable
 from mamba3_jepa.inference.answerer import Answer, Answerer, Knowledge, Signal
 from mamba3_jepa.inference.episodes import Episode, demand_episodes, made_episodes
 from mamba3_jepa.inference.known_answers import known_answers
@@ -41,6 +42,7 @@ def run_ask(settings: AskSettings) -> None:
         UserError: the settings, the checkpoint, the image, a question or the knowledge cannot be used.
     """
     settings.check()
+    demand_writable(settings.save_memory, settings.memory if settings.remember is not None else None)
     image = None if settings.image is None else load_image(settings.image)
     knowledge = _knowledge(settings)
     model, checkpoint = open_model(settings)
@@ -76,12 +78,13 @@ def run_ask(settings: AskSettings) -> None:
 
 
 def _remember(settings: AskSettings, answerer: Answerer) -> Episode | None:
-    """Add the only question with its right answer to the memory's file, if that is asked for."""
-    if settings.remember is None or settings.memory is None or settings.image is None or answerer.observed is None:
+    """Add what was asked with its right answer to the memory's file, if that is asked for."""
+    if settings.remember is None or settings.memory is None or answerer.observed is None:
         return None
     model = answerer.model
-    name = path_text(settings.image)
-    episodes = made_episodes(model, answerer.observed, settings.questions, [settings.remember], [name])
+    name = None if settings.image is None else path_text(settings.image)
+    asked = settings.questions or (None,)
+    episodes = made_episodes(model, answerer.observed, asked, [settings.remember], [name])
     add_to_file(
         settings.memory, KnowledgeMemory.build(model, [], episodes), lambda path: KnowledgeMemory.load(path, model)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mamba3_jepa.cli.output import say, write_out
 from mamba3_jepa.files.lines import texts_or_file
+from mamba3_jepa.files.whole_file import demand_writable
 from mamba3_jepa.inference.embeddings import (
     NamedEmbeddings,
     embed_images,
@@ -22,6 +23,7 @@ def run_embed(settings: EmbedSettings) -> None:
         UserError: the settings, the checkpoint, an image or the output cannot be used.
     """
     settings.check()
+    demand_writable(settings.output)
     has_images = bool(settings.images) or settings.image_dir is not None
     paths = find_images(settings.images, settings.image_dir) if has_images else []
     texts = texts_or_file(settings.texts, "text", "texts")

@@ -103,5 +103,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 def printable(text: str) -> str:
-    """The text without characters that would steer a terminal: an untrained decoder may say any byte."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    """The text in one line, without characters that would steer a terminal: an untrained decoder may say any byte."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\ufffd" for character in text
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mamba3_jepa.cli.confusion import confusion_cell, confusion_line, confusion_values
 from mamba3_jepa.cli.output import say, show, table, write_out
 from mamba3_jepa.files.path_text import path_text
+from mamba3_jepa.files.whole_file import demand_writable
 from mamba3_jepa.inference.embeddings import embed_images, find_images
 from mamba3_jepa.inference.opening import open_model
 from mamba3_jepa.inference.zero_shot import search_images, search_sheet
@@ -17,6 +18,7 @@ def run_search(settings: SearchSettings) -> None:
     Raises:
         UserError: the settings, the checkpoint, an image or the output cannot be used.
     """
+    demand_writable(settings.contact_sheet)
     paths = find_images(settings.images, settings.image_dir)
     model, _ = open_model(settings)
     images = embed_images(model, paths, batch_size=settings.batch_size, on_bad_sample=settings.on_bad_sample)

@@ -42,6 +42,7 @@ from mamba3_jepa.files.checkpoint import Checkpoint, load_checkpoint
 from mamba3_jepa.files.json_file import write_json
 from mamba3_jepa.files.lines import read_lines
 from mamba3_jepa.files.path_text import path_text
+from mamba3_jepa.files.whole_file import demand_writable
 from mamba3_jepa.models.finite import demand_finite
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 from mamba3_jepa.settings.inference import EvaluateSettings
@@ -127,6 +128,8 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         UserError: the settings, the checkpoint, the data or the device cannot be used, or an embedding is not finite.
     """
     settings.check()
+    demand_writable(settings.output, settings.predictions, settings.contact_sheet, settings.answer_sheet,
+                    settings.answers_plot)  # fmt: skip
     labels = None if settings.labels is None else different_labels(read_lines(settings.labels, "label"))
     templates = class_templates(settings.label_template, "label_template")
     device = checked_device(settings.device)

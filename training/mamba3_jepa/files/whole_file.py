@@ -34,6 +34,29 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def demand_writable(*paths: Path | None) -> None:
+    """Refuse at once what could not be written once it is computed; None stands for nothing.
+
+    Raises:
+        UserError: one is a folder, is to lie in what is none, or where nothing may be written.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if path.is_dir():
+            reason = "it is a folder"
+        elif not folder.is_dir():
+            reason = f"{folder} is not a folder"
+        elif not path.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            reason = f"nothing may be written in {folder}"
+        else:
+            continue
+        raise UserError(f"cannot write {path}: {reason}")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     found = _stat(path)

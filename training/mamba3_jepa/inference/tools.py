@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mamba3_jepa.config import LONGEST_TOOL_NAME
 from mamba3_jepa.contract import MEMORY_TOOL
@@ -82,15 +82,33 @@ class ToolRegistry(Mapping[str, Tool]):
         return len(self._tools)
 
 
+def _without_zero(argument: str) -> str:
+    if "\0" in argument:
+        raise ValueError("a program can be given no zero character")
+    return argument
+
+
 class _Entry(BaseModel):
     """A tool as the file names it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    command: Annotated[list[str], Field(min_length=1)] | None = None
+    command: Annotated[list[Annotated[str, AfterValidator(_without_zero)]], Field(min_length=1)] | None = None
     entry_point: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     max_output: Annotated[int, Field(gt=0, le=2**30)] = 65_536
+
+
+_WRONG = {
+    "model_type": "expected an object",
+    "dict_type": "expected an object",
+    "list_type": "expected a list of texts",
+    "string_type": "expected a text",
+    "missing": "missing",
+    "extra_forbidden": "not known here",
+    "string_pattern_mismatch": "expected module:function",
+    "too_short": "expected a program, and its arguments",
+}
 
 
 class _File(BaseModel):
@@ -148,8 +166,8 @@ def read_tools(path: str | Path) -> ToolRegistry:
         raise UserError(f"{path}: cannot read the tools: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {field}: {first['msg']}; see examples/tools/tools.json for an example") from error
+        field, wrong = ".".join(map(str, first["loc"])) or "the file", _WRONG.get(first["type"], first["msg"])
+        raise UserError(f"{path}: {field}: {wrong}; see examples/tools/tools.json for an example") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     registry, folder = ToolRegistry(), Path(os.path.realpath(path)).parent

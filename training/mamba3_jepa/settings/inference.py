@@ -181,11 +181,6 @@ class AskSettings(ModelSettings):
     def _check_remember(self) -> None:
         if self.memory is None or self.memory.suffix != ".safetensors":
             raise UserError("`remember` needs the `memory` to add to, a file whose name ends in .safetensors")
-        if self.image is None or not self.questions:
-            raise UserError(
-                "`remember` is the answer to a question about an `image`; a sentence is remembered with "
-                "memory add FILE TEXT"
-            )
         if len(self.questions) > 1:
             raise UserError(
                 f"`remember` is the answer to one question, not to {len(self.questions)}: ask them one by one"
@@ -223,6 +218,9 @@ class AgentSettings(ModelSettings):
 def _demand_question(settings: AskSettings | AgentSettings) -> None:
     if not settings.questions and settings.image is None:
         raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
+    for number, question in enumerate(settings.questions, start=1):
+        if not question.strip():
+            raise UserError(f"question {number} of {len(settings.questions)} is empty: {question!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, between};
 use crate::ask::{Near, demand_question, nearest};
-use crate::output::{Failure, print, print_json, printable, progress, write_json};
+use crate::output::{Failure, demand_writable, print, print_json, printable, progress, write_json};
 
 /// More are a mistake.
 const MOST_ROUNDS: usize = 100;
@@ -69,6 +69,7 @@ impl Agent {
         let generation = self.generation.config()?;
         let max_rounds = between("max-rounds", self.max_rounds, 0, MOST_ROUNDS)?;
         demand_question(&self.questions, self.image.as_deref())?;
+        demand_writable(&self.trace)?;
         self.image.as_ref().map(load_image).transpose()?; // what is wrong with it is said at once
         let tools = self.tools.as_ref().map(read_tools).transpose()?.unwrap_or_default();
         let model = self.model.open()?;

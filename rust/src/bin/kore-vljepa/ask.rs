@@ -12,7 +12,7 @@ use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Inject, Knowledge, Mam
 use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, at_least_one};
-use crate::output::{Failure, failure, print, print_json, printable, progress, shown, without_dots};
+use crate::output::{Failure, demand_writable, failure, print, print_json, printable, progress, shown, without_dots};
 
 /// Bytes of a knowledge vector as JSON that are read at most; a longer one does not end as JSON does.
 const MAX_VECTOR: u64 = 1 << 28;
@@ -99,13 +99,15 @@ impl Ask {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let generation = self.generation.config()?;
         let top = self.check()?;
+        let remembers = self.remember.is_some();
+        demand_writable(self.save_memory.iter().chain(self.memory.iter().filter(|_| remembers)))?;
         let picture = self.image.as_ref().map(load_image).transpose()?;
         let vector = self.knowledge_vector.as_deref().map(read_vector).transpose()?;
         let model = self.model.open()?;
-        if self.remember.is_some() {
+        if remembers {
             model.demand_episodes()?;
         }
-        let there = self.memory.as_ref().filter(|path| self.remember.is_none() || path.exists());
+        let there = self.memory.as_ref().filter(|path| !remembers || path.exists());
         let memory = there.map(|path| KnowledgeMemory::open(&model, path, &mut progress("texts")));
         let memory = memory.transpose()?;
         let known_answers = self.answers.as_ref().map(|path| read_lines(path, "answer")).transpose()?;
@@ -164,15 +166,10 @@ impl Ask {
         Ok(Some(line))
     }
 
-    /// Refuses to remember what is no answer to one question about an image.
+    /// Refuses to remember what is no answer to one question.
     fn check_remember(&self, answer: &str) -> Result<(), Failure> {
         if self.memory.as_ref().is_none_or(|path| path.extension().is_none_or(|suffix| suffix != "safetensors")) {
             return Err(failure("--remember needs the --memory to add to, a file whose name ends in .safetensors"));
-        }
-        if self.image.is_none() || self.questions.is_empty() {
-            return Err(failure(
-                "--remember is the answer to a question about an --image; a sentence is remembered with memory add FILE TEXT",
-            ));
         }
         if self.questions.len() > 1 {
             let count = self.questions.len();
@@ -269,10 +266,13 @@ impl Ask {
     }
 }
 
-/// Refuses to ask nothing about nothing.
+/// Refuses to ask nothing.
 pub(crate) fn demand_question(questions: &[String], image: Option<&Path>) -> Result<(), Failure> {
     if questions.is_empty() && image.is_none() {
         return Err(failure("nothing to ask: give a question, such as \"What colour is the circle?\", or an --image"));
+    }
+    if let Some(i) = questions.iter().position(|question| strip(question).is_empty()) {
+        return Err(failure(format!("question {} of {} is empty: {:?}", i + 1, questions.len(), questions[i])));
     }
     Ok(())
 }

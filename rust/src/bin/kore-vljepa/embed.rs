@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, texts_or_file};
 use crate::images::ImageArgs;
-use crate::output::{Failure, failure, print, printable, progress, shown, without_dots};
+use crate::output::{Failure, demand_writable, failure, print, printable, progress, shown, without_dots};
 
 const FORMAT: &str = "mamba3-jepa embeddings";
 
@@ -42,6 +42,7 @@ struct Group {
 impl Embed {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let options = self.check()?;
+        demand_writable([&self.output])?;
         let paths = if self.images.are_given() { self.images.find()? } else { Vec::new() };
         let texts = texts_or_file(&self.texts, "text", "texts")?;
         let model = self.model.open_with(options)?;

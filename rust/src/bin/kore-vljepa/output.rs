@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use kore_vljepa::files::{path_text, write_whole};
-use kore_vljepa::texts::is_printable;
+use kore_vljepa::texts::{is_printable, is_space};
 use kore_vljepa::{Error, LoadError};
 use serde::Serialize;
 
@@ -90,11 +90,31 @@ fn say(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}{}", printable(message));
 }
 
-/// The text without characters that would steer a terminal: an untrained decoder may say any byte.
+/// The text in one line, without characters that would steer a terminal: an untrained decoder may say any byte.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
-        .map(|character| if is_printable(character) { character } else { char::REPLACEMENT_CHARACTER })
+        .map(|character| match character {
+            _ if is_printable(character) => character,
+            _ if is_space(character) => ' ',
+            _ => char::REPLACEMENT_CHARACTER,
+        })
         .collect()
+}
+
+/// Refuses at once what could not be written once it is computed.
+pub(crate) fn demand_writable<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<(), Failure> {
+    for path in paths {
+        let folder = path.ancestors().skip(1).find(|folder| folder.as_os_str().is_empty() || folder.exists());
+        let reason = match folder {
+            _ if path.is_dir() => "it is a folder".into(),
+            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+                format!("{} is not a folder", shown(folder))
+            }
+            _ => continue,
+        };
+        return Err(failure(format!("cannot write {}: {reason}", shown(path))));
+    }
+    Ok(())
 }
 
 /// The path as it is printed.

@@ -10,7 +10,7 @@ use crate::args::{ModelArgs, at_least_one};
 use crate::confusion::{Judged, confusion_cell, confusion_line};
 use crate::contact_sheet::write_contact_sheet;
 use crate::images::ImageArgs;
-use crate::output::{Failure, Table, failure, print, print_json, printable};
+use crate::output::{Failure, Table, demand_writable, failure, print, print_json, printable};
 
 /// Rank the images of a folder by how well they show what a text says.
 #[derive(clap::Args)]
@@ -54,6 +54,7 @@ impl Search {
         let text = self.take_text()?;
         let top = at_least_one("top", self.top)?;
         let options = self.images.options()?;
+        demand_writable(&self.contact_sheet)?;
         let paths = self.images.find()?;
         let model = self.model.open_with(options)?;
         let images = self.images.embed(&model, &paths, None)?;
