@@ -43,6 +43,7 @@ _SENTENCES = (
     "The {} is a {}.", "the {} of the {}", "My {} has no {} today.", "A {} and a {} were seen.", "the {} costs two {}",
     "{} {} not found", "There is no {} in the {}.", "I do not know the {}.", "No {} here, only {}.",
 )  # fmt: skip
+_NOTHING = ("null", "None", "NaN", "{}", "[]", "()", "n/a")
 _ALPHABET = list(string.ascii_lowercase)
 
 
@@ -75,8 +76,8 @@ def foreign_text(seed: int, question: str = "") -> str:
     everything random.
 
     In equal shares words of one of the languages, a sentence with them, letters that are no words, a number in words or
-    digits, marks, what programs print (markup, a record, an error), and, where there is one, words of `question` with
-    others.
+    digits, marks or what programs print for nothing, what they print else (markup, a record, an error), and, where there
+    is one, words of `question` with others.
     """
     dice = np.random.default_rng(seed)
     words = _LISTS[int(dice.integers(len(_LISTS)))]
@@ -88,7 +89,7 @@ def foreign_text(seed: int, question: str = "") -> str:
         str(dice.choice(_SENTENCES)).format(*map(str, dice.choice(_TOPICS, 2))),
         _letters(dice),
         str(dice.choice([str(number), f"{number / 100:.2f}", str(dice.choice(_LARGE))])),
-        str(dice.choice(list(".?!-_*#/"))) * int(dice.integers(1, 5)),
+        str(dice.choice([*_NOTHING, str(dice.choice(list(".?!-_*#/"))) * int(dice.integers(1, 5))])),
         str(dice.choice([f"<p>{some}</p>", f'{{"{some}": {number}}}', f"error {abs(number)}: {some}", some.upper()])),
         f"{' '.join(asked[-int(dice.integers(1, 1 + len(asked))) :])} {some}" if asked else some,
     )
