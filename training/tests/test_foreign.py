@@ -55,6 +55,6 @@ def test_texts_that_have_nothing_to_do_with_the_data_are_of_every_form() -> None
     assert all(text.strip() for text in made)
     forms = (r"-?\d+(\.\d+)?", r"\W+", r"error \d+: .*", r"<p>.*</p>", r"The \w+ is a \w+\.", "four|hundred", r"\{.*\}")
     assert all(any(re.fullmatch(form, text) for text in made) for form in forms)
-    asked = [text for seed in range(700) if (text := foreign_text(seed, "who is the king of France?")) != made[seed]]
+    asked = [text for seed in range(700) if "France " in (text := foreign_text(seed, "who is the king of France?"))]
     assert 0.1 < len(asked) / len(made) < 0.2
     assert all(re.match(r"(((((who )?is )?the )?king )?of )?France \w", text) for text in asked)

@@ -76,8 +76,8 @@ def foreign_text(seed: int, question: str = "") -> str:
     everything random.
 
     In equal shares words of one of the languages, a sentence with them, letters that are no words, a number in words or
-    digits, marks or what programs print for nothing, what they print else (markup, a record, an error), and, where there
-    is one, words of `question` with others.
+    digits, marks or what programs print for nothing, what else they print (markup, a record, an error), and, where
+    there is one, words of `question` with others.
     """
     dice = np.random.default_rng(seed)
     words = _LISTS[int(dice.integers(len(_LISTS)))]
