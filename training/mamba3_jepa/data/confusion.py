@@ -42,7 +42,6 @@ _REMEMBERED = (_MISMATCHED, _UNANSWERABLE, _IMAGELESS)  # what a memory of the s
 _SOME = 64  # samples that show which tools a kind needs
 _OTHERS = 20  # samples looked at for something that is known elsewhere
 _SAID = 2  # of what is known of the sample whose question a foreign one took the place of
-_EVERY = 3  # sample is told something that has nothing to do with the data
 _TEXTS = 4096  # different ones that have nothing to do with the data: each is embedded
 _DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
@@ -167,8 +166,8 @@ class ConfusionSource:
         return sample
 
     def lessons(self, i: int, sample: Sample | None = None) -> list[Lesson]:
-        """What one could be told about sample i: what is known of it, and, of some samples, something that has nothing
-        to do with the data. To a foreign question both tell nothing; where nothing is known, nothing is told.
+        """What one could be told about sample i: what is known of it, and something that has nothing to do with the
+        data. To a foreign question both tell nothing; where nothing is known, nothing is told.
 
         Args:
             sample: sample i, where it has been read.
@@ -184,9 +183,9 @@ class ConfusionSource:
             some = [told[(seed + n) % len(told)] for n in range(min(_SAID, len(told)))]
             foreign = Lesson(foreign_text(seed, sample.question or ""), None, "foreign")
             return [*(Lesson(text, None, "irrelevant") for text in some), foreign]
-        known, foreign = self._known(i, sample), foreign_text(seed // _EVERY % _TEXTS)
+        known, foreign = self._known(i, sample), foreign_text(seed % _TEXTS)
         said = f" {_words_of(foreign)} "
-        if seed % _EVERY or not known or any(f" {plain_text(lesson.answer or '')} " in said for lesson in known):
+        if not known or any(f" {plain_text(lesson.answer or '')} " in said for lesson in known):
             return known
         return [*known, Lesson(foreign, None, "foreign")]
 
