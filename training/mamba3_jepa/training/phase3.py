@@ -271,9 +271,11 @@ class Phase3Task(KeptOutputs):
         numbers, about = lessons.of(rows)
         right = data.findable.right(rows, epoch)
         others = data.findable.others(rows, epoch, _OTHER_TEXTS)
-        counts = torch.bincount(about, minlength=len(rows))
+        # what has nothing to do with the data is learned beside the rest, not instead of some of it
+        weighs = (~lessons.are(["foreign"], numbers)).float()
+        counts = torch.bincount(about, weights=weighs, minlength=len(rows)).clamp(min=1)
         knowledge, goal = lessons.vectors[lessons.knowledge[numbers]], data.goals(numbers, rows[about])
-        share = 1 / counts[about].float()
+        share = 1 / counts[about]
         if not len(numbers):  # every weight has a gradient in every batch: a lesson that counts nothing
             about, share = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
             knowledge, goal = torch.zeros(1, lessons.vectors.shape[1]), torch.zeros(1, embed_dim)
