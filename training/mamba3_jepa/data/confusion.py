@@ -183,11 +183,11 @@ class ConfusionSource:
             some = [told[(seed + n) % len(told)] for n in range(min(_SAID, len(told)))]
             foreign = Lesson(foreign_text(seed, sample.question or ""), None, "foreign")
             return [*(Lesson(text, None, "irrelevant") for text in some), foreign]
-        known, foreign = self._known(i, sample), foreign_text(seed % _TEXTS)
-        said = f" {_words_of(foreign)} "
+        known, text = self._known(i, sample), foreign_text(seed % _TEXTS)
+        said = f" {_words_of(text)} "
         if not known or any(f" {plain_text(lesson.answer or '')} " in said for lesson in known):
             return known
-        return [*known, Lesson(foreign, None, "foreign")]
+        return [*known, Lesson(text, None, "foreign")]
 
     def _known(self, i: int, sample: Sample) -> list[Lesson]:
         """Scenes make it up. Other data has its own knowledge, the answer, a caption of the same image with the answer

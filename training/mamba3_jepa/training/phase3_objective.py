@@ -25,7 +25,8 @@ class Phase3Batch:
 
     pooled: (B, D) states of the frozen model; doubt: (B, S) of its answers; confused: (B,) bool.
     about: (L,) int64, which of the B each lesson is about; knowledge: (L, K); goal: (L, E), what should be predicted
-    then; share: (L,), one over the number of lessons about the same sample; answers: (L,) bool, whether it answers.
+    then; share: (L,), one over the number of lessons about the same sample, foreign texts not counted; answers: (L,)
+    bool, whether it answers.
     question: (B, E) embeddings, and right: (B, E) of a text that answers, zeros where `asks` (B,) bool is False;
     others: (B, M, E) of texts that do not answer, where `is_other` (B, M) bool.
     tool: (B,) int64, the place of the tool that is needed; negative where none is.
