@@ -21,7 +21,7 @@ from mamba3_jepa.evaluation.decoding import generate_texts
 from mamba3_jepa.evaluation.retrieval import distinct, nearest_answer
 from mamba3_jepa.models.vljepa import Mamba3Jepa
 
-GENERATED_SAMPLES = 512  # of the M samples so many are also answered by generation
+GENERATED_SAMPLES = 512  # while training, of the M samples so many are also answered by generation
 _TOGETHER = 1024
 
 
@@ -107,15 +107,18 @@ def gallery(
 class InjectionTrial:
     """Tries a model's injector on the same samples again and again while it learns; what was before is kept."""
 
-    def __init__(self, samples: InjectionSamples) -> None:
+    def __init__(self, samples: InjectionSamples, generated: int = GENERATED_SAMPLES) -> None:
         """
+        Args:
+            generated: so many of the samples at most are also answered by generation.
+
         Raises:
             ValueError: there is no sample.
         """
         if not len(samples):
             raise ValueError("injection needs at least one confused sample with a right answer")
         self.samples = samples
-        self._spoken = torch.from_numpy(spread(np.arange(len(samples)), GENERATED_SAMPLES))
+        self._spoken = torch.from_numpy(spread(np.arange(len(samples)), generated))
         self._before: tuple[Tensor, Tensor | None] | None = None
 
     @property

@@ -111,12 +111,16 @@ class Phase3Trials:
         warning: a sentence to be said aloud; None if there is none.
     """
 
-    def __init__(self, model: Mamba3Jepa, data: Phase3Data) -> None:
+    def __init__(self, model: Mamba3Jepa, data: Phase3Data, generated: int = GENERATED_SAMPLES) -> None:
+        """
+        Args:
+            generated: so many samples at most are told something and answered by generation.
+        """
         self._data = data
         self.episodes = EpisodeTrial(model, data) if model.config.recursion.episodes else None
         self._kinds = data.kinds()
-        self._injection = _injection_trial(data, data.lessons.asked(), self._kinds)
-        self._steadiness, self._steady_rows = _steadiness_trial(data)
+        self._injection = _injection_trial(data, data.lessons.asked(), self._kinds, generated)
+        self._steadiness, self._steady_rows = _steadiness_trial(data, generated)
         self.warning: str | None = None
         if self._injection is not None and self._injection.n_without_wrong:
             self.warning = (
@@ -182,7 +186,9 @@ def _selective(data: Phase3Data, logits: Tensor, rows: Tensor) -> dict[str, Sele
     return selective_reports(scores, data.wrong[rows])
 
 
-def _injection_trial(data: Phase3Data, questions: list[str | None], kinds: list[str]) -> InjectionTrial | None:
+def _injection_trial(
+    data: Phase3Data, questions: list[str | None], kinds: list[str], generated: int
+) -> InjectionTrial | None:
     """The confused samples with each lesson that should make them right."""
     lessons = data.lessons
     numbers, about = lessons.of(torch.arange(len(data)))
@@ -210,7 +216,8 @@ def _injection_trial(data: Phase3Data, questions: list[str | None], kinds: list[
             texts=texts,
             text_embeddings=embeddings,
             text_is_answer=is_answer,
-        )
+        ),
+        generated,
     )
 
 
@@ -233,13 +240,13 @@ def _wrong_lesson(data: Phase3Data) -> Tensor:
     return wrong
 
 
-def _steadiness_trial(data: Phase3Data) -> tuple[SteadinessTrial | None, Tensor]:
+def _steadiness_trial(data: Phase3Data, generated: int) -> tuple[SteadinessTrial | None, Tensor]:
     """Right answers with lessons that are false or irrelevant, and whose samples (M,) they are."""
     lessons = data.lessons
     numbers, about = lessons.of(torch.arange(len(data)))
     is_kept = (data.answered & ~data.wrong)[about]
     chosen = (is_kept & lessons.are(["false", "irrelevant", "foreign"], numbers)).nonzero()
-    chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), GENERATED_SAMPLES)] if len(chosen) else chosen[:, 0]
+    chosen = chosen.squeeze(1)[spread(np.arange(len(chosen)), generated)] if len(chosen) else chosen[:, 0]
     if not len(chosen):
         return None, chosen
     numbers, about = numbers[chosen], about[chosen]

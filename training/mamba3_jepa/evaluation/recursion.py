@@ -6,6 +6,7 @@ Letters: N samples, M of them that are tried, E embedding width.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -151,7 +152,7 @@ def measure_recursion(
     logits = _logits(model.recursion.confusion_probe, observed.pooled.to(model.device), data.spoken.doubt)
     shown = indices if pictures is None else pictures
     beside = _listed(model, source, shown, listed, batch_size) if listed else None
-    trials = Phase3Trials(model, data)
+    trials = Phase3Trials(model, data, generated=sys.maxsize)
     if trials.warning is not None:
         logger.warning(trials.warning)
     report = trials.run(model, logits, model.device, stored=True, beside=beside)
