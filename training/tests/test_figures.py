@@ -78,7 +78,7 @@ def draw_others(folder: Path, n_types: int) -> None:
     many = dict.fromkeys(KINDS[1:], rates) if n_types > 2 else {}
     confusion_plots.plot_injection(
         InjectionReport(n_samples=123_456, n_without_wrong=n_types, retrieved=rates, generated=rates, by_kind=many,
-                        by_form=dict.fromkeys(["answer", "sentence", "of a new version"], rates)),
+                        by_form=dict.fromkeys(["answer", "sentence", "of a new version"], rates), judged={}),
         folder,
     )  # fmt: skip
     wrong = torch.arange(7 * n_types) % 5 == 0

@@ -42,7 +42,8 @@ def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_p
     )  # fmt: skip
     assert model.recursion is not None
     injector, head = model.recursion.injector, model.predictor.pred_head
-    untrained = trial.run(model, "cpu")
+    untrained = trial.run(model, "cpu", torch.zeros(6, dtype=torch.bool))
+    assert untrained.judged == {}
     predicted = model.predictor.embed(pooled).detach()
     nearest = [int((predicted[i] @ embeddings[:4].T).argmax()) for i in range(4)]
     nearest += [4 + int((predicted[i] @ embeddings[4:].T).argmax()) for i in (4, 5)]
@@ -51,7 +52,8 @@ def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_p
     assert untrained.retrieved.before == pytest.approx(before)
     with torch.no_grad():
         injector.projection.weight.copy_(1e4 * torch.linalg.pinv(head.weight))
-    report = trial.run(model, "cpu")
+    report = trial.run(model, "cpu", torch.ones(6, dtype=torch.bool))
+    assert report.judged == {"all": report.generated} | report.by_form
     assert report.retrieved.after == 1.0
     assert report.retrieved.wrong == 0.0
     assert report.retrieved.before == pytest.approx(before)
@@ -75,13 +77,16 @@ def test_samples_without_wrong_knowledge_do_not_count_there(model: Mamba3Jepa, t
         kinds=["given"] * 3, forms=["given", "given", "sentence"], texts=texts, text_embeddings=embeddings,
         text_is_answer=[True] * 4,
     )  # fmt: skip
-    report = InjectionTrial(samples).run(model, "cpu")
+    judged = torch.tensor([True, False, False])
+    report = InjectionTrial(samples).run(model, "cpu", judged)
+    assert set(report.judged) == {"all", "given"}
+    assert report.judged["all"] == report.judged["given"]
     assert report.retrieved.after == pytest.approx(2 / 3)
     assert report.retrieved.wrong == 0.5
     assert report.n_without_wrong == 1
     assert set(report.by_form) == {"given", "sentence"}
     only = dataclasses.replace(samples, has_wrong=torch.zeros(3, dtype=torch.bool))
-    report = InjectionTrial(only).run(model, "cpu")
+    report = InjectionTrial(only).run(model, "cpu", judged)
     assert (report.n_without_wrong, report.retrieved.wrong) == (3, None)
     assert "val/retrieved_wrong" not in report.metrics()
     assert report.metrics()["val/injected_without_wrong"] == 3

@@ -54,8 +54,18 @@ def _wrong_answers(selective: Mapping[str, SelectiveReport], title: str) -> Tabl
 
 
 def _forms(report: RecursionReport) -> Table:
-    rows = [[form, *(_share(value) for value in vars(rates).values())] for form, rates in report.by_form().items()]
-    return ["told to confused samples", "right before", "right after", "right after wrong knowledge"], rows
+    judged = {} if report.trials.injection is None else report.trials.injection.judged
+    rows = [
+        [form, *map(_share, vars(rates).values()), _share(judged[form].after) if form in judged else ""]
+        for form, rates in report.by_form().items()
+    ]
+    return [
+        "told to confused samples",
+        "right before",
+        "after",
+        "after wrong knowledge",
+        "after, if judged so",
+    ], rows
 
 
 def _belief(report: BeliefReport) -> Table:

@@ -42,8 +42,9 @@ class InjectionReport:
     """retrieved: the right answer's embedding is the nearest; generated: the Y-Decoder says it (None without one).
 
     by_kind: retrieved, for each kind of confusion. by_form: generated, or without Y-Decoder retrieved, for each form of
-    knowledge: the bare answer, a sentence, and so on. n_without_wrong: how many of the samples there is no wrong
-    knowledge for.
+    knowledge: the bare answer, a sentence, and so on. judged: the same of the samples that the model takes itself to be
+    confused by, so that in use it would be told, and "all" of them; empty without any. n_without_wrong: how many of the
+    samples there is no wrong knowledge for.
     """
 
     n_samples: int
@@ -52,6 +53,7 @@ class InjectionReport:
     generated: Rates | None
     by_kind: dict[str, Rates]
     by_form: dict[str, Rates]
+    judged: dict[str, Rates]
 
     def metrics(self, prefix: str = "val") -> dict[str, float]:
         """Flat numbers: `{prefix}/retrieved_{before,after,wrong}`, the same for `generated`; `{prefix}/told_{form}`,
@@ -127,8 +129,9 @@ class InjectionTrial:
         return int((~self.samples.has_wrong).sum())
 
     @torch.no_grad()
-    def run(self, model: Mamba3Jepa, device: torch.device | str) -> InjectionReport:
-        """The rates with the model's injector as it is now."""
+    def run(self, model: Mamba3Jepa, device: torch.device | str, confused: Tensor) -> InjectionReport:
+        """The rates with the model's injector as it is now; `confused`: (M,) bool, whether the model takes itself for
+        confused."""
         if self._before is None:
             self._before = self._right(model, self._embed(model, None, device), device)
         before = self._before
@@ -140,18 +143,19 @@ class InjectionTrial:
         generated, spoken = None, self._spoken
         if before[1] is not None and after[1] is not None and wrong[1] is not None:
             generated = _Compared(before[1], after[1], wrong[1], has_wrong[spoken])
-        by_form = {
-            form: retrieved.rates(rows) if generated is None else generated.rates(rows[spoken])
-            for form, rows in forms.items()
-            if generated is None or bool(rows[spoken].any())
-        }
+        rates = retrieved.rates if generated is None else lambda rows: generated.rates(rows[spoken])
+        measured = torch.ones_like(confused)
+        if generated is not None:
+            measured = torch.zeros_like(confused).index_fill(0, spoken, True)
+        judged = {"all": confused} | {form: rows & confused for form, rows in forms.items()}
         return InjectionReport(
             n_samples=len(self.samples),
             n_without_wrong=self.n_without_wrong,
             retrieved=retrieved.rates(),
             generated=None if generated is None else generated.rates(),
             by_kind={kind: retrieved.rates(rows) for kind, rows in kinds.items()},
-            by_form=by_form,
+            by_form={form: rates(rows) for form, rows in forms.items() if bool((rows & measured).any())},
+            judged={form: rates(rows) for form, rows in judged.items() if bool((rows & measured).any())},
         )
 
     def _embed(self, model: Mamba3Jepa, knowledge: Tensor | None, device: torch.device | str) -> Tensor:

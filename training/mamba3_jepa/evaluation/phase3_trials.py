@@ -119,7 +119,7 @@ class Phase3Trials:
         self._data = data
         self.episodes = EpisodeTrial(model, data) if model.config.recursion.episodes else None
         self._kinds = data.kinds()
-        self._injection = _injection_trial(data, data.lessons.asked(), self._kinds, generated)
+        self._injection, self._told_rows = _injection_trial(data, data.lessons.asked(), self._kinds, generated)
         self._steadiness, self._steady_rows = _steadiness_trial(data, generated)
         self.warning: str | None = None
         if self._injection is not None and self._injection.n_without_wrong:
@@ -161,9 +161,10 @@ class Phase3Trials:
         floor = _memory_floor(data, model.recursion, device)
         if stored:
             floor = dataclasses.replace(floor, floor=float(model.recursion.memory_floor))
-        injection = None if self._injection is None else self._injection.run(model, device)
-        steadiness = None
+        injection = steadiness = None
         notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
+        if self._injection is not None:
+            injection = self._injection.run(model, device, notices[self._told_rows])
         if self._steadiness is not None:
             steadiness = self._steadiness.run(model, device, notices[self._steady_rows])
         return Phase3Report(
@@ -188,8 +189,8 @@ def _selective(data: Phase3Data, logits: Tensor, rows: Tensor) -> dict[str, Sele
 
 def _injection_trial(
     data: Phase3Data, questions: list[str | None], kinds: list[str], generated: int
-) -> InjectionTrial | None:
-    """The confused samples with each lesson that should make them right."""
+) -> tuple[InjectionTrial | None, Tensor]:
+    """The confused samples with each lesson that should make them right, and whose samples (M,) they are."""
     lessons = data.lessons
     numbers, about = lessons.of(torch.arange(len(data)))
     tells = lessons.answer[numbers] >= 0
@@ -200,10 +201,10 @@ def _injection_trial(
     )
     chosen = tells & data.confused[about] & lessons.are(HELPFUL, numbers)
     if not bool(chosen.any()):
-        return None
+        return None, about[chosen]
     wrong = _wrong_lesson(data)[about[chosen]]
     numbers, about = numbers[chosen], about[chosen]
-    return InjectionTrial(
+    trial = InjectionTrial(
         InjectionSamples(
             pooled=data.frozen.pooled[about],
             knowledge=lessons.vectors[lessons.knowledge[numbers]],
@@ -219,6 +220,7 @@ def _injection_trial(
         ),
         generated,
     )
+    return trial, about
 
 
 def _tools(data: Phase3Data, recursion: Recursion, device: torch.device | str) -> ToolReport | None:

@@ -67,6 +67,7 @@ class RecursionReport:
                 "samples": knowledge.n_samples,
                 "without_wrong": knowledge.n_without_wrong,
                 "forms": {form: asdict(rates) for form, rates in self.by_form().items()},
+                "judged": {form: asdict(rates) for form, rates in knowledge.judged.items()},
             },
             "belief": None if self.trials.belief is None else self.trials.belief.as_json(),
             "kept": None if kept is None else {
