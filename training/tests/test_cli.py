@@ -186,7 +186,7 @@ def test_an_output_that_cannot_be_written(checkpoint: Path, arguments: list[str]
     )
 
 
-def test_every_flag_the_readmes_name_exists() -> None:
+def test_every_flag_the_readmes_name_exists(capsys: pytest.CaptureFixture) -> None:
     """The READMEs' flags, against the help of the commands."""
     import re
 
@@ -197,8 +197,10 @@ def test_every_flag_the_readmes_name_exists() -> None:
                     ["memory", "add"], ["memory", "remove"],
                     ["search"], ["classify"], ["inspect"], ["bench", "cache"], ["bench", "decode"], ["bench", "index"],
                     ["bench", "rust"], ["bench", "step"], ["cache", "list"], ["cache", "clean"]):  # fmt: skip
-        program = [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--help"]
-        helps += subprocess.run(program, capture_output=True, text=True, check=True).stdout
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--help"])
+        assert not ended.value.code
+        helps += capsys.readouterr().out
     root = Path(__file__).parents[2]
     other_programs = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num_processes",
                       "--signals-to-handle", "--signal", "--shm-size", "--index-url", "--release",
