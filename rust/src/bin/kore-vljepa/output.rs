@@ -191,10 +191,7 @@ mod tests {
 
     #[test]
     fn what_would_steer_a_terminal_is_not_printed() {
-        assert_eq!(
-            printable("red \u{1b}[2J circle\n\u{e9} 色\u{202e}"),
-            "red \u{fffd}[2J circle \u{e9} 色\u{fffd}"
-        );
+        assert_eq!(printable("red \u{1b}[2J circle\n\u{e9} 色\u{202e}"), "red \u{fffd}[2J circle \u{e9} 色\u{fffd}");
     }
 
     #[test]
