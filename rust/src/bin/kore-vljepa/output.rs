@@ -112,7 +112,7 @@ pub(crate) fn demand_writable<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) 
             }
             _ => continue,
         };
-        return Err(failure(format!("cannot write {}: {reason}", shown(path))));
+        return Err(failure(format!("{}: cannot write it: {reason}", shown(path))));
     }
     Ok(())
 }
