@@ -11,6 +11,7 @@ from tiny_language_model import language_model, write_language_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from mamba3_jepa.cli.main import main
+from mamba3_jepa.cli.output import printable
 from mamba3_jepa.data.text_stream import TextStream
 from mamba3_jepa.data.tokenizer import TextTokenizer
 from mamba3_jepa.errors import UserError
@@ -195,7 +196,7 @@ def test_the_command_prints_the_text_and_what_follows(
     assert run(folder, TEXT, "is it", "--max-tokens", "7") == 0
     shown = capfd.readouterr().out
     assert shown.startswith(TEXT)
-    visible = [each if each.isprintable() or each in "\n\t" else "\ufffd" for each in said[0]["text"]]
+    visible = [each if each in "\n\t" else printable(each) for each in said[0]["text"]]
     assert shown.startswith(TEXT + "".join(visible))
     assert "\n\nis it" in shown
 
