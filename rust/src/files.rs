@@ -20,8 +20,36 @@ use crate::error::Error;
 /// [`Error::File`] if it cannot be written, or if what is at `path` is a folder or a socket; it is unchanged then, and
 /// nothing is left beside it.
 pub fn write_whole(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
-    write(path, content)
-        .map_err(|error| Error::File { path: path.to_path_buf(), reason: format!("cannot write it: {error}") })
+    write(path, content).map_err(|error| cannot_write(path, &error))
+}
+
+/// Refuses at once paths that [`write_whole`] could not write once all is computed.
+///
+/// # Errors
+/// [`Error::File`]: what is there is a folder, or what it is to lie in is none.
+pub fn demand_writable<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<(), Error> {
+    for path in paths {
+        let path = path.as_ref();
+        let folder = path.ancestors().skip(1).find(|folder| folder.exists());
+        if path.is_dir() {
+            return Err(cannot_write(path, &not_a_file()));
+        } else if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(cannot_write(path, &invalid(&format!("{} is not a folder", path_text(folder)))));
+        }
+    }
+    Ok(())
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Error {
+    Error::File { path: path.to_path_buf(), reason: format!("cannot write it: {error}") }
+}
+
+fn not_a_file() -> io::Error {
+    invalid("what is there is not a file; name another")
+}
+
+fn invalid(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, reason)
 }
 
 /// Removes what every [`write_whole`] under way has written so far; it fails then, and so does one that begins later. For
@@ -55,7 +83,7 @@ pub(crate) fn system_text(error: &io::Error) -> String {
 /// Opens a file for reading; anything else is refused before it is opened, for opening a pipe may wait for ever.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+        return Err(invalid("it is not a file"));
     }
     File::open(path)
 }
@@ -68,12 +96,12 @@ fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     }
     let path = &at_the_end_of_links(path)?;
     let Some(name) = path.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not the name of a file"));
+        return Err(invalid("it is not the name of a file"));
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is there is not a file; name another"));
+        return Err(not_a_file());
     }
     let (temporary, file) = Temporary::create(folder, name)?;
     let mut file = BufWriter::new(file);
@@ -296,6 +324,18 @@ mod tests {
         for path in [folder.path().join("taken"), folder.path().join(".."), PathBuf::from("/proc/nowhere/x")] {
             assert!(write_whole(&path, |out| out.write_all(b"x")).is_err(), "{}", path.display());
         }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, file) = (folder.path().join("new/newer/a.json"), folder.path().join("file"));
+        fs::write(&file, "a").unwrap();
+        demand_writable([&new, &file, &PathBuf::from("a.json")]).unwrap();
+        let said = |path: &Path| demand_writable([path]).unwrap_err().to_string();
+        assert!(said(folder.path()).ends_with("cannot write it: what is there is not a file; name another"));
+        assert!(said(&file.join("a.json")).ends_with("file is not a folder"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

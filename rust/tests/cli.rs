@@ -610,7 +610,7 @@ fn agent_with_bad_input() {
         (&["x?", "--tools", "@tools.json"], "tools.json: tools.a.command: expected a program"),
         (&["x?", "--memory", "@empty.txt"], "has no text"),
         (&["x?", "--answers", "@empty.txt"], "has no text"),
-        (&["x?", "--trace", "@photos"], "photos: cannot write it: it is a folder"),
+        (&["x?", "--trace", "@photos"], "photos: cannot write it: what is there is not a file"),
     ] {
         let refused = scene.run("agent", &[arguments, &["--json"]].concat());
         refused.fails_with(message);

@@ -39,12 +39,8 @@ def _show_answers(report: AnswersReport) -> None:
     numbers = {name.removeprefix("test/"): value for name, value in report.metrics("test").items()}
     in_other_tables = {name for name in numbers if name.startswith(("exact_match_", "answer_accuracy_", "swap_"))}
     in_other_tables |= {name for each in report.benchmarks for name in each.metrics()}
-    show(
-        table(
-            ("metric", "value"),
-            [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables],
-        )
-    )
+    rows = [(name, f"{value:.4g}") for name, value in numbers.items() if name not in in_other_tables]
+    show(table(("metric", "value"), rows))
     if report.nearest.by_type:
         show(table(*_types(report)))
     if report.validation.swaps is not None:

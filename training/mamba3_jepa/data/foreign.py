@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Collection
+from functools import lru_cache
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def foreign_question(question: str, seed: int, things: Collection[str] = ()) -> 
     return _words(dice) if way % 2 == 0 else _letters(dice)
 
 
+@lru_cache(maxsize=8192)  # a data set is told few texts, each to many samples
 def foreign_text(seed: int, question: str = "") -> str:
     """What somebody could say, or a tool print, that answers no question about a picture; `seed`, not negative, decides
     everything random.

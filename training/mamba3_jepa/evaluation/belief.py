@@ -58,9 +58,8 @@ def belief(
         for some in torch.arange(len(numbers)).split(_TOGETHER)
     ]).float().cpu()  # fmt: skip
     answers = lessons.answer[numbers] >= 0
-    confusion = torch.sigmoid(logits[about] / calibration.temperature)
-    judged = confusion > calibration.threshold
-    sure = confusion * (1 - torch.sigmoid(answers_it)) <= calibration.threshold
+    judged = calibration.notices(logits[about])
+    sure = calibration.confusion(logits[about]) * (1 - torch.sigmoid(answers_it)) <= calibration.threshold
     forms: dict[str, tuple[int, float]] = {}
     for place, form in enumerate(LESSON_FORMS):
         told = sure[judged & (lessons.form[numbers] == place)]

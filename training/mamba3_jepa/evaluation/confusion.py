@@ -45,6 +45,14 @@ class Calibration:
     temperature: float = 1.0
     threshold: float = DEFAULT_THRESHOLD
 
+    def confusion(self, logits: Tensor) -> Tensor:
+        """P(confused) of logits (N,)."""
+        return torch.sigmoid(logits / self.temperature)
+
+    def notices(self, logits: Tensor) -> Tensor:
+        """(N,) bool: whether a model with these logits takes itself for confused."""
+        return self.confusion(logits) > self.threshold
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusionReport:
@@ -122,7 +130,7 @@ def evaluate_confusion(
     if calibration is None:
         fitted_on, measured_on = _halves(confused)
         calibration = calibrate(logits[fitted_on], confused[fitted_on])
-    scores = torch.sigmoid(logits / calibration.temperature)
+    scores = calibration.confusion(logits)
     measured, truth = scores[measured_on], confused[measured_on]
     unscaled = torch.sigmoid(logits[measured_on])
     both = bool(confused.any()) and not bool(confused.all())

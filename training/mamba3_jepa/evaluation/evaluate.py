@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -154,15 +155,11 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         logger.warning("%s: %d of %d samples are measured; `samples` takes more", source.name, settings.samples,
                        len(indices))  # fmt: skip
     indices = some_of(source, indices, settings.samples)
+    about_data = partial(EvaluationReport, data=source.name, split=data.split, note=data.note)
     if not len(indices):
         _demand_nothing_of_answers(settings, source)
-        report = EvaluationReport(
-            data=source.name,
-            split=data.split,
-            note=data.note,
-            n_skipped=0,
-            answers=None,
-            recursion=_recursion(model, data, None, checkpoint, settings, listed),
+        report = about_data(
+            n_skipped=0, answers=None, recursion=_recursion(model, data, None, checkpoint, settings, listed)
         )
         _write_numbers(settings, report)
         return report
@@ -193,14 +190,7 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
     seen = collected.index.numpy()
     recursion = _recursion(model, data, seen, checkpoint, settings, listed) if measures_recursion else None
     measured, answers = _measure(model, collected, found, data, choice, settings, labels, templates)
-    report = EvaluationReport(
-        data=source.name,
-        split=data.split,
-        note=data.note,
-        n_skipped=len(collected.bad),
-        answers=measured,
-        recursion=recursion,
-    )
+    report = about_data(n_skipped=len(collected.bad), answers=measured, recursion=recursion)
     for warning in measured.validation.warnings:
         logger.warning(warning)
     _write(settings, report, measured, collected, answers, found, source)

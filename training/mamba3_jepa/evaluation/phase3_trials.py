@@ -162,7 +162,7 @@ class Phase3Trials:
         if stored:
             floor = dataclasses.replace(floor, floor=float(model.recursion.memory_floor))
         injection = steadiness = None
-        notices = torch.sigmoid(logits / report.calibration.temperature) > report.calibration.threshold
+        notices = report.calibration.notices(logits)
         if self._injection is not None:
             injection = self._injection.run(model, device, notices[self._told_rows])
         if self._steadiness is not None:

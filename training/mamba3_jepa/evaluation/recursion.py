@@ -157,8 +157,9 @@ def measure_recursion(
     if trials.warning is not None:
         logger.warning(trials.warning)
     report = trials.run(model, logits, model.device, stored=True, beside=beside)
+    notices = report.confusion.calibration.notices(logits)
     counts = {kind: len(scores) for kind, scores in report.confusion.scores.items()}
-    return RecursionReport(trials=report, samples=counts, memory=_memory(model, data, logits))
+    return RecursionReport(trials=report, samples=counts, memory=_memory(model, data, notices))
 
 
 def _logits(probe: ConfusionMonitor, pooled: Tensor, doubt: Tensor) -> Tensor:
@@ -186,8 +187,9 @@ def _listed(
     return Beside(torch.cat(logits), [LISTED] * len(asked), [question_type(question) for question in asked])
 
 
-def _memory(model: Mamba3Jepa, data: Phase3Data, logits: Tensor) -> MemoryReport | None:
-    """Of the confused questions that a sentence answers; None where there is none."""
+def _memory(model: Mamba3Jepa, data: Phase3Data, notices: Tensor) -> MemoryReport | None:
+    """Of the confused questions that a sentence answers; None where there is none. `notices`: (N,) bool, what the model
+    takes itself to be confused by."""
     if model.recursion is None:
         return None
     lessons, findable = data.lessons, data.findable
@@ -199,7 +201,6 @@ def _memory(model: Mamba3Jepa, data: Phase3Data, logits: Tensor) -> MemoryReport
     numbers, rows = numbers[first], about[first]
     if not len(rows):
         return None
-    probe = model.recursion.confusion_probe
     with torch.no_grad():
         asked, keys = lookup_vectors(data, model.recursion, rows, model.device)
     return try_memory(
@@ -210,7 +211,7 @@ def _memory(model: Mamba3Jepa, data: Phase3Data, logits: Tensor) -> MemoryReport
             right=torch.searchsorted(findable.pool, lessons.knowledge[numbers]),
             knowledge=lessons.vectors[findable.pool],
             pooled=data.frozen.pooled[rows],
-            judged=torch.sigmoid(logits[rows] / float(probe.temperature)) > float(probe.threshold),
+            judged=notices[rows],
             before=[data.spoken.texts[i] for i in rows.tolist()],
             expected=[lessons.answer_texts[i] for i in lessons.answer[numbers].tolist()],
             answers=lambda some, drawn: findable.answering(rows[some], drawn),

@@ -46,23 +46,30 @@ def demand_writable(*paths: Path | None) -> None:
         folder = path.parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        if path.is_dir():
-            reason = "it is a folder"
-        elif not folder.is_dir():
+        found = _stat(path) if folder.is_dir() else None
+        reason = None if found is None else _refusal(found)
+        if not folder.is_dir():
             reason = f"{folder} is not a folder"
-        elif not path.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        elif found is None and not os.access(folder, os.W_OK | os.X_OK):
             reason = f"nothing may be written in {folder}"
-        else:
-            continue
-        raise UserError(f"cannot write {path}: {reason}")
+        if reason is not None:
+            raise UserError(f"cannot write {path}: {reason}")
+
+
+def _refusal(found: os.stat_result) -> str | None:
+    """Why what is there is not written to, if it is not."""
+    if stat.S_ISREG(found.st_mode) or stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode):
+        return None
+    return "it is a folder" if stat.S_ISDIR(found.st_mode) else "what is there is not a file"
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     found = _stat(path)
     if found is not None and not stat.S_ISREG(found.st_mode):
-        if not (stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
-            raise OSError("it is a folder" if stat.S_ISDIR(found.st_mode) else "what is there is not a file")
+        reason = _refusal(found)
+        if reason is not None:
+            raise OSError(reason)
         with open(path, "wb") as file:
             yield file
         return

@@ -166,10 +166,8 @@ def read_tools(path: str | Path) -> ToolRegistry:
         raise UserError(f"{path}: cannot read the tools: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        field, wrong = (
-            ".".join(map(str, first["loc"])) or "the file",
-            _WRONG.get(first["type"], first["msg"].removeprefix("Value error, ")),
-        )
+        field = ".".join(map(str, first["loc"])) or "the file"
+        wrong = _WRONG.get(first["type"], first["msg"].removeprefix("Value error, "))
         raise UserError(f"{path}: {field}: {wrong}; see examples/tools/tools.json for an example") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use kore_vljepa::agent::{AgentAnswer, MAX_ROUNDS, Mamba3Agent, Step, Stop, read_tools};
+use kore_vljepa::files::demand_writable;
 use kore_vljepa::image::load_image;
 use kore_vljepa::memory::KnowledgeMemory;
 use kore_vljepa::texts::read_lines;
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, between};
 use crate::ask::{Near, demand_question, nearest};
-use crate::output::{Failure, demand_writable, print, print_json, printable, progress, write_json};
+use crate::output::{Failure, print, print_json, printable, progress, write_json};
 
 /// More are a mistake.
 const MOST_ROUNDS: usize = 100;

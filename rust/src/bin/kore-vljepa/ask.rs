@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use kore_vljepa::files::demand_writable;
 use kore_vljepa::image::load_image;
 use kore_vljepa::memory::{Episode, Episodes, KnowledgeMemory, MemoryKind};
 use kore_vljepa::npy::read_npy_vector;
@@ -12,7 +13,7 @@ use kore_vljepa::vljepa::{Answer, AnswererOptions, Image, Inject, Knowledge, Mam
 use serde::Serialize;
 
 use crate::args::{GenerationArgs, ModelArgs, at_least_one};
-use crate::output::{Failure, demand_writable, failure, print, print_json, printable, progress, shown, without_dots};
+use crate::output::{Failure, failure, print, print_json, printable, progress, shown, without_dots};
 
 /// Bytes of a knowledge vector as JSON that are read at most; a longer one does not end as JSON does.
 const MAX_VECTOR: u64 = 1 << 28;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kore_vljepa::files::{path_text, write_whole};
+use kore_vljepa::files::{demand_writable, path_text, write_whole};
 use kore_vljepa::loader::{NewTensor, write_safetensors};
 use kore_vljepa::npy::write_npy;
 use kore_vljepa::vljepa::{ImageEmbeddings, Options};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, texts_or_file};
 use crate::images::ImageArgs;
-use crate::output::{Failure, demand_writable, failure, print, printable, progress, shown, without_dots};
+use crate::output::{Failure, failure, print, printable, progress, shown, without_dots};
 
 const FORMAT: &str = "mamba3-jepa embeddings";
 

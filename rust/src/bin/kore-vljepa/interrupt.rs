@@ -68,6 +68,11 @@ mod tests {
         unreachable!("{written:?}");
     }
 
+    /// Of the files in a folder.
+    fn sizes_in(folder: &Path) -> impl Iterator<Item = u64> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len())
+    }
+
     /// The test `name` of this module as a program of its own, whose environment has `value` as `key`, behind the words of
     /// `launcher`.
     fn alone(launcher: &[&str], name: &str, key: &str, value: &Path) -> Command {
@@ -121,7 +126,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let output = folder.path().join("output.npy");
             fs::write(&output, "as it was").unwrap();
-            let sizes = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+            let sizes = || sizes_in(folder.path());
             let writes = || sizes().max() >= Some(1 << 16);
             interrupt(alone(&[], "a_signal_takes_the_half_written_file_along", OUTPUT, &output), writes, signal);
             assert_eq!(sizes().count(), 1, "something is left beside the output");
@@ -139,7 +144,7 @@ mod tests {
         let as_nohup = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\""];
         let output = folder.path().join("output.npy");
         let mut running = alone(&as_nohup, "a_hangup_that_is_ignored_ends_nothing", OUTPUT, &output).spawn().unwrap();
-        let sizes = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+        let sizes = || sizes_in(folder.path());
         wait_until(|| sizes().max() >= Some(1 << 16), &mut running);
         send("HUP", &running);
         thread::sleep(Duration::from_millis(300));

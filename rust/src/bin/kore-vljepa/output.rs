@@ -101,22 +101,6 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Refuses at once what could not be written once it is computed.
-pub(crate) fn demand_writable<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<(), Failure> {
-    for path in paths {
-        let folder = path.ancestors().skip(1).find(|folder| folder.as_os_str().is_empty() || folder.exists());
-        let reason = match folder {
-            _ if path.is_dir() => "it is a folder".into(),
-            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-                format!("{} is not a folder", shown(folder))
-            }
-            _ => continue,
-        };
-        return Err(failure(format!("{}: cannot write it: {reason}", shown(path))));
-    }
-    Ok(())
-}
-
 /// The path as it is printed.
 pub(crate) fn shown(path: &Path) -> String {
     path_text(without_dots(path))

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kore_vljepa::files::path_text;
+use kore_vljepa::files::{demand_writable, path_text};
 use kore_vljepa::vljepa::Found;
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::args::{ModelArgs, at_least_one};
 use crate::confusion::{Judged, confusion_cell, confusion_line};
 use crate::contact_sheet::write_contact_sheet;
 use crate::images::ImageArgs;
-use crate::output::{Failure, Table, demand_writable, failure, print, print_json, printable};
+use crate::output::{Failure, Table, failure, print, print_json, printable};
 
 /// Rank the images of a folder by how well they show what a text says.
 #[derive(clap::Args)]
