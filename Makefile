@@ -40,7 +40,10 @@ lint-rust:
 	$(CARGO) clippy $(CRATE) --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CRATE) --no-deps --all-features
 
-test: lint test-rust test-python
+# Python's packages are fetched while the Rust half is compiled.
+test:
+	$(MAKE) -j2 setup lint-rust
+	$(MAKE) lint-python test-rust test-python
 
 test-rust:
 	$(CARGO) test $(CRATE) --all-features
@@ -50,14 +53,14 @@ test-rust:
 test-python: export KORE_VLJEPA := $(TARGET)/debug/kore-vljepa
 test-python: setup
 	$(CARGO) build $(CRATE) --all-features --bins --examples
-	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	cd training && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # In a virtual environment of its own; the oldest Python too: PYTHON=python3.10. The Rust half is not built for it.
 LOWEST := $(abspath .venv-lowest)
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	cd training && $(LOWEST)/bin/pip install -q -c constraints-lowest.txt -r requirements.txt -e '.[dev,easy-vqa,parquet,tensorboard,wandb]'
-	cd training && env -u KORE_VLJEPA OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2
+	cd training && env -u KORE_VLJEPA OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 # Licences and sources of the dependencies; needs `cargo install cargo-deny`.
 licences:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import undrawn
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 from tiny import write_images
 
 from mamba3_jepa.config import preset
@@ -38,6 +40,20 @@ def _auto_is_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mamba3_jepa.device.AUTO", ("cpu",))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn() -> Iterator[None]:
+    """Figures are drawn for tests that ask for `real_figures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", undrawn.savefig)
+        yield
+
+
+@pytest.fixture
+def real_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is what was drawn."""
+    monkeypatch.setattr(Figure, "savefig", undrawn.DRAWN)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from mamba3_jepa.evaluation.answer_plots import plot_answers_by_type
 from mamba3_jepa.evaluation.answer_sheet import answer_sheet
 from mamba3_jepa.evaluation.palette import GENERATED, NEAREST, RIGHT, WRONG
 
+pytestmark = pytest.mark.usefixtures("real_figures")
+
 GREEN, RED, DARK, LIGHT = map(ImageColor.getrgb, (RIGHT, WRONG, GENERATED, NEAREST))
 GREY = (0xE1, 0xE4, 0xE8)
 

@@ -20,6 +20,7 @@ from mamba3_jepa.cli.output import printable
 from mamba3_jepa.config import NO_FLOOR, RecursionConfig
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.inference import answerer as answerers
 from mamba3_jepa.inference.answerer import Answerer
 from mamba3_jepa.inference.memory import KnowledgeMemory
 from mamba3_jepa.models.vljepa import Mamba3Jepa
@@ -152,6 +153,18 @@ def test_confusion_is_smoothed_over_the_turns_with_a_question(model: Mamba3Jepa,
         assert (answer.signal is None) == (not answer.confused)
     answerer.reset()
     assert answerer.ask(images["white"], QUESTIONS[0]).smoothed_confusion == pytest.approx(second.confusion, rel=1e-6)
+
+
+def test_averages_of_those_asked_longest_ago_are_forgotten(
+    model: Mamba3Jepa, images: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answerers, "_AVERAGES", 2)
+    answerer = Answerer(model)
+    is_first = []
+    for name, question in (("red", "a"), ("red", "b"), ("white", "a"), ("red", "c"), ("red", "a"), ("white", "b")):
+        answer = answerer.ask(images[name], question)
+        is_first.append(answer.smoothed_confusion == answer.confusion)
+    assert is_first == [True, True, False, True, False, True], "b was asked longest ago when c came"
 
 
 @pytest.fixture(params=["retriever", "predicted"])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fork_server import Program
 from PIL import Image
-from processes import torchrun
+from processes import ranks
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import QUERY_PROMPT
@@ -75,12 +73,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "phase2": ["train-decoder", "--phase1-checkpoint", str(folder / "phase1" / "phase1_best.pt")],
         "phase3": ["train-agent", "--phase2-checkpoint", str(folder / "phase2" / "phase2_best.pt")],
     }
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for name, arguments in steps.items():
-        command = [sys.executable, "-m", "mamba3_jepa.cli.main", *arguments, *common, "--output-dir", name]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (folder / f"{name}.log").write_text(done.stderr)
+        done = Program([*arguments, *common, "--output-dir", name], cwd=folder)
+        _, stderr = done.outputs()
+        assert done.returncode == 0, stderr
+        (folder / f"{name}.log").write_bytes(stderr)
     return folder
 
 
@@ -104,7 +101,7 @@ def test_the_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text("".join(lines))
     (tmp_path / "val.jsonl").write_text("".join(lines[2:6]))
     arguments = ["--tiny", "--data-dir", str(tmp_path), "--batch-size", "4", "--epochs", "1", "--log-every", "3", *SKIP]
-    status, said = torchrun(2, "train-jepa", *arguments, "--output-dir", str(tmp_path / "run"))
+    status, said = ranks(2, "train-jepa", *arguments, "--output-dir", str(tmp_path / "run"))
     assert status == 0, said
     assert sum(_said(said)) == 3, said
     assert re.findall(r"(\d+) texts longer", said) == ["1"], "the other long one has a broken image"

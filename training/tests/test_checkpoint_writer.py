@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import torchrun
+from processes import ranks
 from torch import Tensor, nn
 
 from mamba3_jepa.config import preset
@@ -306,7 +306,7 @@ def test_the_loop_hears_of_a_failure_at_its_next_step(tmp_path: Path, monkeypatc
 
 
 def test_a_failure_of_one_rank_is_one_of_all(tmp_path: Path) -> None:
-    status, said = torchrun(2, str(tmp_path), program=[__file__])
+    status, said = ranks(2, str(tmp_path), program=Path(__file__))
     assert status == 0, said
     for number in range(2):
         heard = (tmp_path / f"{number}.txt").read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import Program
 from short import BENCH_DATA, BENCH_LAYER
 
 from mamba3_jepa.cli.main import main
@@ -170,20 +171,17 @@ sys.exit(main.main())
 def test_an_output_that_cannot_be_written(checkpoint: Path, arguments: list[str]) -> None:
     if arguments[0] == "inspect":
         arguments = [*arguments, str(checkpoint)]
-    command = [sys.executable, "-m", "mamba3_jepa.cli.main", *arguments]
     reader, writer = os.pipe()
     os.close(reader)
-    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=120)
+    closed = Program(arguments, stdout=writer)
     os.close(writer)
-    assert (closed.returncode, closed.stderr) == (141, b"")
+    assert (closed.wait(), closed.said()) == (141, "")
     if not Path("/dev/full").exists():
         return
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=120, text=True)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: cannot write to the standard output: No space left on device\n",
-    )
+        done = Program(arguments, stdout=full.fileno())
+    said = "error: cannot write to the standard output: No space left on device\n"
+    assert (done.wait(), done.said()) == (2, said)
 
 
 def test_every_flag_the_readmes_name_exists(capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamba3_jepa.data.confusion import CONFUSION_KINDS, MADE_KINDS, ConfusionSource
+from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.confusion_plan import CONFUSION_KINDS, MADE_KINDS
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.files import FolderSource, ManifestSource
 from mamba3_jepa.data.sample import FileBacked, Sample

@@ -20,6 +20,8 @@ from mamba3_jepa.evaluation.confusion import (
 )
 from mamba3_jepa.evaluation.confusion_plots import plot_confusion
 
+pytestmark = pytest.mark.usefixtures("real_figures")
+
 
 @pytest.fixture
 def scored() -> tuple[torch.Tensor, torch.Tensor]:

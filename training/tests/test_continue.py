@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from processes import torchrun
+from processes import ranks
 from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
@@ -121,7 +121,7 @@ def test_another_division_of_the_same_global_batch(
             assert main(stopped) == 128 + signal.SIGTERM
         goes_on = command(phase, checkpoints, tmp_path / name, *arguments, *changed, "--resume")
         if name == "processes":
-            status, said = torchrun(2, *goes_on)
+            status, said = ranks(2, *goes_on)
             assert status == 0, said
             assert "continuing from step 3" in said
         else:

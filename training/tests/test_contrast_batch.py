@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import torchrun
+from processes import ranks
 from short import changed
 
 from mamba3_jepa.cli.main import main
@@ -124,7 +124,7 @@ def test_two_processes_with_accumulation(tmp_path: Path) -> None:
     """Two contrasts a step, each of two micro-batches on each process."""
     division = ["--batch-size", "2", "--contrast-batch", "8", "--grad-accum", "2", "--max-steps", "5"]
     arguments = changed(SHORT, [*division, "--output-dir", str(tmp_path / "two")])
-    status, said = torchrun(2, *arguments)
+    status, said = ranks(2, *arguments)
     assert status == 0, said
     assert train(tmp_path / "one", "--grad-accum", "2", "--max-steps", "5") == 0
     assert_close(tmp_path / "two", tmp_path / "one")

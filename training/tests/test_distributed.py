@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import torchrun
+from processes import ranks
 from tiny import tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,7 +73,7 @@ def gradients(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def run_processes(n: int, out: Path, *arguments: str) -> dict[str, torch.Tensor]:
-    status, said = torchrun(n, str(out), *arguments, program=[__file__])
+    status, said = ranks(n, str(out), *arguments, program=Path(__file__))
     assert status == 0, said
     return torch.load(out, weights_only=True)
 

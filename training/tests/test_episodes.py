@@ -116,6 +116,7 @@ def test_blend_and_floor_are_those_that_separate_best() -> None:
     assert stored.as_json() == {"lookups": 2, "found": 1.0, "recalled": 0.5, "recalled_without": 0.5}
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_where_nothing_is_told_apart_nothing_is_recalled(tmp_path: Path) -> None:
     same = torch.ones(3, 4)
     own, no = torch.tensor([0, 1, 2]), torch.zeros(3, 4).bool()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mamba3_jepa.bench import parity
 from mamba3_jepa.config import NO_FLOOR
-from mamba3_jepa.data.confusion import MADE_KINDS
+from mamba3_jepa.data.confusion_plan import MADE_KINDS
 from mamba3_jepa.evaluation import answer_plots, confusion_plots, figure, palette, plots
 from mamba3_jepa.evaluation.confusion import evaluate_confusion
 from mamba3_jepa.evaluation.injection import InjectionReport, Rates

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import torchrun
+from processes import ranks
 from test_continue import stop_after
 from tiny import TEXTS, tiny_model
 
@@ -387,7 +387,7 @@ def test_pictures_that_move_are_refused(tmp_path, data, capfd) -> None:
 
 def test_two_processes_share_the_pass_and_a_full_disk_of_one_ends_both(tmp_path) -> None:
     write_manifest(tmp_path / "data")
-    status, said = torchrun(2, str(tmp_path), program=[__file__])
+    status, said = ranks(2, str(tmp_path), program=Path(__file__))
     assert status == 0, said
     assert len(list((tmp_path / "cache").glob("*/part-*.safetensors"))) == 3
     for number in range(2):

@@ -21,6 +21,7 @@ def model() -> Mamba3Jepa:
     return tiny_model(3, texts, moved=False, max_answer_tokens=6)
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_injection_is_measured_against_before_and_wrong(model: Mamba3Jepa, tmp_path: Path) -> None:
     """With an injector that overrules the state, the knowledge alone decides what is retrieved."""
     texts = ["red", "blue", "green", "large", "a star", "a circle"]

@@ -47,6 +47,7 @@ def test_without_both_there_is_no_floor() -> None:
     assert (one_text.floor, len(one_text.right), len(one_text.wrong)) == (NO_FLOOR, 2, 0)
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_lookups_with_and_without_the_right_text(tmp_path: Path) -> None:
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     predicted = torch.tensor([[0.8, 0.6], [0.6, 0.8], [0.8, -0.6], [0.6, 0.8]])

@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fork_server import Program
 from tiny import tiny_model, write_checkpoint, write_images
 
 NAME = "a[/b] é 日"  # markup to rich, no ASCII, half of it no Latin-1
@@ -53,13 +53,13 @@ def commands(folder: Path) -> dict[str, list[str]]:
 ALL = list(commands(Path()))
 
 
-def run(arguments: list[str], stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    arguments: list[str], stdout: int | None = None, stderr: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
     if "prepare" in arguments:
         arguments = [text.replace("more", f"more {environment} {stdout}".replace("/", "")) for text in arguments]
-    command = [sys.executable, "-m", "mamba3_jepa.cli.main", *map(os.fsencode, arguments)]
-    return subprocess.run(
-        command, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=300, env=os.environ | environment
-    )
+    program = Program(arguments, stdout=stdout, stderr=stderr, environment=environment, drawn=True)
+    return subprocess.CompletedProcess(arguments, program.wait(), *program.outputs())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -102,7 +102,7 @@ def test_a_socket_that_nobody_reads(folder: Path) -> None:
     reader, writer = socket.socketpair()
     reader.close()
     with writer:
-        done = run(commands(folder)["inspect"], writer)
+        done = run(commands(folder)["inspect"], writer.fileno())
     assert (done.returncode, done.stderr) == (141, b"")
 
 
@@ -127,8 +127,7 @@ def test_messages_that_nobody_reads_change_nothing(folder: Path, name: str, code
     reader, writer = os.pipe()
     os.close(reader)
     with open("/dev/full", "wb") if full else os.fdopen(writer, "wb") as stderr:
-        command = [sys.executable, "-m", "mamba3_jepa.cli.main", *map(os.fsencode, commands(folder)[name])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False, timeout=300)
+        done = run(commands(folder)[name], stderr=stderr.fileno())
     assert done.returncode == code
     if name == "inspect as JSON":
         assert json.loads(done.stdout)

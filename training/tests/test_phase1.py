@@ -1,7 +1,6 @@
 """Phase 1 through its real command: what it leaves behind, how it stops, how it continues."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import Program
 from processes import torchrun
 from short import changed
 
@@ -31,15 +31,13 @@ def train(output_dir: Path, *arguments: str) -> int:
     return main(["train-jepa", *changed(SHORT, arguments), "--output-dir", str(output_dir)])
 
 
-def start(output_dir: Path, *arguments: str) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *SHORT, "--output-dir", str(output_dir), *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def start(output_dir: Path, *arguments: str, drawn: bool = False) -> Program:
+    return Program([*SHORT, "--output-dir", str(output_dir), *arguments], program=SCRIPT, drawn=drawn)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    _, stderr = process.communicate(timeout=240)
-    return process.returncode, stderr
+def finish(process: Program) -> tuple[int, str]:
+    _, stderr = process.outputs()
+    return process.wait(), stderr.decode()
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:
@@ -56,7 +54,7 @@ def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One uninterrupted run in a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    code, stderr = finish(start(folder, "--angn-enabled"))
+    code, stderr = finish(start(folder, "--angn-enabled", drawn=True))
     assert code == 0, stderr
     assert "SYNTHETIC" in stderr
     return folder
@@ -160,7 +158,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(finished: Path, tm
     folder = tmp_path / "killed"
     kills = 0
     while True:
-        process = start(folder, "--angn-enabled", "--save-every", "1", "--resume")
+        process = start(folder, "--angn-enabled", "--save-every", "1", "--resume", drawn=True)
         if kills < 3:
             while not (folder / "metrics.jsonl").exists() and process.poll() is None:
                 time.sleep(0.01)

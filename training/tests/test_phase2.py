@@ -6,13 +6,13 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import ranks
 from short import changed
 from tiny import tiny_model
 
@@ -178,9 +178,8 @@ def test_a_run_from_before_said_only_what_was_predicted(phase1, tmp_path, capsys
 
 
 def test_two_processes_give_the_mean_over_all_their_tokens(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path)], check=True, env=environment, capture_output=True, timeout=120)
+    status, said = ranks(2, str(tmp_path), program=Path(__file__))
+    assert status == 0, said
     distributed = torch.load(tmp_path / "grads.pt", weights_only=True)
     task = build_task(batch_size=6)
     plan = length_batches(task.train.target_lengths.numpy(), 6, seed=0, epoch=0)

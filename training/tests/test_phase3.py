@@ -21,7 +21,8 @@ from tiny import tiny_model, write_checkpoint
 
 from mamba3_jepa.cli.main import main
 from mamba3_jepa.config import NO_FLOOR, SHUT
-from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
+from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.confusion_plan import MADE_KINDS
 from mamba3_jepa.data.files import ManifestSource
 from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.sources import source_texts

@@ -10,6 +10,8 @@ from mamba3_jepa.evaluation.palette import RIGHT, WRONG
 from mamba3_jepa.evaluation.plots import _smooth, plot_training, read_series
 from mamba3_jepa.files.metrics_log import MetricsLog
 
+pytestmark = pytest.mark.usefixtures("real_figures")
+
 GREEN, RED, GREY = (*map(ImageColor.getrgb, (RIGHT, WRONG)), (0xE1, 0xE4, 0xE8))
 
 

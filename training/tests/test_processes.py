@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import hosts, torchrun
+from processes import hosts, ranks
 from short import changed
 from test_continue import assert_close, last, stop_after, train_lines, write_data
 from tiny import tiny_model, write_checkpoint
@@ -30,7 +30,7 @@ def test_a_batch_of_one_rank_whose_samples_are_all_bad(tmp_path: Path) -> None:
         (tmp_path / "data" / f"{i}.png").write_bytes(b"no image")
     arguments = [*TRAIN, *data, "--on-bad-sample", "skip", "--epochs", "2", "--angn-enabled"]
     two, one = tmp_path / "two", tmp_path / "one"
-    status, said = torchrun(2, *arguments, "--batch-size", "1", "--output-dir", str(two))
+    status, said = ranks(2, *arguments, "--batch-size", "1", "--output-dir", str(two))
     assert status == 0, said
     assert "epoch 1: 3 bad samples skipped" in said
     assert main([*arguments, "--batch-size", "2", "--output-dir", str(one)]) == 0
@@ -45,7 +45,7 @@ def test_a_batch_of_one_rank_whose_samples_are_all_bad(tmp_path: Path) -> None:
         assert sum(line["train/skipped_samples"] for line in train_lines(folder)) == 6, "three in each epoch"
         assert load_checkpoint(folder / "phase1_last.pt").data.train_samples == 9
     longer = changed(arguments, ["--epochs", "3", "--batch-size", "1", "--output-dir", str(two), "--resume"])
-    status, said = torchrun(2, *longer)
+    status, said = ranks(2, *longer)
     assert status == 0, said
     assert [line["step"] for line in train_lines(two)] == list(range(1, 19))
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fork_server import Program
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, save_file
@@ -278,16 +279,14 @@ def test_both_say_which_images_they_leave_aside(tmp_path: Path) -> None:
     for name in ("a.tif", "b.TIF", "c.heic", "d.tar.gz", "e.x.zip", "f.mp4", ".g.tif", "h.json", "i.txt", "j"):
         (photos / name).write_bytes(b"")
     command = ["search", "red", "--image-dir", str(photos), "--json"]
-    python = subprocess.run(
-        [sys.executable, "-m", "mamba3_jepa.cli.main", *command, "--checkpoint", str(tmp_path / "checkpoint.pt")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    python = Program([*command, "--checkpoint", str(tmp_path / "checkpoint.pt")])
+    stdout, stderr = (text.decode() for text in python.outputs())
     expected = f"WARNING {photos}: not read: 2 .tif, 1 .heic (no decoder for them: convert them to JPEG or PNG); 1 .mp4"
-    assert python.stderr.startswith(expected)
+    assert stderr.startswith(expected)
     done = rust(*command, "--weights", weights)
-    assert (done.returncode, done.stderr) == (0, python.stderr)
+    assert (done.returncode, done.stderr) == (0, stderr)
     python_images, rust_images = (
-        [row["image"] for row in json.loads(text)["results"]] for text in (python.stdout, done.stdout)
+        [row["image"] for row in json.loads(text)["results"]] for text in (stdout, done.stdout)
     )
     assert rust_images == python_images
 
@@ -333,8 +332,10 @@ def test_a_memory_goes_through_both_halves(tmp_path: Path) -> None:
     files = {half: tmp_path / f"{half}.safetensors" for half in ("python", "rust")}
 
     def python(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "mamba3_jepa.cli.main", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        program = Program([*map(str, arguments)])
+        stdout, stderr = program.outputs()
+        assert program.returncode == 0, stderr
+        return stdout.decode()
 
     def by_rust(*arguments: str | Path) -> str:
         done = rust(*arguments)
@@ -378,11 +379,10 @@ def test_a_memory_goes_through_both_halves(tmp_path: Path) -> None:
                       ["add", "m.safetensors"], ["add", "m.safetensors", "--answer", "a"]):  # fmt: skip
         wrong = [*map(str, arguments)]
         made = [] if wrong[0] != "add" else ["--checkpoint", str(checkpoint)]
-        done = subprocess.run([sys.executable, "-m", "mamba3_jepa.cli.main", "memory", *wrong, *made],
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        by_python = Program(["memory", *wrong, *made]).said()
         made = [] if wrong[0] != "add" else ["--weights", str(tmp_path / "weights")]
         other = rust("memory", *wrong, *made)
-        assert (other.returncode, other.stderr.replace('"', "'")) == (2, done.stderr.replace('"', "'")), wrong
+        assert (other.returncode, other.stderr.replace('"', "'")) == (2, by_python.replace('"', "'")), wrong
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ def test_every_flag_its_readme_names_exists() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mini that has trained a little in all three phases, its export, and scenes to ask about."""
     folder = tmp_path_factory.mktemp("trained")
-    common = ["--synthetic-scenes", "256", "--val-samples", "64", "--workers", "0"]
+    common = ["--synthetic-scenes", "96", "--val-samples", "48", "--batch-size", "16", "--workers", "0"]
     for command in (
         ["train-jepa", "--preset", "mini", "--angn-enabled", "--max-steps", "60", "--output-dir", f"{folder}/1",
          *common],

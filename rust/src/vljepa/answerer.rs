@@ -5,10 +5,10 @@
 mod turn;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 pub use turn::Turn;
 
+use super::averages::Averages;
 use super::recall::Recall;
 use super::{Confusion, Mamba3Jepa, Observation, Progress, Sample};
 use crate::episodes::EpisodeFinder;
@@ -143,7 +143,7 @@ pub struct Answerer<'m> {
     /// Looks things up in the memory of the options.
     recall: Option<Recall>,
     observed: Vec<Observation>,
-    smoothed: HashMap<String, f32>, // by question
+    smoothed: Averages,
     turns: u64,
 }
 
@@ -194,7 +194,7 @@ impl Mamba3Jepa {
             known_embeddings,
             recall,
             observed: Vec::new(),
-            smoothed: HashMap::new(),
+            smoothed: Averages::default(),
             turns: 0,
         })
     }
@@ -262,7 +262,7 @@ impl Mamba3Jepa {
 impl Answerer<'_> {
     /// Forgets the turns so far: the next question starts a new conversation.
     pub fn reset(&mut self) {
-        (self.smoothed, self.turns) = (HashMap::new(), 0);
+        (self.smoothed, self.turns) = (Averages::default(), 0);
     }
 
     /// What the model made of the last turns, before anything was injected.
@@ -341,28 +341,27 @@ impl Answerer<'_> {
         for (answer, observation) in answers.iter_mut().zip(&observations) {
             answer.nearest = self.nearest(&observation.embedding);
         }
-        self.smoothed.extend(smoothed);
+        self.smoothed = smoothed;
         self.turns = self.turns.saturating_add(answers.len() as u64);
         Ok(answers)
     }
 
-    /// Answers that hold only how confused the model is, and the moving averages of these questions after them.
+    /// Answers that hold only how confused the model is, and the moving averages after them.
     fn judge(
         &self,
         samples: &[Sample<'_>],
         observations: &[Observation],
-    ) -> Result<(Vec<Answer>, HashMap<String, f32>), Error> {
+    ) -> Result<(Vec<Answer>, Averages), Error> {
         let pooled: Vec<&[f32]> = observations.iter().map(|observation| &observation.pooled[..]).collect();
-        let mut smoothed = HashMap::new();
+        let mut smoothed = self.smoothed.clone();
         let mut answers = vec![Answer::default(); observations.len()];
         let Some(Recursion { confusion_probe, .. }) = &self.model.recursion else { return Ok((answers, smoothed)) };
         let confusions = self.model.judge(&embeddings_of(observations), &pooled)?;
         for ((answer, sample), confusion) in answers.iter_mut().zip(samples).zip(confusions) {
             let Some(confusion) = confusion else { continue };
             let question = sample.question.unwrap_or(&self.model.config().query_prompt);
-            let before = smoothed.get(question).or_else(|| self.smoothed.get(question)).copied();
-            let average = confusion_probe.smooth(confusion.score, before);
-            smoothed.insert(question.to_owned(), average);
+            let average = confusion_probe.smooth(confusion.score, smoothed.get(question));
+            smoothed.set(question, average);
             let judged = if self.options.smooth { Confusion { score: average, ..confusion } } else { confusion };
             answer.confusion = Some(confusion.score);
             answer.smoothed_confusion = Some(average);

@@ -4,6 +4,7 @@
 //! vector.
 
 mod answerer;
+mod averages;
 mod confusion;
 mod embeddings;
 mod folder;

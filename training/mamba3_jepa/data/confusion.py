@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,23 @@ from PIL import Image
 
 from mamba3_jepa.config import QUERY_PROMPT
 from mamba3_jepa.contract import MEMORY_TOOL
-from mamba3_jepa.data.asked import Asked, pair_hashes, question_hashes
+from mamba3_jepa.data.confusion_plan import (
+    CLEAR,
+    CONFUSION_KINDS,
+    CORRUPTED,
+    DEGRADED,
+    FOREIGN,
+    GIVEN,
+    IMAGELESS,
+    MADE_KINDS,
+    MISMATCHED,
+    SHUFFLED,
+    TOOL,
+    UNANSWERABLE,
+    Base,
+    MadeKind,
+    plan,
+)  # fmt: skip
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.foreign import foreign_question, foreign_text, shuffled
 from mamba3_jepa.data.images import BadSampleError
@@ -32,18 +47,13 @@ from mamba3_jepa.data.scenes import SceneSource
 from mamba3_jepa.data.splits import stable_hash
 from mamba3_jepa.errors import UserError
 
-MadeKind = Literal["mismatched", "unanswerable", "corrupted", "imageless", "foreign", "degraded", "shuffled", "tool"]
-MADE_KINDS: tuple[MadeKind, ...] = get_args(MadeKind)
-CONFUSION_KINDS = ("clear", "given", *MADE_KINDS)
-_CLEAR, _GIVEN, _MISMATCHED, _UNANSWERABLE, _CORRUPTED, _IMAGELESS, _FOREIGN, _DEGRADED, _SHUFFLED, _TOOL = range(10)
-_ANSWERED = (_CLEAR, _DEGRADED, _SHUFFLED)
-_REMEMBERED = (_MISMATCHED, _UNANSWERABLE, _IMAGELESS)  # what a memory of the scenes could know
+_ANSWERED = (CLEAR, DEGRADED, SHUFFLED)
+_REMEMBERED = (MISMATCHED, UNANSWERABLE, IMAGELESS)  # what a memory of the scenes could know
 
 _SOME = 64  # samples that show which tools a kind needs
 _OTHERS = 20  # samples looked at for something that is known elsewhere
 _SAID = 2  # of what is known of the sample whose question a foreign one took the place of
 _TEXTS = 4096  # different ones that have nothing to do with the data: each is embedded
-_DONOR_ROUNDS = 50  # images tried for a question before it is taken not to have a wrong one
 
 
 class ConfusionSource:
@@ -94,13 +104,13 @@ class ConfusionSource:
         """
         self._source, self._seed = source, seed
         self.name, self.synthetic = f"{source.name} with confusion", source.synthetic
-        base = _Base.of(source, np.unique(np.asarray(indices, dtype=np.int64)), beside, query_prompt)
+        base = Base.of(source, np.unique(np.asarray(indices, dtype=np.int64)), beside, query_prompt)
         if not len(base.index):
             raise UserError(f'{source.name}: no sample has a question with an answer, a caption, or a "confused" label')
-        rows, kinds, donors = _plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
+        rows, kinds, donors = plan(base, np.random.default_rng([seed % 2**64, len(base.index)]), set(made_kinds))
         self._base, self._donor, self.kinds = base.index[rows], donors, kinds
         self.answered = np.isin(kinds, _ANSWERED)
-        self.confused = np.where(kinds == _GIVEN, base.confused[rows], (kinds > _GIVEN) & ~self.answered)
+        self.confused = np.where(kinds == GIVEN, base.confused[rows], (kinds > GIVEN) & ~self.answered)
         content = blake2b(digest_size=16)
         for array in (self._base, self._donor, self.kinds):
             content.update(np.ascontiguousarray(array).tobytes())
@@ -111,13 +121,13 @@ class ConfusionSource:
 
     def sample(self, i: int) -> Sample:
         kind, index = int(self.kinds[i]), int(self._base[i])
-        if kind in (_MISMATCHED, _UNANSWERABLE) and isinstance(self._source, SceneSource):
-            made = self._source.confusing(index, "mismatched" if kind == _MISMATCHED else "unanswerable")
-        elif kind == _TOOL and isinstance(self._source, SceneSource):
+        if kind in (MISMATCHED, UNANSWERABLE) and isinstance(self._source, SceneSource):
+            made = self._source.confusing(index, "mismatched" if kind == MISMATCHED else "unanswerable")
+        elif kind == TOOL and isinstance(self._source, SceneSource):
             made = self._source.demonstration(index)
         else:
             made = self._made(self._source.sample(index), kind, i)
-        if kind > _GIVEN:
+        if kind > GIVEN:
             made = dataclasses.replace(made, tool_used=self._tool(kind, made))
         meta = {**made.meta, "kind": CONFUSION_KINDS[kind]}
         return dataclasses.replace(made, confused=bool(self.confused[i]), meta=meta)
@@ -139,26 +149,26 @@ class ConfusionSource:
         """The tool that a sample needs that was made: of what was asked before it was changed, nothing is known."""
         if kind in _REMEMBERED and isinstance(self._source, SceneSource):
             return MEMORY_TOOL
-        return made.tool_used if kind == _TOOL else None
+        return made.tool_used if kind == TOOL else None
 
     def _made(self, sample: Sample, kind: int, i: int) -> Sample:
-        if kind == _MISMATCHED:
+        if kind == MISMATCHED:
             donor = self._source.sample(int(self._donor[i]))
             meta = {**sample.meta, "image_of": donor.meta.get("origin")}
             return dataclasses.replace(sample, image=donor.image, picture=donor.picture, place=donor.place, meta=meta)
-        if kind == _IMAGELESS:
+        if kind == IMAGELESS:
             return dataclasses.replace(sample, image=None, picture=None, place=None)
         dice = stable_hash(f"{CONFUSION_KINDS[kind]}/{self._seed}/{int(self._base[i])}")
-        if kind == _FOREIGN and sample.question is not None:
+        if kind == FOREIGN and sample.question is not None:
             things = SHOWN if isinstance(self._source, SceneSource) else ()
             question = foreign_question(sample.question, dice, things)
             meta = {name: value for name, value in sample.meta.items() if name != "asked"}
             return dataclasses.replace(sample, question=question, target=None, answers=(), knowledge=None, meta=meta)
-        if kind == _SHUFFLED and sample.question is not None:
+        if kind == SHUFFLED and sample.question is not None:
             return dataclasses.replace(sample, question=shuffled(sample.question, dice))
-        if kind in (_CORRUPTED, _DEGRADED) and sample.image is not None:
+        if kind in (CORRUPTED, DEGRADED) and sample.image is not None:
             name, level = list(CORRUPTIONS)[dice % len(CORRUPTIONS)], (dice >> 32) / 2**32
-            if kind == _CORRUPTED:
+            if kind == CORRUPTED:
                 image, how = partial(_corrupted, sample.image, name, dice), {"corruption": name}
             else:
                 image, how = partial(_degraded, sample.image, level, dice), {"level": f"{level:.3f}"}
@@ -177,7 +187,7 @@ class ConfusionSource:
         """
         sample = self.sample(i) if sample is None else sample
         seed = stable_hash(f"foreign text/{self._seed}/{int(self._base[i])}/{int(self.kinds[i])}")
-        if self.kinds[i] == _FOREIGN:
+        if self.kinds[i] == FOREIGN:
             known = self._known(i, self._source.sample(int(self._base[i])))
             told = [lesson.knowledge for lesson in known if isinstance(lesson.knowledge, str)]
             some = [told[(seed + n) % len(told)] for n in range(min(_SAID, len(told)))]
@@ -270,15 +280,15 @@ class ConfusionSource:
             return np.flatnonzero(self.confused)
         chosen = np.isin(self._base, self._source.indices(kind))
         if kind in ("target", "question", "knowledge"):  # made of a question with an answer, but without one itself
-            chosen &= ~np.isin(self.kinds, (_UNANSWERABLE, _FOREIGN))
+            chosen &= ~np.isin(self.kinds, (UNANSWERABLE, FOREIGN))
         if kind == "knowledge":
-            chosen |= self.kinds == _TOOL
+            chosen |= self.kinds == TOOL
         elif kind == "imageless":
-            chosen |= self.kinds == _IMAGELESS
+            chosen |= self.kinds == IMAGELESS
         elif kind == "tool":
-            chosen &= self.kinds <= _GIVEN
+            chosen &= self.kinds <= GIVEN
             if isinstance(self._source, SceneSource):
-                chosen |= np.isin(self.kinds, (*_REMEMBERED, _TOOL))
+                chosen |= np.isin(self.kinds, (*_REMEMBERED, TOOL))
         return np.flatnonzero(chosen)
 
     def file_state(self, indices: NDArray[np.int64]) -> str:
@@ -307,133 +317,3 @@ def _corrupted(load: Callable[[], Image.Image], name: str, seed: int) -> Image.I
 
 def _degraded(load: Callable[[], Image.Image], level: float, seed: int) -> Image.Image:
     return degrade(load(), level, seed)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Base:
-    """What is known of the n samples of use. Arrays of length n.
-
-    index: their numbers in the source; caption, question: which kind they are, with a target; image: have one;
-    labelled, confused: have the manifest's label, and what it says; question_hash, group: stable hashes.
-    asked: what must not be contradicted.
-    makes_own: the source itself has confusing samples; then `question_hash` and `asked` are not needed and empty.
-    """
-
-    index: NDArray[np.int64]
-    caption: NDArray[np.bool_]
-    question: NDArray[np.bool_]
-    image: NDArray[np.bool_]
-    labelled: NDArray[np.bool_]
-    confused: NDArray[np.bool_]
-    question_hash: NDArray[np.uint64]
-    group: NDArray[np.uint64]
-    asked: Asked
-    makes_own: bool
-
-    @staticmethod
-    def of(source: Source, indices: NDArray[np.int64], beside: Sequence[Source], query_prompt: str) -> _Base:
-        makes_own = isinstance(source, SceneSource)
-        useful = source.indices("target")
-        if not makes_own:
-            useful = np.union1d(useful, source.indices("confused"))
-        index = np.intersect1d(indices, useful)
-        caption = np.isin(index, source.indices("caption"))
-        labelled = np.zeros(len(index), dtype=bool) if makes_own else np.isin(index, source.indices("confused"))
-        question_hash = np.zeros(len(index), dtype=np.uint64)
-        asked = Asked(pairs=question_hash[:0], without_image=question_hash[:0])
-        if not makes_own:
-            question_hash = question_hashes(source, index, query_prompt)
-            asked = Asked.of(source, index, question_hash, beside, query_prompt=query_prompt)
-        return _Base(
-            index=index,
-            caption=caption & ~labelled,
-            question=np.isin(index, source.indices("question")),
-            image=~np.isin(index, source.indices("imageless")),
-            labelled=labelled,
-            confused=labelled & np.isin(index, source.indices("confusing")),
-            question_hash=question_hash,
-            group=source.group_hashes()[index],
-            asked=asked,
-            makes_own=makes_own,
-        )
-
-
-def _plan(
-    base: _Base, dice: np.random.Generator, made: set[MadeKind]
-) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-    """Which sample becomes what: rows of `base`, their kinds, and the source indices whose image they get, else -1.
-
-    Half of the captions are spoilt in equal shares of the ways there are, instead of clear. The questions are dealt to
-    the kinds so that, with those captions, each occurs equally often, as far as that goes; of "degraded" samples the
-    captions are not counted: what a model errs in is to be learned of questions as well.
-    """
-    of_images = [kind for kind in (_CORRUPTED, _DEGRADED) if CONFUSION_KINDS[kind] in made]
-    captions = dice.permutation(np.flatnonzero(base.caption))
-    spoilt = captions[: len(captions) // 2] if of_images else captions[:0]
-    questions = dice.permutation(np.flatnonzero(base.question & base.image & ~(base.labelled & base.confused)))
-    donors = np.full(len(base.index), -1, dtype=np.int64)
-    takes = {_kind(name): np.ones(len(questions), dtype=bool) for name in MADE_KINDS if name in made}
-    if _MISMATCHED in takes and not base.makes_own:
-        donors[questions] = _donors(base, questions, dice)
-        takes[_MISMATCHED] = donors[questions] >= 0
-    elif _MISMATCHED in takes:
-        takes[_MISMATCHED][:] = len(np.unique(base.group)) > 1
-    for kind in takes.keys() & {_UNANSWERABLE, _TOOL}:
-        takes[kind][:] = base.makes_own
-    if _IMAGELESS in takes:
-        takes[_IMAGELESS] = ~np.isin(base.question_hash, base.asked.without_image)[questions] | base.makes_own
-    have = {kind: len(spoilt[i :: len(of_images)]) for i, kind in enumerate(of_images) if kind != _DEGRADED}
-    altered = _dealt(takes, have, len(questions))
-    as_it_is = np.flatnonzero((base.question | base.caption) & ~base.labelled)
-    parts = [
-        (np.setdiff1d(as_it_is, spoilt), _CLEAR),
-        (np.flatnonzero(base.labelled), _GIVEN),
-        *((spoilt[number :: len(of_images)], kind) for number, kind in enumerate(of_images)),
-        *((questions[altered == kind], kind) for kind in takes),
-    ]
-    rows = np.concatenate([part for part, _ in parts])
-    kinds = np.concatenate([np.full(len(part), kind, dtype=np.uint8) for part, kind in parts])
-    order = np.lexsort((kinds, rows))
-    rows, kinds = rows[order], kinds[order]
-    return rows, kinds, np.where(kinds == _MISMATCHED, donors[rows], -1)
-
-
-def _kind(name: MadeKind) -> int:
-    return CONFUSION_KINDS.index(name)
-
-
-def _dealt(takes: dict[int, NDArray[np.bool_]], have: dict[int, int], n: int) -> NDArray[np.int64]:
-    """(n,) kinds, dealt to those that take each so that all come to have equally many; -1 where none takes it.
-
-    The kinds that take fewest are dealt to first, so that they are not left with what they cannot take.
-    """
-    dealt = np.full(n, -1, dtype=np.int64)
-    open_kinds = sorted(takes, key=lambda kind: (int(takes[kind].sum()), kind))
-    while open_kinds:
-        left = dealt < 0
-        each = -(-(int(left.sum()) + sum(have.get(kind, 0) for kind in open_kinds)) // len(open_kinds))
-        kind = open_kinds.pop(0)
-        dealt[np.flatnonzero(left & takes[kind])[: max(0, each - have.get(kind, 0))]] = kind
-    return dealt
-
-
-def _donors(base: _Base, questions: NDArray[np.int64], dice: np.random.Generator) -> NDArray[np.int64]:
-    """For each question a sample with an image of another group, of which the same is not asked; -1 if none is found.
-
-    All questions look at once, each at a random sample; those that cannot use it look again.
-    """
-    found = np.full(len(questions), -1, dtype=np.int64)
-    candidates = np.flatnonzero(base.image)
-    if not len(candidates):
-        return found
-    open_rows = np.arange(len(questions))
-    for _ in range(_DONOR_ROUNDS):
-        if not len(open_rows):
-            break
-        donor = dice.choice(candidates, len(open_rows))
-        own = questions[open_rows]
-        fits = base.group[donor] != base.group[own]
-        fits &= ~np.isin(pair_hashes(base.question_hash[own], base.group[donor]), base.asked.pairs)
-        found[open_rows[fits]] = base.index[donor[fits]]
-        open_rows = open_rows[~fits]
-    return found

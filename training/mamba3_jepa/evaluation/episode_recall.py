@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba3_jepa.config import SHUT
-from mamba3_jepa.data.confusion import CONFUSION_KINDS
+from mamba3_jepa.data.confusion_plan import CONFUSION_KINDS
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.lessons import NOTHING
 from mamba3_jepa.evaluation.memory_floor import best_floor

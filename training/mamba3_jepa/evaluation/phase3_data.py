@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
+from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.confusion_plan import CONFUSION_KINDS
 from mamba3_jepa.data.images import BadSampleError
 from mamba3_jepa.data.sample import OnBadSample, Sample
 from mamba3_jepa.errors import UserError

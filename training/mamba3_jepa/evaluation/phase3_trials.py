@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mamba3_jepa.config import SHUT
-from mamba3_jepa.data.confusion import CONFUSION_KINDS
+from mamba3_jepa.data.confusion_plan import CONFUSION_KINDS
 from mamba3_jepa.data.lesson import HELPFUL, LESSON_FORMS
 from mamba3_jepa.data.splits import spread
 from mamba3_jepa.evaluation.belief import BeliefReport, belief

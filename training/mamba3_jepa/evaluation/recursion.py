@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba3_jepa.data.confusion import MADE_KINDS, ConfusionSource
+from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.confusion_plan import MADE_KINDS
 from mamba3_jepa.data.question_type import question_type
 from mamba3_jepa.data.sample import OnBadSample, Source
 from mamba3_jepa.data.splits import spread

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | None
 Knowledge = str | Sequence[float] | Tensor
 
+_AVERAGES = 1024  # questions whose average is kept, so that what serves for ever stays as large as it is
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -146,7 +148,7 @@ class Answerer:
             self._known = KnowledgeMemory.build(model, known_answers) if known_answers else None
         self.recall = None if memory is None else Recall(model, _recursion(model), memory)
         self.observed: Observation | None = None
-        self._smoothed: dict[str, Tensor] = {}  # by question
+        self._smoothed: dict[str, Tensor] = {}  # by question, those asked last at the end
         self._turns = 0
 
     def reset(self) -> None:
@@ -314,7 +316,10 @@ class Answerer:
         if confusion is None:
             return None
         probe = _recursion(self.model).confusion_probe
-        average = self._smoothed[question] = probe.smooth(torch.tensor(confusion.score), self._smoothed.get(question))
+        average = probe.smooth(torch.tensor(confusion.score), self._smoothed.pop(question, None))
+        self._smoothed[question] = average
+        if len(self._smoothed) > _AVERAGES:
+            del self._smoothed[next(iter(self._smoothed))]
         return dataclasses.replace(confusion, score=float(average))
 
     def _read(self, pooled: Tensor) -> Tensor:

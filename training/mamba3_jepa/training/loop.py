@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ from mamba3_jepa.training.sharing import SharedOut, whole_value
 from mamba3_jepa.training.task import Task, Validation
 
 logger = logging.getLogger(__name__)
+
+_UNDRAWN = 30  # times as long as pictures took to draw passes before they are drawn again
 
 
 def fit(task: Task, settings: TrainSettings, run: Run, accelerator: Accelerator) -> None:
@@ -104,6 +107,7 @@ class _State:
         self._loader: Iterator[Any] | None = None
         self._failure: UserError | None = None
         self._saved_step = -1
+        self._drawn_next = -math.inf  # by the clock: not before
         self._before_step: dict[str, Tensor] | None = None  # of the random numbers, while a step is being done
 
     @property
@@ -313,8 +317,12 @@ class _State:
 
     def _show(self, validation: Validation, better: bool) -> None:
         self.run.report(validation, self.position, better)
-        self.task.illustrate(self.run.folder)
-        self.run.plot()
+        started = time.monotonic()
+        if self.finished or started >= self._drawn_next:
+            self.task.illustrate(self.run.folder)
+            self.run.plot()
+            ended = time.monotonic()
+            self._drawn_next = ended + _UNDRAWN * (ended - started)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Log at the position; that it cannot be done ends the run of all ranks a little later."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba3_jepa.config import ModelConfig
-from mamba3_jepa.data.confusion import CONFUSION_KINDS, ConfusionSource
+from mamba3_jepa.data.confusion import ConfusionSource
+from mamba3_jepa.data.confusion_plan import CONFUSION_KINDS
 from mamba3_jepa.data.loader import BatchPlan
 from mamba3_jepa.data.sample import some_of
 from mamba3_jepa.data.sources import DataSplits
