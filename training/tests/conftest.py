@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import undrawn
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from matplotlib.figure import Figure
 from tiny import write_images
+from undrawn import DRAWN, UNDRAWN
 
 from mamba3_jepa.config import preset
 from mamba3_jepa.data.sample import source_texts
@@ -46,14 +45,16 @@ def _auto_is_the_cpu() -> Iterator[None]:
 def _undrawn() -> Iterator[None]:
     """Figures are drawn for tests that ask for `real_figures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", undrawn.savefig)
+        for undrawn in UNDRAWN:
+            patch.setattr(*undrawn)
         yield
 
 
 @pytest.fixture
 def real_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written is what was drawn."""
-    monkeypatch.setattr(Figure, "savefig", undrawn.DRAWN)
+    for drawn in DRAWN:
+        monkeypatch.setattr(*drawn)
 
 
 @pytest.fixture(scope="module")

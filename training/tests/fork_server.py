@@ -22,8 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-import undrawn
-from matplotlib.figure import Figure
+from undrawn import UNDRAWN
 
 _IMPORTED = (
     "mamba3_jepa.cli.agent", "mamba3_jepa.cli.ask", "mamba3_jepa.cli.classify", "mamba3_jepa.cli.embed",
@@ -164,7 +163,8 @@ def _watch(asked: socket.socket, streams: Sequence[int]) -> None:
     sys.stdout = open(1, "w", encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
     if not wanted["drawn"]:
-        Figure.savefig = undrawn.savefig
+        for undrawn in UNDRAWN:
+            setattr(*undrawn)
     sys.argv = [wanted["program"] or _COMMAND, *wanted["arguments"]]
 
 

@@ -374,8 +374,9 @@ def test_stopped_while_validating(phase: int, checkpoints: dict[int, Path], tmp_
         assert main(command(phase, checkpoints, tmp_path / "run", *scenes)) == 128 + signal.SIGTERM
     assert not (tmp_path / "run" / f"phase{phase}_best.pt").exists()
     assert main(command(phase, checkpoints, tmp_path / "run", *scenes, "--resume")) == 0
+    ours = last(tmp_path / "run")
     for name, value in last(tmp_path / "whole").items():
-        assert torch.equal(last(tmp_path / "run")[name], value), name
+        assert torch.equal(ours[name], value), name
     lines = [
         [{key: value for key, value in line.items() if "second" not in key and key not in ("time", "train/data_wait")}
          for line in read_metrics(tmp_path / folder / "metrics.jsonl")]

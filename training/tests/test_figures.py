@@ -22,6 +22,8 @@ from mamba3_jepa.evaluation.selective import selective_reports
 from mamba3_jepa.files.metrics_log import MetricsLog
 from mamba3_jepa.settings.bench import ParitySettings
 
+pytestmark = pytest.mark.usefixtures("real_figures")
+
 LONG = "pneumonoultramicroscopicsilicovolcanoconiosis"
 TYPES = {2: ["is_there", "what_color"], 16: [LONG, "is_there", *(f"what_{letter}" for letter in "abcdefghijklmn")]}
 KINDS = ("clear", *MADE_KINDS, "wrong_answer", "given", "given_clear", "of a new version")
