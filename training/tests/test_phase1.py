@@ -4,8 +4,6 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -343,16 +341,14 @@ def test_full_disk_stops_with_the_old_checkpoint_intact(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train(folder, "--max-steps", "2") == 0
     before = (folder / "phase1_last.pt").read_bytes()
-    program = (
+    program = tmp_path / "limited.py"
+    program.write_text(
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, resource.RLIM_INFINITY))\n"
         "from mamba3_jepa.cli.main import main; sys.exit(main(sys.argv[1:]))\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, "train-jepa", *SHORT, "--output-dir", str(folder), "--resume"],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert "could not write checkpoint" in result.stderr
+    code, stderr = finish(Program(["train-jepa", *SHORT, "--output-dir", str(folder), "--resume"], program=program))
+    assert code == 2
+    assert "could not write checkpoint" in stderr
     assert (folder / "phase1_last.pt").read_bytes() == before
     assert not list(folder.glob(".*tmp"))

@@ -298,14 +298,21 @@ def test_both_write_into_a_pipe_and_a_device(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     device.symlink_to("/dev/null")
     texts = ["embed", "--texts", "red", "blue"]
-    python = [sys.executable, "-m", "mamba3_jepa.cli.main", *texts, "--checkpoint", str(tmp_path / "checkpoint.pt")]
     assert COMMAND is not None
+
+    def by_python(output: Path) -> Program:
+        return Program([*texts, "--checkpoint", str(tmp_path / "checkpoint.pt"), "--output", str(output)])
+
+    def by_rust(output: Path) -> subprocess.Popen[bytes]:
+        command = [COMMAND, *texts, "--weights", str(weights), "--output", str(output)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
     read = []
-    for command in (python, [COMMAND, *texts, "--weights", str(weights)]):
-        with subprocess.Popen([*command, "--output", str(pipe)], stdout=subprocess.DEVNULL) as running:
-            read.append(load(pipe.read_bytes())["texts"])
-        assert running.returncode == 0
-        subprocess.run([*command, "--output", str(device)], stdout=subprocess.DEVNULL, check=True)
+    for start in (by_python, by_rust):
+        running = start(pipe)
+        read.append(load(pipe.read_bytes())["texts"])
+        assert running.wait() == 0
+        assert start(device).wait() == 0
     assert torch.allclose(*read, atol=1e-5)
     assert pipe.is_fifo()
     assert device.is_char_device()
