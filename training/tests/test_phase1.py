@@ -19,6 +19,8 @@ from mamba3_jepa.files.checkpoint import load_checkpoint
 from mamba3_jepa.files.metrics_log import read_metrics
 from mamba3_jepa.models.vit import VisionEncoder
 from mamba3_jepa.models.vljepa import Mamba3Jepa
+from mamba3_jepa.training import loop
+from mamba3_jepa.training.run import Run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_jepa.py"
 SHORT = ["--tiny", "--synthetic-scenes", "16", "--val-samples", "24", "--batch-size", "8", "--epochs", "2",
@@ -334,6 +336,21 @@ def test_resume_refuses_what_would_be_another_run(finished: Path, tmp_path: Path
     (folder / "phase1_last.pt").write_bytes(before[: len(before) // 2])
     assert train(folder, "--max-steps", "2", "--resume") == 2
     assert "cut short" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("pause", "drawn"), [(0, [4, 8, 12]), (10**9, [4, 12])])
+def test_pictures_are_drawn_first_and_last_and_between_as_far_as_time_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: int, drawn: list[int]
+) -> None:
+    steps = []
+
+    def plot(run: Run) -> None:
+        steps.append(read_metrics(run.folder / "metrics.jsonl")[-1]["step"])
+
+    monkeypatch.setattr(loop, "_UNDRAWN", pause)
+    monkeypatch.setattr(Run, "plot", plot)
+    assert train(tmp_path / "run", "--eval-every", "4") == 0
+    assert steps == drawn
 
 
 def test_full_disk_stops_with_the_old_checkpoint_intact(tmp_path: Path) -> None:

@@ -347,11 +347,7 @@ impl Answerer<'_> {
     }
 
     /// Answers that hold only how confused the model is, and the moving averages after them.
-    fn judge(
-        &self,
-        samples: &[Sample<'_>],
-        observations: &[Observation],
-    ) -> Result<(Vec<Answer>, Averages), Error> {
+    fn judge(&self, samples: &[Sample<'_>], observations: &[Observation]) -> Result<(Vec<Answer>, Averages), Error> {
         let pooled: Vec<&[f32]> = observations.iter().map(|observation| &observation.pooled[..]).collect();
         let mut smoothed = self.smoothed.clone();
         let mut answers = vec![Answer::default(); observations.len()];

@@ -35,7 +35,7 @@ from mamba3_jepa.data.confusion_plan import (
     Base,
     MadeKind,
     plan,
-)  # fmt: skip
+)
 from mamba3_jepa.data.corruption import CORRUPTIONS, corrupt, degrade
 from mamba3_jepa.data.foreign import foreign_question, foreign_text, shuffled
 from mamba3_jepa.data.images import BadSampleError
