@@ -68,7 +68,7 @@ def test_sentences_say_the_answer_and_others_do_not(fresh: list[tuple[Sample, li
 def test_what_a_sentence_answers_beside_is_all_that_it_tells(fresh: list[tuple[Sample, list[Lesson]]]) -> None:
     asking = {sample.meta["plain"]: sample for sample, _ in fresh}
     n = 0
-    for _, lessons in fresh:
+    for _, lessons in fresh[::3]:
         for lesson in lessons:
             text = str(lesson.knowledge)
             if lesson.form not in ("sentence", "false") or " no " in f" {text} ":
@@ -77,7 +77,7 @@ def test_what_a_sentence_answers_beside_is_all_that_it_tells(fresh: list[tuple[S
             told = {plain for plain, sample in asking.items() if tells(text, sample)}
             assert told == set(lesson.answers) & asking.keys(), text
             n += len(told)
-    assert n > 1000
+    assert n > 300
 
 
 def test_sentences_vary(fresh: list[tuple[Sample, list[Lesson]]]) -> None:
