@@ -67,6 +67,8 @@ def test_a_function_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
         ("def look_up(question, image):\n    return 3\n", "returned int, expected a text or None"),
         ("def look_up(question, image):\n    raise KeyError('zebra')\n", "KeyError: 'zebra'"),
         ("", "no attribute 'look_up'"),
+        ("def look_up(question, image):\n    raise ValueError('no\\nzebra')\n", "ended with 1: ValueError: no zebra$"),
+        ("async def look_up(question, image):\n    return 'x'\n", "returned coroutine, expected a text or None$"),
     ):
         with pytest.raises(ToolError, match=message):
             entry_point(tmp_path, code)("?", None)
@@ -95,6 +97,9 @@ def test_a_function_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
         ('{"tools": {"a": {"command": ["x"], "shell": true}}}', "tools.a.shell: "),
         ('{"tools": {"memory": {"command": ["x"]}}}', 'tool "memory": that is the memory, which is built in'),
         ('{"tools": {"": {"command": ["x"]}}}', "a name has 1 to 64 characters"),
+        ('{"tools": {"a": {"command": ["x"]}, "a": {"command": ["y"]}}}', 'json: the name "a" comes twice'),
+        ('{"tools": {"a": {"command": ["x"], "command": ["y"]}}}', 'json: the name "command" comes twice'),
+        ('{"tools": {"a": {"command": ["\\ud800"]}}}', "not JSON: .*surrogates not allowed"),
     ],
 )
 def test_a_bad_file_of_tools_is_refused(tmp_path: Path, content: str, message: str) -> None:

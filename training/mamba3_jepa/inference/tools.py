@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -161,9 +161,13 @@ def read_tools(path: str | Path) -> ToolRegistry:
     """
     path = Path(path)
     try:
-        read = _File.model_validate(json.loads(read_text_file(path)))
+        content = json.loads(read_text_file(path), object_pairs_hook=_object)
+        json.dumps(content, ensure_ascii=False).encode()  # refuses half a character (`\ud800`)
+        read = _File.model_validate(content)
     except OSError as error:
         raise UserError(f"{path}: cannot read the tools: {error.strerror}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
@@ -180,6 +184,20 @@ def read_tools(path: str | Path) -> ToolRegistry:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     return registry
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name comes twice: of two tools one would be lost unsaid.
+
+    Raises:
+        UserError: one does.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f'the name "{twice}" comes twice in one object; rename or remove one of them')
+    return values
 
 
 def _tool(entry: _Entry, folder: Path) -> Tool:
