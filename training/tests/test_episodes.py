@@ -233,7 +233,8 @@ def test_the_commands(
     ]
     before = Path(file).read_bytes()
     for wrong, message in ((["4"], "there is no entry 4: it has 3"), (["--text", "three"], "no entry with the text"),
-                           (["1", "9"], "no entry 9"), ([], "give the numbers")):  # fmt: skip
+                           (["1", "9"], "no entry 9"), (["0"], "there is no entry 0: it has 3"),
+                           ([], "give the numbers")):  # fmt: skip
         assert main(["memory", "remove", file, *wrong]) == 2
         assert message in " ".join(capfd.readouterr().err.split())
         assert Path(file).read_bytes() == before

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mamba3_jepa.config import PresetName
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.settings.inference import AskSettings
+from mamba3_jepa.settings.memory import MemoryAddSettings
 from mamba3_jepa.settings.training import Phase1Settings, Phase2Settings, Phase3Settings, TrainSettings
 
 
@@ -43,3 +47,16 @@ def test_tiny_contradicts_a_preset_that_was_named_even_the_default() -> None:
     for name in ("small", "mini"):
         with pytest.raises(UserError, match=f"`tiny` and `preset` {name} contradict"):
             Phase1Settings(tiny=True, preset=name).resolved()  # type: ignore[arg-type]
+
+
+def test_an_empty_text_is_named_by_its_setting() -> None:
+    checkpoint, file = Path("x.pt"), Path("m.safetensors")
+    with pytest.raises(UserError, match="`knowledge` is empty: ' '; give a text"):
+        AskSettings(checkpoint=checkpoint, questions=("what?",), knowledge=" ").check()
+    for given, message in (
+        ({"facts": ("a", "")}, "sentence 2 of 2 is empty: ''"),
+        ({"question": "", "answer": "red"}, "`question` is empty: ''"),
+        ({"question": "what?", "answer": "\t"}, "`answer` is empty: '\\\\t'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            MemoryAddSettings(checkpoint=checkpoint, file=file, **given).check()  # type: ignore[arg-type]

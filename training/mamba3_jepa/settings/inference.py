@@ -165,6 +165,7 @@ class AskSettings(ModelSettings):
     def check(self) -> None:
         """Raise UserError for contradictory or impossible settings."""
         _demand_question(self)
+        demand_words(knowledge=self.knowledge)
         if self.knowledge is not None and self.knowledge_vector is not None:
             raise UserError("`knowledge` and `knowledge_vector` exclude each other; give one of them")
         if self.inject == "always" and self.knowledge is None and self.knowledge_vector is None:
@@ -213,6 +214,17 @@ class AgentSettings(ModelSettings):
     def check(self) -> None:
         """Raise UserError for impossible settings."""
         _demand_question(self)
+
+
+def demand_words(**texts: str | None) -> None:
+    """Refuse a text without words, by the name of its setting; None stands for nothing.
+
+    Raises:
+        UserError: one is empty, or blank.
+    """
+    for name, text in texts.items():
+        if text is not None and not text.strip():
+            raise UserError(f"`{name}` is empty: {text!r}; give a text, or leave it out")
 
 
 def _demand_question(settings: AskSettings | AgentSettings) -> None:

@@ -10,14 +10,14 @@ import tyro
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.common import Json
-from mamba3_jepa.settings.inference import ModelSettings
-from mamba3_jepa.settings.limits import Checked, Range
+from mamba3_jepa.settings.inference import ModelSettings, demand_words
+from mamba3_jepa.settings.limits import Checked
 
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 _Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 _File = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
 _Facts = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]]
-_Numbers = tyro.conf.Positional[Annotated[tuple[int, ...], tyro.conf.arg(metavar="NUMBER ..."), Range(1)]]
+_Numbers = tyro.conf.Positional[Annotated[tuple[int, ...], tyro.conf.arg(metavar="NUMBER ...")]]
 
 
 def _demand_memory(file: Path) -> None:
@@ -53,6 +53,10 @@ class MemoryAddSettings(ModelSettings):
             raise UserError("`answer`: to what? Give an `image`, a `question`, or both")
         if not self.facts and self.texts is None and self.answer is None:
             raise UserError("nothing to remember: give sentences, `texts`, or `image`, `question` and `answer`")
+        for number, fact in enumerate(self.facts, start=1):
+            if not fact.strip():
+                raise UserError(f"sentence {number} of {len(self.facts)} is empty: {fact!r}")
+        demand_words(question=self.question, answer=self.answer)
 
 
 @dataclass(frozen=True, kw_only=True)
