@@ -79,6 +79,13 @@ def test_a_manifest_of_confused_lines_alone(
     assert "given" in capfd.readouterr().out
     assert main([*command, checkpoint, "--predictions", str(tmp_path / "p.jsonl")]) == 2
     assert "--predictions is about what the model should answer" in " ".join(capfd.readouterr().err.split())
+    # A folder that cannot be made is said before anything is measured.
+    assert main([*command, checkpoint, "--samples", "1", "--recursion-plots", str(tmp_path / "m.jsonl")]) == 2
+    assert "m.jsonl is not a folder" in " ".join(capfd.readouterr().err.split())
+    (tmp_path / "u.jsonl").write_text(json.dumps({"image": "red.png", "question": "what?", "confused": False}) + "\n")
+    assert main([*command[:4], "u.jsonl", *command[5:], checkpoint, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["recursion"]["confusion"]["kinds"]["given_clear"]["samples"] == 1
+    assert "all 1 samples are labelled as confused, or have no answer: only confusion is measured" in caplog.text
     assert main([*command, str(write_checkpoint(tmp_path / "2.pt", tiny_model(2), 2))]) == 2
     assert 'but for 2 with "confused": true' in " ".join(capfd.readouterr().err.split())
 

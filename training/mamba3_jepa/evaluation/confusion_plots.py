@@ -72,10 +72,10 @@ def plot_injection(report: InjectionReport, folder: Path) -> Path:
         groups |= {f"{how}, told\n{_FORMS.get(form, form)}": rates for form, rates in report.by_form.items()}
     figure = new_figure(max(7.0, 2.6 + 1.5 * len(groups)), 4.2)
     axes = add_panel(figure)
-    set_title(axes, f"Right answers to {report.n_samples:,} confused samples", ylabel="share right")
+    set_title(axes, f"Right answers of confused samples, {report.n_samples:,} things told", ylabel="share right")
     wrong = "wrong knowledge"
     if report.n_without_wrong:
-        wrong += f" ({report.n_samples - report.n_without_wrong:,} samples)"
+        wrong += f" ({report.n_samples - report.n_without_wrong:,})"
     handles = []
     for number, (when, label, color) in enumerate(
         (("before", "before", REST), ("after", "right knowledge", RIGHT), ("wrong", wrong, WRONG))

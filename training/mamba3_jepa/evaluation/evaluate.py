@@ -129,8 +129,9 @@ def evaluate_checkpoint(settings: EvaluateSettings) -> EvaluationReport:
         UserError: the settings, the checkpoint, the data or the device cannot be used, or an embedding is not finite.
     """
     settings.check()
+    plots = None if settings.recursion_plots is None else settings.recursion_plots / "injection.png"
     demand_writable(settings.output, settings.predictions, settings.contact_sheet, settings.answer_sheet,
-                    settings.answers_plot)  # fmt: skip
+                    settings.answers_plot, plots)  # fmt: skip
     labels = None if settings.labels is None else different_labels(read_lines(settings.labels, "label"))
     templates = class_templates(settings.label_template, "label_template")
     device = checked_device(settings.device)
@@ -220,14 +221,15 @@ def _measures_recursion(model: Mamba3Jepa, settings: EvaluateSettings) -> bool:
 
 
 def _demand_nothing_of_answers(settings: EvaluateSettings, source: Source) -> None:
-    """Where every sample is labelled as confused, the right answers are none of the model's."""
+    """Where every sample is labelled as confused or has no answer, there are no right answers to measure."""
     for name in ("labels", "benchmark", "predictions", "contact_sheet", "answer_sheet", "answers_plot"):
         if getattr(settings, name) is not None:
             raise UserError(
                 f"`{name}` is about what the model should answer, but all {len(source)} samples of {source.name} are "
-                "labelled as confused: leave it out"
+                "labelled as confused, or have no answer: leave it out"
             )
-    logger.warning("%s: all %d samples are labelled as confused: only that is measured", source.name, len(source))
+    logger.warning("%s: all %d samples are labelled as confused, or have no answer: only confusion is measured",
+                   source.name, len(source))  # fmt: skip
 
 
 def _measure(

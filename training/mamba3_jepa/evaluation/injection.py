@@ -41,10 +41,11 @@ class Rates:
 class InjectionReport:
     """retrieved: the right answer's embedding is the nearest; generated: the Y-Decoder says it (None without one).
 
-    by_kind: retrieved, for each kind of confusion. by_form: generated, or without Y-Decoder retrieved, for each form of
-    knowledge: the bare answer, a sentence, and so on. judged: the same of the samples that the model takes itself to be
-    confused by, so that in use it would be told, and "all" of them; empty without any. n_without_wrong: how many of the
-    samples there is no wrong knowledge for.
+    n_samples: things told; a sample that is told in several forms counts for each. by_kind: retrieved, for each kind of
+    confusion. by_form: generated, or without Y-Decoder retrieved, for each form of knowledge: the bare answer, a
+    sentence, and so on. judged: the same of the samples that the model takes itself to be confused by, so that in use
+    it would be told, and "all" of them; empty without any. n_without_wrong: for how many things told there is no wrong
+    knowledge.
     """
 
     n_samples: int

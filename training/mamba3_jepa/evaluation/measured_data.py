@@ -29,9 +29,10 @@ class MeasuredData:
     """What is measured.
 
     split: of scenes which; of a data directory "val", the held-out part, or "manifest", the one that was named.
-    indices: what should be answered; none where all samples are labelled as confused. confusion_indices: what confusion
-    is measured on: those and samples with a `confused` label, but none that phase 3 learned from. note: why the numbers
-    may look too good, if they may. held_out_of: fingerprint of the data of which it is the held-out part.
+    indices: what should be answered; none where all samples are labelled as confused or have no answer.
+    confusion_indices: what confusion is measured on: those and samples with a `confused` label, but none that phase 3
+    learned from. note: why the numbers may look too good, if they may. held_out_of: fingerprint of the data of which it
+    is the held-out part.
     """
 
     source: Source
@@ -46,7 +47,7 @@ def open_measured(settings: EvaluateSettings, checkpoint: Checkpoint, measures_c
     """What was held out is what the checkpoint's own run held out.
 
     Args:
-        measures_confusion: a manifest may hold nothing but samples that are labelled as confused.
+        measures_confusion: a manifest may hold nothing but samples that are labelled as confused or have no answer.
 
     Raises:
         UserError: the data cannot be used, or there is none in the folder.
