@@ -382,7 +382,8 @@ def test_a_memory_goes_through_both_halves(tmp_path: Path) -> None:
     assert answers[0]["text"] == answers[1]["text"]
     told = [run("memory", "remove", files["python"], "--text", f"{question} blue") for run in (by_rust,)]
     assert told == [f"removed episode 4: {question} blue\n{files['python']}: 2 facts and 1 episode\n"]
-    for arguments in (["remove", files["python"], "9"], ["remove", files["python"], "--text", "x"], ["list", "x.txt"],
+    for arguments in (["remove", files["python"], "9"], ["remove", files["python"], "0"], ["list", "x.txt"],
+                      ["remove", files["python"], "--text", "x"], ["add", "m.safetensors", "red", " "],
                       ["add", "m.safetensors"], ["add", "m.safetensors", "--answer", "a"]):  # fmt: skip
         wrong = [*map(str, arguments)]
         made = [] if wrong[0] != "add" else ["--checkpoint", str(checkpoint)]

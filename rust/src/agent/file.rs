@@ -1,11 +1,13 @@
 //! The JSON file that names tools.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{CommandTool, ToolRegistry};
@@ -48,7 +50,11 @@ pub fn read_tools(path: impl AsRef<Path>) -> Result<ToolRegistry, Error> {
     let folder = read.and_then(|_| Ok(fs::canonicalize(path)?.parent().map(PathBuf::from).unwrap_or_default()));
     let folder = folder.map_err(|error| failed(format!("cannot read the tools: {}", system_text(&error))))?;
     let text = decoded(&bytes).map_err(&failed)?;
-    let value = serde_json::from_str(&text).map_err(|error| failed(format!("not JSON: {error}")))?;
+    let not_json = |error| failed(format!("not JSON: {error}"));
+    let value = serde_json::from_str(&text).map_err(not_json)?;
+    if let Twice(Some(name)) = serde_json::from_str(&text).map_err(not_json)? {
+        return Err(failed(format!("the name \"{name}\" comes twice in one object; rename or remove one of them")));
+    }
     let entries =
         entries(&value).map_err(|reason| failed(format!("{reason}; see examples/tools/tools.json for an example")))?;
     let mut registry = ToolRegistry::new();
@@ -104,6 +110,66 @@ fn entry(name: &str, value: &Value) -> Result<Entry, String> {
         return Err(format!("{place}.max_output: must be at least 1 and at most {LARGEST_OUTPUT}"));
     }
     Ok(entry)
+}
+
+/// A name that comes twice in one object of JSON: of two tools one would be lost unsaid.
+struct Twice(Option<String>);
+
+impl<'de> Deserialize<'de> for Twice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FindTwice)
+    }
+}
+
+struct FindTwice;
+
+impl<'de> Visitor<'de> for FindTwice {
+    type Value = Twice;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Twice, A::Error> {
+        let (mut names, mut twice) = (HashSet::new(), None);
+        while let Some((name, Twice(inside))) = map.next_entry::<String, Twice>()? {
+            twice = twice.or(inside).or_else(|| names.contains(&name).then(|| name.clone()));
+            names.insert(name);
+        }
+        Ok(Twice(twice))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Twice, A::Error> {
+        let mut twice = None;
+        while let Some(Twice(inside)) = values.next_element()? {
+            twice = twice.or(inside);
+        }
+        Ok(Twice(twice))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
+
+    fn visit_unit<E>(self) -> Result<Twice, E> {
+        Ok(Twice(None))
+    }
 }
 
 fn object<'v>(place: &str, value: &'v Value) -> Result<&'v Map<String, Value>, String> {
@@ -175,6 +241,14 @@ mod tests {
                 r#"{"tools": {"a": {"command": ["x"], "shell": true}}}"#,
                 "tools.a.shell: not known here; expected command,",
             ),
+            (
+                r#"{"tools": {"a": {"command": ["x"]}, "b": {"command": ["x"]}, "a": {"command": ["y"]}}}"#,
+                "the name \"a\" comes twice in one object; rename or remove one of them",
+            ),
+            (
+                r#"{"tools": {"a": {"command": ["x"], "timeout": 1, "timeout": 2.5}}}"#,
+                "the name \"timeout\" comes twice",
+            ),
             (r#"{"tools": {"memory": {"command": ["x"]}}}"#, "tool \"memory\": that is the memory, which is built in"),
             (r#"{"tools": {"": {"command": ["x"]}}}"#, "tool \"\": a name has 1 to 64 characters"),
         ] {
@@ -194,15 +268,15 @@ mod tests {
     #[test]
     fn a_file_of_tools_is_read_in_its_order() {
         let content = r#"{"tools": {"b": {"command": ["x", "{question}"], "timeout": 2}, "a": {"command": ["y"], "max_output": 7,
-            "entry_point": null}, "b": {"command": ["z"]}}}"#;
+            "entry_point": null}}}"#;
         let read = entries(&serde_json::from_str(content).unwrap()).map(|entries| {
             let values =
                 |(name, entry): (&str, Entry)| (name.to_owned(), entry.command, entry.timeout, entry.max_output);
             entries.into_iter().map(values).collect::<Vec<_>>()
         });
-        let command = |program: &str| Some(vec![program.to_owned()]);
-        let expected = [("b".to_owned(), command("z"), 10.0, 65_536), ("a".to_owned(), command("y"), 10.0, 7)];
-        assert_eq!(read.unwrap(), expected, "of two entries of one name the last counts, at the place of the first");
+        let command = |words: &[&str]| Some(words.iter().map(|&word| word.to_owned()).collect());
+        let b = ("b".to_owned(), command(&["x", "{question}"]), 2.0, 65_536);
+        assert_eq!(read.unwrap(), [b, ("a".to_owned(), command(&["y"]), 10.0, 7)]);
     }
 
     #[cfg(unix)]

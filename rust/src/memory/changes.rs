@@ -46,7 +46,7 @@ impl KnowledgeMemory {
     /// command has been changing the file for seconds. The file is unchanged then.
     pub fn remove_from(
         path: impl AsRef<Path>,
-        numbers: &[usize],
+        numbers: &[i64],
         text: Option<&str>,
     ) -> Result<(Vec<Entry>, KnowledgeMemory), Error> {
         let path = path.as_ref();
@@ -54,11 +54,13 @@ impl KnowledgeMemory {
         let _lock = FileLock::take(path)?;
         let memory = Self::read(path)?;
         let (name, there) = (path_text(path), memory.len());
-        if let Some(missing) = numbers.iter().find(|number| !(1..=there).contains(*number)) {
+        let place = |&number: &i64| usize::try_from(number).ok().filter(|number| (1..=there).contains(number));
+        if let Some(missing) = numbers.iter().find(|number| place(number).is_none()) {
             return Err(failed(format!(
                 "there is no entry {missing}: it has {there}; memory list {name} gives their numbers"
             )));
         }
+        let numbers: Vec<usize> = numbers.iter().filter_map(place).collect();
         let is_meant = |entry: &Entry| numbers.contains(&entry.number) || text == Some(entry.text.as_str());
         let (removed, left): (Vec<Entry>, Vec<Entry>) = memory.entries().into_iter().partition(is_meant);
         if removed.is_empty() {

@@ -188,6 +188,7 @@ impl Ask {
     fn check(&self) -> Result<usize, Failure> {
         let has_knowledge = self.knowledge.is_some() || self.knowledge_vector.is_some();
         demand_question(&self.questions, self.image.as_deref())?;
+        demand_words("--knowledge", self.knowledge.as_deref())?;
         if self.knowledge.is_some() && self.knowledge_vector.is_some() {
             return Err(failure("--knowledge and --knowledge-vector exclude each other; give one of them"));
         }
@@ -264,6 +265,14 @@ impl Ask {
         }
         (has_knowledge && !answer.knowledge_used)
             .then(|| "not confused: the knowledge was not used (--inject always uses it)".into())
+    }
+}
+
+/// Refuses a text without words.
+pub(crate) fn demand_words(flag: &str, text: Option<&str>) -> Result<(), Failure> {
+    match text.filter(|text| strip(text).is_empty()) {
+        Some(text) => Err(failure(format!("{flag} is empty: {text:?}; give a text, or leave it out"))),
+        None => Ok(()),
     }
 }
 

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use kore_vljepa::memory::{Changes, Entry, Episode, Episodes, KnowledgeMemory, MemoryKind};
-use kore_vljepa::texts::read_lines;
+use kore_vljepa::texts::{read_lines, strip};
 use kore_vljepa::vljepa::{Image, Sample};
 use serde::Serialize;
 
 use crate::args::ModelArgs;
+use crate::ask::demand_words;
 use crate::output::{Failure, Table, failure, print, print_json, printable, progress, shown, without_dots};
 
 /// What a model is to look up when it is confused: sentences, and pictures and questions with their answers.
@@ -146,7 +147,12 @@ impl Add {
                 Err(failure("nothing to remember: give sentences, --texts, or --image, --question and --answer"))
             }
             _ => Ok(()),
+        }?;
+        if let Some(i) = self.facts.iter().position(|fact| strip(fact).is_empty()) {
+            return Err(failure(format!("sentence {} of {} is empty: {:?}", i + 1, self.facts.len(), self.facts[i])));
         }
+        demand_words("--question", self.question.as_deref())?;
+        demand_words("--answer", self.answer.as_deref())
     }
 }
 
@@ -176,13 +182,8 @@ impl Remove {
         if self.numbers.is_empty() == self.text.is_none() {
             return Err(failure("give the numbers of what to remove, or its --text"));
         }
-        let count = |&number: &i64| match usize::try_from(number) {
-            Ok(number) if number > 0 => Ok(number),
-            _ => Err(failure(format!("--numbers {number}: must be at least 1"))),
-        };
-        let numbers = self.numbers.iter().map(count).collect::<Result<Vec<_>, _>>()?;
         let path = without_dots(&self.file);
-        let (removed, left) = KnowledgeMemory::remove_from(path, &numbers, self.text.as_deref())?;
+        let (removed, left) = KnowledgeMemory::remove_from(path, &self.numbers, self.text.as_deref())?;
         let ((facts, episodes), file) = (counts(&left), shown(&self.file));
         if self.json {
             return print_json(&Removed { file, removed: &removed, facts, episodes });
