@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -29,8 +30,6 @@ _IMPORTED = (
     "mamba3_jepa.cli.evaluate", "mamba3_jepa.cli.main", "mamba3_jepa.cli.search", "mamba3_jepa.export.exporter",
     "mamba3_jepa.training.phase1", "mamba3_jepa.training.phase2", "mamba3_jepa.training.phase3", "torch._dynamo",
 )  # fmt: skip
-
-
 _COMMAND = "mamba3-jepa"
 
 
@@ -52,14 +51,12 @@ class Program:
         stderr: int | None = None,
         drawn: bool = False,
     ) -> None:
-        self._kept: list[IO[bytes] | None] = [
-            None if given is not None else tempfile.TemporaryFile()  # noqa: SIM115
-            for given in (stdout, stderr)
-        ]
-        streams = [
-            file.fileno() if file is not None else given
-            for file, given in zip(self._kept, (stdout, stderr), strict=True)
-        ]
+        self._kept: list[IO[bytes] | None] = []
+        streams = []
+        for given in (stdout, stderr):
+            file = tempfile.TemporaryFile() if given is None else None  # noqa: SIM115
+            self._kept.append(file)
+            streams.append(given if file is None else file.fileno())
         self._watcher, theirs = socket.socketpair()
         wanted = {
             "program": None if program is None else str(program),
@@ -69,7 +66,7 @@ class Program:
             "environment": dict(os.environ) | {"OMP_NUM_THREADS": "1"} | dict(environment or {}),
         }
         with theirs, open(os.devnull) as nothing:
-            socket.send_fds(_server(), [b"."], [theirs.fileno(), nothing.fileno(), *map(int, streams)])
+            socket.send_fds(_server(), [b"."], [theirs.fileno(), nothing.fileno(), *streams])
         self._watcher.sendall(json.dumps(wanted).encode() + b"\n")
         self.pid = self._told()
         self.returncode: int | None = None
@@ -88,12 +85,20 @@ class Program:
         return self.returncode
 
     def _told(self) -> int:
-        return int.from_bytes(self._watcher.recv(4, socket.MSG_WAITALL), "little")
+        number = self._watcher.recv(4, socket.MSG_WAITALL)
+        if len(number) < 4:
+            raise ConnectionError("the server of the tests' programs has ended")
+        return int.from_bytes(number, "little")
 
     def send_signal(self, number: int) -> None:
         """To the program alone, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+    def abort(self) -> None:
+        """End it with all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGABRT)
 
     def outputs(self, timeout: float = 500) -> tuple[bytes, bytes]:
         """What it has said on standard output and error when it has ended; nothing of a stream that was given."""

@@ -12,17 +12,16 @@ from pathlib import Path
 
 from fork_server import Program
 
-COMMAND = ["-m", "mamba3_jepa.cli.main"]
 _TIMEOUT = 500  # seconds, for a machine that has much else to do
 # No name is looked up, which takes long where no server answers.
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
-def torchrun(n: int, *arguments: str, program: Sequence[str] = COMMAND) -> tuple[int, str]:
+def torchrun(n: int, *arguments: str, program: Path) -> tuple[int, str]:
     """`program` with `arguments` in n processes of this host, by torchrun itself: status, and what they said."""
     process = subprocess.Popen(
-        [*_TORCHRUN, "--nproc-per-node", str(n), *program, *arguments], env=os.environ | _ENVIRONMENT, text=True,
+        [*_TORCHRUN, "--nproc-per-node", str(n), str(program), *arguments], env=os.environ | _ENVIRONMENT, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -61,13 +60,13 @@ def _started(
 
 
 def _ended(running: Sequence[Program]) -> list[tuple[int, str]]:
-    """Those that hang are ended, and say where they were."""
+    """Those that hang are ended with all that they started, and say where they were."""
     try:
         for program in running:
             program.wait(_TIMEOUT)
     except TimeoutError:
         for program in running:
-            program.send_signal(signal.SIGABRT)
+            program.abort()
         said = "\n".join(program.said() for program in running)
         raise AssertionError(f"not ended after {_TIMEOUT} s:\n{said}") from None
     return [(program.wait(), program.said()) for program in running]

@@ -39,7 +39,8 @@ TRAINED = {
 # --- what is good ---
 
 
-@pytest.mark.parametrize(("angn", "seed"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("angn", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_models_of_every_kind(tmp_path: Path, layer: str, angn: bool, seed: int) -> None:
     changes: dict[str, Any] = {}

@@ -23,9 +23,10 @@ def test_no_other_floor_separates_better(sizes: tuple[int, int]) -> None:
         right, wrong = torch.rand(sizes[0]) * 0.6 + 0.3, torch.rand(sizes[1]) * 0.7
         right[0] = wrong[-1] if sizes[0] > 1 else right[0]  # a tie between the two
         floor = best_floor(right, wrong)
-        everywhere = [NO_FLOOR, *torch.linspace(-0.1, 1.0, 801).tolist()]
-        assert youden(floor, right, wrong) >= max(youden(f, right, wrong) for f in everywhere) - 1e-12
-        below = [f for f in everywhere if f < floor and youden(f, right, wrong) > youden(floor, right, wrong) - 1e-12]
+        found = youden(floor, right, wrong)
+        everywhere = {f: youden(f, right, wrong) for f in [NO_FLOOR, *torch.linspace(-0.1, 1.0, 4001).tolist()]}
+        assert found >= max(everywhere.values()) - 1e-12
+        below = [f for f, value in everywhere.items() if f < floor and value > found - 1e-12]
         # of equally good ones the lowest: what lies lower and is as good lies between the same two cosines
         cosines = torch.cat([right, wrong])
         assert all(not bool(((cosines >= f) & (cosines < floor)).any()) for f in below)

@@ -204,11 +204,11 @@ def test_json_is_strict(value: float, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json_line(values).count(b"\n") == 1
 
 
-# JSON that nobody else reads: hashed, compared, parsed again or dropped at once; or of texts and whole numbers alone.
+# JSON that nobody else reads: it is hashed, compared or parsed again at once; or of texts and whole numbers alone.
 OWN_JSON = {
     "data/content.py", "data/published/parquet.py", "data/shard_index.py", "evaluation/annotations.py",
     "export/golden.py", "export/inspect.py", "export/writer.py", "files/safetensors_file.py", "inference/answerer.py",
-    "inference/embeddings.py", "inference/digests.py", "inference/memory_file.py", "inference/tools.py", "overrides.py",
+    "inference/embeddings.py", "inference/digests.py", "inference/memory_file.py", "overrides.py",
     "training/frozen_key.py", "training/frozen_store.py", "training/start.py",
 }  # fmt: skip
 

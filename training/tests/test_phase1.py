@@ -194,7 +194,7 @@ def test_asked_to_stop_it_saves_and_says_so(finished: Path, tmp_path: Path, numb
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     two = changed(SHORT, ["--cpu", "--batch-size", "4", "--output-dir", str(tmp_path / "two")])
-    status, said = torchrun(2, *two, program=[str(SCRIPT)])
+    status, said = torchrun(2, *two, program=SCRIPT)
     assert status == 0, said
     assert train(tmp_path / "one", "--cpu") == 0
     one = weights(tmp_path / "one")

@@ -281,6 +281,7 @@ def test_both_say_which_images_they_leave_aside(tmp_path: Path) -> None:
     command = ["search", "red", "--image-dir", str(photos), "--json"]
     python = Program([*command, "--checkpoint", str(tmp_path / "checkpoint.pt")])
     stdout, stderr = (text.decode() for text in python.outputs())
+    assert python.returncode == 0, stderr
     expected = f"WARNING {photos}: not read: 2 .tif, 1 .heic (no decoder for them: convert them to JPEG or PNG); 1 .mp4"
     assert stderr.startswith(expected)
     done = rust(*command, "--weights", weights)
