@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ def to_json(values: Any, *, indent: int | None = 2, ascii_only: bool = False) ->
     """
     text = json.dumps(finite_or_null(values), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     return text.encode(errors="backslashreplace").decode()
+
+
+def from_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    r"""What JSON says, unless that is half a character (`\ud800`), which no file and no reader in Rust can hold.
+
+    Args:
+        pairs: makes an object of its names and values; default: a dict.
+
+    Raises:
+        ValueError: it is no JSON, or says half a character.
+        RecursionError: it is too deep.
+    """
+    values = json.loads(text, object_pairs_hook=pairs)
+    json.dumps(values, ensure_ascii=False).encode()
+    return values
 
 
 def finite_or_null(values: Any) -> Any:

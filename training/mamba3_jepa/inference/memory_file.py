@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mamba3_jepa.contract import MEMORY_FORMAT, MEMORY_FORMAT_VERSION, READABLE_MEMORY_VERSIONS
 from mamba3_jepa.errors import UserError
+from mamba3_jepa.files.json_file import from_json
 from mamba3_jepa.files.safetensors_file import open_safetensors, write_safetensors
 from mamba3_jepa.inference.episodes import Episode, Episodes
 
@@ -137,10 +138,9 @@ def _entries(value: str) -> list[Episode] | None:
 
 
 def _json_list(value: str) -> list[Any] | None:
-    """None where it is no list, or says half a character (`\\ud800`)."""
+    """None where it is no list."""
     try:
-        found = json.loads(value)
-        json.dumps(found, ensure_ascii=False).encode()
+        found = from_json(value)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) else None

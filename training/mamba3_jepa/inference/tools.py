@@ -9,7 +9,6 @@ No shell is involved. What runs is killed, with what it started, at its time lim
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from mamba3_jepa.config import LONGEST_TOOL_NAME
 from mamba3_jepa.contract import MEMORY_TOOL
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.files.encodings import read_text_file
-from mamba3_jepa.files.json_file import json_line
+from mamba3_jepa.files.json_file import from_json, json_line
 
 _LAST_WORDS = 2**16  # bytes of the standard error that are read
 
@@ -161,9 +160,7 @@ def read_tools(path: str | Path) -> ToolRegistry:
     """
     path = Path(path)
     try:
-        content = json.loads(read_text_file(path), object_pairs_hook=_object)
-        json.dumps(content, ensure_ascii=False).encode()  # refuses half a character (`\ud800`)
-        read = _File.model_validate(content)
+        read = _File.model_validate(from_json(read_text_file(path), _object))
     except OSError as error:
         raise UserError(f"{path}: cannot read the tools: {error.strerror}") from error
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_float
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -227,12 +228,21 @@ def demand_words(**texts: str | None) -> None:
             raise UserError(f"`{name}` is empty: {text!r}; give a text, or leave it out")
 
 
+def demand_words_in_each(kind: str, texts: Sequence[str]) -> None:
+    """Refuse a text without words among several, by its number from 1.
+
+    Raises:
+        UserError: one is empty, or blank.
+    """
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise UserError(f"{kind} {number} of {len(texts)} is empty: {text!r}")
+
+
 def _demand_question(settings: AskSettings | AgentSettings) -> None:
     if not settings.questions and settings.image is None:
         raise UserError('nothing to ask: give a question, such as "What colour is the circle?", or an `image`')
-    for number, question in enumerate(settings.questions, start=1):
-        if not question.strip():
-            raise UserError(f"question {number} of {len(settings.questions)} is empty: {question!r}")
+    demand_words_in_each("question", settings.questions)
 
 
 @dataclass(frozen=True, kw_only=True)

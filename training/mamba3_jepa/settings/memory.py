@@ -10,7 +10,7 @@ import tyro
 
 from mamba3_jepa.errors import UserError
 from mamba3_jepa.settings.common import Json
-from mamba3_jepa.settings.inference import ModelSettings, demand_words
+from mamba3_jepa.settings.inference import ModelSettings, demand_words, demand_words_in_each
 from mamba3_jepa.settings.limits import Checked
 
 _Path = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
@@ -53,9 +53,7 @@ class MemoryAddSettings(ModelSettings):
             raise UserError("`answer`: to what? Give an `image`, a `question`, or both")
         if not self.facts and self.texts is None and self.answer is None:
             raise UserError("nothing to remember: give sentences, `texts`, or `image`, `question` and `answer`")
-        for number, fact in enumerate(self.facts, start=1):
-            if not fact.strip():
-                raise UserError(f"sentence {number} of {len(self.facts)} is empty: {fact!r}")
+        demand_words_in_each("sentence", self.facts)
         demand_words(question=self.question, answer=self.answer)
 
 

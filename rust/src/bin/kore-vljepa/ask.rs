@@ -276,15 +276,20 @@ pub(crate) fn demand_words(flag: &str, text: Option<&str>) -> Result<(), Failure
     }
 }
 
+/// Refuses a text without words among several.
+pub(crate) fn demand_words_in_each(kind: &str, texts: &[String]) -> Result<(), Failure> {
+    match texts.iter().position(|text| strip(text).is_empty()) {
+        Some(i) => Err(failure(format!("{kind} {} of {} is empty: {:?}", i + 1, texts.len(), texts[i]))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses to ask nothing.
 pub(crate) fn demand_question(questions: &[String], image: Option<&Path>) -> Result<(), Failure> {
     if questions.is_empty() && image.is_none() {
         return Err(failure("nothing to ask: give a question, such as \"What colour is the circle?\", or an --image"));
     }
-    if let Some(i) = questions.iter().position(|question| strip(question).is_empty()) {
-        return Err(failure(format!("question {} of {} is empty: {:?}", i + 1, questions.len(), questions[i])));
-    }
-    Ok(())
+    demand_words_in_each("question", questions)
 }
 
 /// The nearest known answers as JSON has them.

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use kore_vljepa::memory::{Changes, Entry, Episode, Episodes, KnowledgeMemory, MemoryKind};
-use kore_vljepa::texts::{read_lines, strip};
+use kore_vljepa::texts::read_lines;
 use kore_vljepa::vljepa::{Image, Sample};
 use serde::Serialize;
 
 use crate::args::ModelArgs;
-use crate::ask::demand_words;
+use crate::ask::{demand_words, demand_words_in_each};
 use crate::output::{Failure, Table, failure, print, print_json, printable, progress, shown, without_dots};
 
 /// What a model is to look up when it is confused: sentences, and pictures and questions with their answers.
@@ -148,9 +148,7 @@ impl Add {
             }
             _ => Ok(()),
         }?;
-        if let Some(i) = self.facts.iter().position(|fact| strip(fact).is_empty()) {
-            return Err(failure(format!("sentence {} of {} is empty: {:?}", i + 1, self.facts.len(), self.facts[i])));
-        }
+        demand_words_in_each("sentence", &self.facts)?;
         demand_words("--question", self.question.as_deref())?;
         demand_words("--answer", self.answer.as_deref())
     }
